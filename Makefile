@@ -1,0 +1,58 @@
+# Everything is done through these targets; `make help` lists them.
+# VENV=path uses another virtual environment; a torch that is already in it is kept.
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.pserver-setup
+CODE := ps workers deploy protos/generate.py
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test check stubs clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP)  ## Make .venv (or complete VENV=path) with everything that is needed
+
+train: $(STAMP)  ## Train a model on scikit-learn's digits: 2 Ray workers, 2 servers
+	@$(VENV)/bin/pserver run examples/digits.toml
+
+test: $(STAMP)  ## Run all tests
+	@$(PYTHON) -m pytest
+
+check: $(STAMP)  ## Lint, format, types, generated stubs, import rules
+	@$(PYTHON) -m ruff check
+	@$(PYTHON) -m ruff format --check
+	@$(PYTHON) -m mypy $(CODE)
+	@$(PYTHON) protos/generate.py --check
+	@$(PYTHON) -m pytest -q tests/test_imports.py
+
+stubs: $(STAMP)  ## Generate the stubs of protos/pserver.proto
+	@$(PYTHON) protos/generate.py
+
+clean:  ## Remove what the targets above made, except runs
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp names the checkout it was made for: in a moved or shared environment everything is installed anew.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+OUR_TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
+FOUND_TORCH = $(shell $(PYTHON) -c 'import torch; print(torch.__version__)' 2>/dev/null)
+TORCH = $(if $(filter .venv,$(VENV)),$(OUR_TORCH),$(or $(FOUND_TORCH),$(OUR_TORCH)))
+
+$(STAMP): pyproject.toml constraints.txt | $(PYTHON)
+	@echo "installing pserver and its dependencies into $(VENV) (a few minutes the first time)"
+	@mkdir -p build
+	@sed "s/^torch==.*/torch==$(TORCH)/" constraints.txt > build/constraints.txt
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m ensurepip >/dev/null
+	@$(PYTHON) -m pip install -qq --disable-pip-version-check --editable '.[dev]' --constraint build/constraints.txt
+	@echo '$(CURDIR)' > $@
+
+$(PYTHON):
+	@for python in python3 python3.13 python3.12 python3.11; do \
+	  if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "making $(VENV) with $$($$python --version)"; exec $$python -m venv $(VENV); \
+	  fi; \
+	done; echo "found no Python >= 3.11 with venv: install one (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1

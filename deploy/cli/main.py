@@ -1,0 +1,55 @@
+"""`pserver`: its verbs, and the one place where errors become a line on stderr and an exit code."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from deploy.cli.doctor import doctor
+from deploy.cli.export import export
+from deploy.cli.run import run
+from ps.errors import ConfigError, PserverError, Stopped
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command()(run)
+app.command()(doctor)
+app.command()(export)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from deploy.result import versions
+
+        typer.echo(f"pserver {versions()['pserver']}")
+        raise typer.Exit
+
+
+@app.callback()
+def pserver(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")] = False) -> None:
+    """Synchronous training through a sharded parameter server."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; ends with SystemExit: 0 finished, 1 failed, 2 usage or config, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        app(arguments, prog_name="pserver")
+    except (PserverError, OSError) as error:
+        if "--traceback" in arguments:
+            traceback.print_exception(error)
+        for line in (str(error) or type(error).__name__).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def exit_code(error: Exception) -> int:
+    """Of a run or verb that ended with `error`."""
+    if isinstance(error, Stopped):
+        return INTERRUPTED
+    return USAGE if isinstance(error, ConfigError) else FAILED

@@ -1,0 +1,7 @@
+"""The config file: its sections, and how it is read, changed and written."""
+
+from deploy.config.load import load
+from deploy.config.sections import Config, RunConfig, ScalingConfig, TaskConfig
+from deploy.config.write import to_toml
+
+__all__ = ["Config", "RunConfig", "ScalingConfig", "TaskConfig", "load", "to_toml"]

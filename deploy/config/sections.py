@@ -1,0 +1,77 @@
+"""The sections that belong to the driver, and the config as a whole; one frozen dataclass per section."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig
+from workers.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What is trained: the user's part."""
+
+    name: str
+    """Shipped name ("digits"), "package.module:Class" or "path/file.py:Class"."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """All other keys of the section: fields of the task's dataclass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingConfig:
+    """How many processes, and what each of them gets."""
+
+    num_workers: int = 2
+    """Ranks, >= 1."""
+    num_servers: int = 2
+    """Server processes, one shard each, >= 1."""
+    use_gpu: bool = False
+    """One GPU for every worker."""
+    resources_per_worker: dict[str, float] = field(default_factory=dict)
+    """Ray resources of one worker by name, >= 0, for example { CPU = 2 }."""
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How Ray places the processes: together or apart, as far as possible or strictly."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "num_servers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"scaling.{name} = {getattr(self, name)} is out of range: >= 1")
+        for name, amount in self.resources_per_worker.items():
+            if amount < 0:
+                raise ValueError(f"scaling.resources_per_worker.{name} = {amount} is out of range: >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where the run leaves its files."""
+
+    name: str | None = None
+    """Name of the run directory: letters, digits, "-", "_" and ".", the first no ".". None: date, time and task."""
+    storage_path: str = "runs"
+    """Folder of run directories, absolute or from the working directory."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", self.name):
+            raise ValueError(f'run.name = {self.name!r} is no name of a folder: letters, digits, "-", "_" and ".", the first no "."')
+        if not self.storage_path:
+            raise ValueError('run.storage_path = "" names no folder: for example "runs"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole config file, checked."""
+
+    task: TaskConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    comm: CommConfig = field(default_factory=CommConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        for shard in self.comm.server_bandwidth:
+            if not 0 <= shard < self.scaling.num_servers:
+                raise ValueError(f"comm.server_bandwidth.{shard} names no server: 0 <= shard < scaling.num_servers = {self.scaling.num_servers}")

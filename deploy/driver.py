@@ -1,0 +1,304 @@
+"""One run from its first process to its last: starts them, watches them, keeps the books, and leaves none behind."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploy.config import Config
+from deploy.console import Console
+from deploy.launch.base import Ending, Launcher, ProcessKey
+from deploy.measure.reader import LedgerWriter
+from deploy.measure.verdict import log_line
+from deploy.measure.window import Window
+from deploy.rundir import RunDirectory
+from ps.checkpoint import save_weights, sha256_of, tensors_of
+from ps.config import ServerSettings, Timeouts, to_json
+from ps.control import Control, Epoch
+from ps.control_service import ControlServicer
+from ps.errors import NotInitialised, ProcessDied, PserverError, Unreachable, by_name
+from ps.ledger import WorkerRow, from_line
+from ps.reader import Reader
+from ps.security import RunGuard, new_token
+from ps.transport.rpc import bind, new_server
+from workers.config import WorkerSettings
+from workers.task import load_task, task_fields, task_path
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+_LOG_EVERY_S = 30.0
+_DEATH_S = 5.0
+"""An unreachable peer is given so long to turn out to have died, which says more."""
+
+
+@dataclass
+class Books:
+    """What is known of a run, whichever way it ends."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, float] | None = None
+    steps: int = 0
+    params_sha256: str | None = None
+    buffers_sha256: str | None = None
+    imbalance: float | None = None
+    """Largest shard over the mean, in bytes."""
+
+
+class Driver:
+    """Runs once. `books` is filled as the run goes on."""
+
+    def __init__(self, config: Config, rundir: RunDirectory, launcher: Launcher, console: Console, timeouts: Timeouts) -> None:
+        self._config = config
+        self._rundir = rundir
+        self._launcher = launcher
+        self._console = console
+        self._timeouts = timeouts
+        self._token = new_token()
+        self._run_id = f"{rundir.name}-{new_token()[:8]}"
+        self.books = Books()
+        scaling = config.scaling
+        self._control = Control(num_workers=scaling.num_workers, num_servers=scaling.num_servers)
+        self._ledger = LedgerWriter(rundir.comm, scaling.num_workers, scaling.num_servers)
+        self._service = ControlServicer(self._control, 1, on_epoch=self._on_epoch, on_rows=self._on_rows, on_step=self._on_step)
+        self._reader: Reader | None = None
+        self._loss: float | None = None
+        self._logged_s = time.monotonic()
+        self._log_at: int | None = None
+        """Version of the last epoch that has ended without a line about its bottleneck."""
+
+    def run(self) -> Window:
+        """Trains to the end and returns the ledger's totals. Raises what ended the run; no process is left in any case."""
+        server = None
+        try:
+            self._launcher.check()
+            guard = RunGuard(self._run_id, self._token)
+            scaling = self._config.scaling
+            server = new_server("control", guard, max_workers=2 * scaling.num_workers + scaling.num_servers + 8)
+            server.add_generic_rpc_handlers((self._service.handlers(),))
+            host = self._launcher.control_host()
+            port = bind(server, host, 0)
+            server.start()
+            self._start_servers(f"{host}:{port}")
+            self._start_workers(f"{host}:{port}")
+            self._wait("the workers to join", self._begin)
+            self._wait("training", lambda: self._control.final_version is not None)
+            self._finish()
+        finally:
+            self._end_processes()
+            if server:
+                server.stop(0.5).wait(2)
+            if self._reader:
+                self._reader.close()
+            total = self._ledger.close()
+        return total
+
+    # -- phases ----------------------------------------------------------------------------------------------
+
+    def _start_servers(self, control_address: str) -> None:
+        config = self._config
+        for shard in range(config.scaling.num_servers):
+            key = ProcessKey("server", shard)
+            settings = ServerSettings(
+                run_id=self._run_id,
+                token=self._token,
+                shard=shard,
+                num_servers=config.scaling.num_servers,
+                num_workers=config.scaling.num_workers,
+                control_address=control_address,
+                host=self._launcher.bind_host(key),
+                optimizer=config.optimizer,
+                schedule=config.schedule,
+                comm=config.comm,
+                security=config.security,
+                timeouts=self._timeouts,
+            )
+            self._launcher.start(key, to_json(settings))
+        self._wait("the servers to start", lambda: self._control.has_all_servers, self._timeouts.start_s)
+        servers = [self._control.servers[shard] for shard in range(config.scaling.num_servers)]
+        self._reader = Reader(self._run_id, self._token, servers, self._timeouts)
+        self._say(f"{len(servers)} servers are up: " + ", ".join(address.data for address in servers))
+
+    def _start_workers(self, control_address: str) -> None:
+        config = self._config
+        task = load_task(config.task.name, config.task.fields)
+        for rank in range(config.scaling.num_workers):
+            settings = WorkerSettings(
+                run_id=self._run_id,
+                token=self._token,
+                rank=rank,
+                num_workers=config.scaling.num_workers,
+                num_servers=config.scaling.num_servers,
+                control_address=control_address,
+                task=task_path(task),
+                task_fields=task_fields(task),
+                train=config.train,
+                optimizer=config.optimizer,
+                comm=config.comm,
+                security=config.security,
+                timeouts=self._timeouts,
+            )
+            self._launcher.start(ProcessKey("worker", rank), to_json(settings))
+        self._wait("the workers to start", lambda: self._num_registered("worker") == config.scaling.num_workers, self._timeouts.start_s)
+        self._say(f"{config.scaling.num_workers} workers have registered")
+
+    def _num_registered(self, role: str) -> int:
+        return sum(1 for key in list(self._control.incarnations) if key[0] == role)
+
+    def _finish(self) -> None:
+        """The last version has landed everywhere: keeps it, and lets all processes end by themselves."""
+        version = self._control.final_version
+        assert version is not None and self._reader
+        flat = self._reader.pull(version)
+        layout = self._reader.layout
+        self.books.steps = version
+        self.books.params_sha256 = sha256_of(layout, flat, buffers=False)
+        self.books.buffers_sha256 = sha256_of(layout, flat, buffers=True)
+        save_weights(self._rundir.weights("last"), tensors_of(layout, flat), version)
+        self._reader.stop_servers("the run has finished")
+        deadline = time.monotonic() + self._timeouts.stop_s
+        expected = self._config.scaling.num_workers + self._config.scaling.num_servers
+        while len(self._launcher.ended()) < expected and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+    def _end_processes(self) -> None:
+        self._service.stop()
+        self._launcher.stop(self._timeouts.stop_s)
+
+    # -- watching --------------------------------------------------------------------------------------------
+
+    def _wait(self, what: str, done: Callable[[], bool], timeout_s: float | None = None) -> None:
+        """Polls until `done`; raises as soon as a process has died or a member has failed."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            if done():
+                return
+            with self._service.changed:
+                self._service.changed.wait(_POLL_S)
+                failure = self._control.failure
+            if failure:
+                self._raise_failure(by_name(failure.error_type, _named(failure.rank, failure.error)), failure.traceback)
+            self._raise_deaths()
+            if deadline and time.monotonic() > deadline:
+                raise Unreachable(f"waited {timeout_s:g} s for {what}: {self._unregistered()}; see {self._rundir.logs}")
+            self._log_now_and_then()
+
+    def _raise_deaths(self) -> None:
+        finished = self._control.final_version is not None
+        for key, ending in self._launcher.ended().items():
+            if ending.code != 0 or not (finished or self._has_finished(key)):
+                with self._service.changed:  # a member that failed said so before it ended
+                    failure = self._control.failure
+                if failure is None or failure.rank != key.index or key.role != "worker":
+                    raise self._death(key, ending)
+
+    def _has_finished(self, key: ProcessKey) -> bool:
+        return key.role == "worker" and self._control.has_finished(key.index)
+
+    def _death(self, key: ProcessKey, ending: Ending) -> ProcessDied:
+        log_file = self._rundir.process_log(key.role, key.index)
+        words = ending.last_words.splitlines()
+        last = f"; its last words: {words[-1].strip()}" if words else ""
+        return ProcessDied(f"{key} {ending.reason}{last}; see {log_file}")
+
+    def _raise_failure(self, error: PserverError, traceback: str) -> None:
+        if isinstance(error, Unreachable):
+            deadline = time.monotonic() + _DEATH_S
+            while time.monotonic() < deadline:
+                self._raise_deaths()
+                time.sleep(_POLL_S)
+        error.add_note(traceback)
+        raise error
+
+    def _unregistered(self) -> str:
+        scaling = self._config.scaling
+        keys = [("server", i) for i in range(scaling.num_servers)] + [("worker", i) for i in range(scaling.num_workers)]
+        missing = [f"{role} {index}" for role, index in keys if (role, index) not in self._control.incarnations]
+        return f"{', '.join(missing)} did not register"
+
+    def _log_now_and_then(self) -> None:
+        """A line every so often, and one per epoch as soon as the ledger has its last step."""
+        epoch_ended = self._log_at is not None and self._ledger.written >= self._log_at - 1
+        if epoch_ended or time.monotonic() - self._logged_s > _LOG_EVERY_S:
+            self._log_at = None
+            self._logged_s = time.monotonic()
+            self._say(log_line(self._ledger.written + 1, self._ledger.take_window()))
+
+    def _say(self, text: str) -> None:
+        self._console.line(text)
+        log.info("%s", text)
+
+    # -- what processes report -------------------------------------------------------------------------------
+
+    def _on_rows(self, lines: list[str]) -> None:
+        self._ledger.add(lines)
+        if lines:
+            row = from_line(lines[-1])
+            if isinstance(row, WorkerRow) and row.rank == 0:
+                self._loss = row.loss
+
+    def _begin(self) -> bool:
+        """Says once what is trained, as soon as a worker has joined; False before."""
+        if self.books.imbalance is not None:
+            return True
+        try:
+            assert self._reader
+            layout, plan = self._reader.model
+        except NotInitialised:
+            return False
+        self.books.imbalance = layout.imbalance
+        sizes = ", ".join(f"{size / 1e6:.3g}" for size in layout.shard_bytes)
+        self._say(f"{len(layout)} chunks on {layout.num_servers} shards of {sizes} MB, largest {layout.imbalance:.3f} of the mean")
+        if len(layout) < layout.num_servers:
+            self._say(f"warning: {layout.num_servers} servers for {len(layout)} chunks: some hold nothing; use fewer servers")
+        self._console.start(plan.total_steps, self._config.train.epochs)
+        return True
+
+    def _on_step(self, rank: int, step: int) -> None:
+        if rank != 0 or step == 0:
+            return
+        assert self._reader
+        _, plan = self._reader.model
+        self.books.steps = max(self.books.steps, step)
+        epoch = min((step - 1) // plan.steps_per_epoch + 1, self._config.train.epochs)
+        self._console.progress(step, {"epoch": epoch, **({"loss": self._loss} if self._loss is not None else {})})
+
+    def _on_epoch(self, epoch: Epoch) -> None:
+        """Every rank waits for this: nothing of the next step is on its way, so the version can be pulled."""
+        assert self._reader
+        layout, plan = self._reader.model
+        number = -(-epoch.version // plan.steps_per_epoch)
+        row = {"epoch": number, "step": epoch.version, "time_s": time.time(), **means(epoch)}
+        self.books.history.append(row)
+        self.books.steps = max(self.books.steps, epoch.version)
+        self._rundir.append_metrics(row)
+        tensors = tensors_of(layout, self._reader.pull(epoch.version))
+        save_weights(self._rundir.weights("last"), tensors, epoch.version)
+        if self._is_best(row):
+            self.books.best = {"version": epoch.version, **{k: v for k, v in row.items() if k not in ("step", "time_s")}}
+            save_weights(self._rundir.weights("best"), tensors, epoch.version)
+        self._console.epoch(number, {k: v for k, v in row.items() if k not in ("epoch", "step", "time_s")})
+        log.info("epoch %d: %s", number, row)
+        self._log_at = epoch.version
+
+    def _is_best(self, row: dict[str, Any]) -> bool:
+        """The lowest validation loss (training loss without validation data) so far."""
+        key = "validation_loss" if "validation_loss" in row else "train_loss"
+        return self.books.best is None or row[key] < self.books.best[key]
+
+
+def means(epoch: Epoch) -> dict[str, float]:
+    """Exact means over all samples of the phases: `train_loss`, `validation_loss`, `validation_NAME`."""
+    training, validation = epoch.training, epoch.validation
+    found = {"train_loss": training["loss"] / training["weight"]} if training.get("weight") else {}
+    if validation.get("weight"):
+        found["validation_loss"] = validation["loss"] / validation["weight"]
+    for name, value in validation.items():
+        if name.startswith("metric."):
+            found[f"validation_{name.removeprefix('metric.')}"] = value / validation["samples"]
+    return found
+
+
+def _named(rank: int, text: str) -> str:
+    return text if f"rank {rank}" in text else f"rank {rank}: {text}"

@@ -1,0 +1,80 @@
+"""What a launcher is: starts the processes of a run somewhere, tells which have ended, and leaves none behind."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+Role = Literal["server", "worker"]
+
+LAST_WORDS_LINES = 5
+_TAIL_BYTES = 8192
+
+
+@dataclass(frozen=True, order=True)
+class ProcessKey:
+    """One process of the run."""
+
+    role: Role
+    index: int
+    """Shard of a server, rank of a worker."""
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.index}"
+
+
+LogPath = Callable[[ProcessKey], Path]
+"""Where a process writes its standard output and error; the directory exists."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a process has ended."""
+
+    code: int | None
+    """Exit code; None if a signal or the loss of its host ended it."""
+    reason: str
+    """Continues the sentence "worker 0 ...", for example "was killed by SIGKILL"."""
+    last_words: str
+    """Last lines that are not empty of its log; may be empty."""
+
+
+class Launcher(Protocol):
+    """`check` comes first, `stop` last, whatever happens between."""
+
+    def check(self) -> None:
+        """Makes ready to start. Raises ResourcesMissing at once if the request cannot be met."""
+
+    def control_host(self) -> str:
+        """Address on which the driver must serve Control so that all processes reach it."""
+
+    def bind_host(self, key: ProcessKey) -> str:
+        """Address that server `key` must bind; empty if that is decided where it starts."""
+
+    def start(self, key: ProcessKey, settings_json: str) -> None:
+        """Returns at once; a process that cannot start is found in `ended`."""
+
+    def ended(self) -> dict[ProcessKey, Ending]:
+        """All processes that have ended so far. Does not block."""
+
+    def stop(self, grace_s: float) -> None:
+        """Gives running processes `grace_s` to end, then kills. None is left when it returns. Idempotent."""
+
+
+def module_path() -> list[str]:
+    """Where the driver finds modules, so that a process finds the user's task too."""
+    return list(dict.fromkeys(path or os.getcwd() for path in [*sys.path, ""]))
+
+
+def last_words(path: Path) -> str:
+    """The last few lines that are not empty; empty if there is no such file on this host."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(lines[-LAST_WORDS_LINES:])

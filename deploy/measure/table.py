@@ -1,0 +1,61 @@
+"""The tables at the end of a run: where the seconds and the bytes went."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deploy.measure.text import seconds, size
+from deploy.measure.verdict import verdict
+from deploy.measure.window import SPANS, TRAFFIC, Window
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text, ready to be drawn; the first column names the row."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def plain(self) -> str:
+        """For files and pipes: the first column to the left, the others to the right."""
+        lines = [list(self.columns), *map(list, self.rows)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.columns))]
+        texts = []
+        for first, *others in lines:
+            cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+            texts.append("  ".join([first.ljust(widths[0]), *cells]))
+        return "\n".join([self.title, *(f"  {text}".rstrip() for text in texts)])
+
+
+def tables(window: Window) -> list[Table]:
+    """Seconds by worker, bytes by shard; nothing if no step has ended."""
+    return [_workers(window), _shards(window)] if window.num_steps else []
+
+
+def closing_line(window: Window) -> str:
+    """The verdict over the whole run."""
+    found = verdict(window)
+    shares = ", ".join(f"{part} {share:.0%}" for part, share in sorted(found.shares.items(), key=lambda item: -item[1]) if share >= 0.01)
+    if not found.resource:
+        return "no step has ended"
+    steps = f"{window.num_steps} steps of {seconds(window.steps['step_s'])}, exposed comm {window.exposed_share:.0%}"
+    return f"{steps} | bottleneck: {found} | slowest rank: {shares}"
+
+
+def _workers(window: Window) -> Table:
+    names = ("step_s", *SPANS, "exposed_s")
+    rows = [[f"worker {rank}", *(seconds(means[name]) for name in names)] for rank, means in sorted(window.ranks.items())]
+    return Table("Seconds per step, by worker", ["", *(name.removesuffix("_s").replace("_", " ") for name in names)], rows)
+
+
+def _shards(window: Window) -> Table:
+    columns = ["", "pushed", "pulled", "on the wire up*", "down*", "ingress per step", "sum", "apply", "wait"]
+    sums = dict.fromkeys(TRAFFIC, 0.0)
+    rows = []
+    for shard, means in sorted(window.shards.items()):
+        totals = {name: means[name] * window.num_steps for name in TRAFFIC}
+        sums = {name: sums[name] + totals[name] for name in TRAFFIC}
+        spans = [seconds(means[name]) for name in ("ingress_s", "aggregate_s", "apply_s", "wait_s")]
+        rows.append([f"shard {shard}", *(size(totals[name]) for name in TRAFFIC), *spans])
+    rows.append(["total", *(size(sums[name]) for name in TRAFFIC), *[""] * 4])
+    return Table(f"Bytes over {window.num_steps} steps and seconds per step, by shard (* estimated)", columns, rows)

@@ -1,0 +1,155 @@
+"""Means of the ledger's rows over a stretch of steps, and the path through each step that its length came from. Pure."""
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from ps.ledger import ServerRow, WorkerRow
+
+Key = TypeVar("Key")
+
+SPANS = ("data_wait_s", "compute_s", "copy_s", "encode_s", "send_s", "barrier_wait_s", "apply_s", "receive_s", "install_s")
+"""Fields of a worker's row that add up to its step."""
+PARTS = {
+    "data loading": ("data_wait_s",),
+    "compute": ("compute_s",),
+    "copies and encoding": ("copy_s", "encode_s", "install_s"),
+    "transfers": ("send_s", "receive_s"),
+    "apply": ("apply_s",),
+}
+"""What a step of a rank that waits for nobody is made of."""
+OWN_PARTS = ("data loading", "compute", "copies and encoding")
+"""Parts in which a rank keeps the others waiting by itself."""
+TRAFFIC = ("push_bytes", "pull_bytes", "push_wire_bytes", "pull_wire_bytes")
+_SERVER_FIELDS = ("ingress_bytes", "egress_bytes", "ingress_s", "aggregate_s", "apply_s", "wait_s")
+
+
+class Means:
+    """Means of named values, each over the times it was added."""
+
+    def __init__(self) -> None:
+        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, value: float) -> None:
+        self._sums[name] += value
+        self._counts[name] += 1
+
+    def __getitem__(self, name: str) -> float:
+        return self._sums[name] / self._counts[name] if self._counts[name] else 0.0
+
+
+class Window:
+    """Steps `first_step` to `last_step`; seconds and bytes are means per step. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.first_step: int | None = None
+        self.last_step: int | None = None
+        self.steps = Means()
+        """`step_s` and `exposed_s` of the mean rank."""
+        self.ranks: defaultdict[int, Means] = defaultdict(Means)
+        """By rank: its spans, `step_s`, `exposed_s`, `samples`."""
+        self.shards: defaultdict[int, Means] = defaultdict(Means)
+        """By shard: fields of its rows; `busy_s` of the mean rank; the traffic of all ranks together."""
+        self.links: dict[int, float | None] = {}
+        """By shard: rate its link is shaped to, bytes/s; None if it is not."""
+        self._path: defaultdict[str, float] = defaultdict(float)
+        self._common: defaultdict[str, float] = defaultdict(float)
+        self._excess: defaultdict[tuple[int, str], float] = defaultdict(float)
+        self._waits: defaultdict[int, float] = defaultdict(float)
+
+    def add(self, step: int, rows: Iterable[WorkerRow | ServerRow]) -> None:
+        """The rows of one step; some may be missing."""
+        self.num_steps += 1
+        self.first_step = step if self.first_step is None else self.first_step
+        self.last_step = step
+        workers = []
+        for row in rows:
+            if isinstance(row, WorkerRow):
+                workers.append(row)
+            else:
+                self._add_server(row)
+        if workers:
+            self._add_workers(workers)
+
+    @property
+    def path(self) -> dict[str, float]:
+        """Seconds of each part in the rank that nobody had to wait longer for, per step."""
+        return self._per_step(self._path)
+
+    @property
+    def common(self) -> dict[str, float]:
+        """What of `path` the median of the other ranks spent as well."""
+        return self._per_step(self._common)
+
+    @property
+    def excess(self) -> dict[tuple[int, str], float]:
+        """What of `path` only the rank itself spent, by rank and part."""
+        return self._per_step(self._excess)
+
+    @property
+    def waits(self) -> dict[int, float]:
+        """Seconds per step that the most patient rank waited, by the rank it waited for."""
+        return self._per_step(self._waits)
+
+    def part_s(self, rank: int, part: str) -> float:
+        """Seconds per step that `rank` spent on one of PARTS."""
+        return sum(self.ranks[rank][span] for span in PARTS[part])
+
+    @property
+    def exposed_share(self) -> float:
+        """Part of the step in which communication was not hidden behind compute, 0 to 1."""
+        return self.steps["exposed_s"] / self.steps["step_s"] if self.steps["step_s"] else 0.0
+
+    def totals(self) -> dict[str, Any]:
+        """For summary.json: means per step, and bytes over all steps."""
+        shards = {str(shard): {name: round(means[name] * self.num_steps) for name in TRAFFIC} for shard, means in sorted(self.shards.items())}
+        return {
+            "steps": self.num_steps,
+            "step_s": self.steps["step_s"],
+            "exposed_s": self.steps["exposed_s"],
+            "exposed_share": self.exposed_share,
+            **{name: sum(shard[name] for shard in shards.values()) for name in TRAFFIC},
+            "shards": shards,
+        }
+
+    def _per_step(self, sums: dict[Key, float]) -> dict[Key, float]:
+        return {key: value / self.num_steps for key, value in sums.items()}
+
+    def _add_server(self, row: ServerRow) -> None:
+        for name in _SERVER_FIELDS:
+            self.shards[row.shard].add(name, getattr(row, name))
+        self.links[row.shard] = row.link_bytes_per_s
+
+    def _add_workers(self, rows: Sequence[WorkerRow]) -> None:
+        for row in rows:
+            for name in (*SPANS, "step_s", "exposed_s", "samples"):
+                self.ranks[row.rank].add(name, getattr(row, name))
+            for traffic in row.shards:
+                self.shards[traffic.shard].add("busy_s", traffic.busy_s)
+        for name in ("step_s", "exposed_s"):
+            self.steps.add(name, statistics.fmean(getattr(row, name) for row in rows))
+        for shard in {traffic.shard for row in rows for traffic in row.shards}:
+            for name in TRAFFIC:
+                self.shards[shard].add(name, sum(getattr(traffic, name) for row in rows for traffic in row.shards if traffic.shard == shard))
+        self._add_path(rows)
+
+    def _add_path(self, rows: Sequence[WorkerRow]) -> None:
+        """Follows the barrier to its end: the rank that waited least kept all others waiting."""
+        slowest = min(rows, key=lambda row: (row.barrier_wait_s, -sum(_part(row, part) for part in OWN_PARTS), row.rank))
+        others = [row for row in rows if row is not slowest]
+        for part in PARTS:
+            own = _part(slowest, part)
+            common = min(own, statistics.median(_part(row, part) for row in others)) if others else own
+            self._path[part] += own
+            self._common[part] += common
+            self._excess[slowest.rank, part] += own - common
+        self._path["transfers"] += slowest.barrier_wait_s  # even the slowest waits while the last bytes of others travel
+        for rank in {row.waits_for for row in rows if row.waits_for is not None}:
+            self._waits[rank] += max(row.barrier_wait_s for row in rows if row.waits_for == rank)
+
+
+def _part(row: WorkerRow, part: str) -> float:
+    return float(sum(getattr(row, span) for span in PARTS[part]))

@@ -1,0 +1,145 @@
+"""The run directory: the only file that knows the names inside it (schemas: docs/run-directory.md)."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from deploy.config.suggest import hint
+from ps.errors import ConfigError
+
+Weights = Literal["last", "best"]
+
+
+class RunDirectory:
+    """Paths of one run, and the writes that must be whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, storage_path: str | Path, name: str | None, task: str) -> "RunDirectory":
+        """A new directory; `name` None: date, time and `task`. Raises ConfigError if it exists or cannot be made."""
+        storage = Path(storage_path)
+        try:
+            storage.mkdir(parents=True, exist_ok=True)
+            run = cls(storage / name if name else _unused(storage, generated_name(task, datetime.now())))
+            run.path.mkdir()
+            run.logs.mkdir()
+            run.weights_folder.mkdir()
+        except FileExistsError as error:
+            raise ConfigError(f"{error.filename} exists: choose another run.name, or remove it") from error
+        except OSError as error:
+            raise ConfigError(f'run.storage_path = "{storage}" cannot be written ({error.strerror}): choose another folder') from error
+        return run
+
+    @classmethod
+    def open(cls, run: str | Path | None = None, storage_path: str | Path = "runs") -> "RunDirectory":
+        """An existing one: a directory, a name under `storage_path`, or None for the newest there. Raises ConfigError."""
+        runs = sorted((cls(path) for path in Path(storage_path).glob("*") if cls(path).exists()), key=cls._started)
+        if run is None:
+            if not runs:
+                raise ConfigError(f"there is no run under {storage_path}: start one with pserver run, or name a run directory")
+            return runs[-1]
+        for found in (cls(Path(run)), cls(Path(storage_path) / run)):
+            if found.exists():
+                return found
+        raise ConfigError(f"{run} is no run: {hint(str(run), (found.name for found in runs), kind=f'the runs under {storage_path} are')}")
+
+    def exists(self) -> bool:
+        """Whether a run has begun here."""
+        return self.config.is_file()
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def comm(self) -> Path:
+        return self.path / "comm.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def weights_folder(self) -> Path:
+        return self.path / "weights"
+
+    def driver_log(self) -> Path:
+        return self.logs / "driver.log"
+
+    def process_log(self, role: Literal["worker", "server"], index: int) -> Path:
+        return self.logs / f"{role}-{index}.log"
+
+    def weights(self, which: Weights) -> Path:
+        return self.weights_folder / f"{which}.safetensors"
+
+    def write_config(self, text: str) -> None:
+        """Marks the directory as a run."""
+        write_atomic(self.config, text.encode())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_atomic(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        append_line(self.metrics, row)
+
+    def export(self, file: Path, which: Weights) -> None:
+        """Copies weights to `file`. Raises ConfigError if the run has none or `file` cannot be written."""
+        source = self.weights(which)
+        if not source.is_file():
+            others = [other for other in ("last", "best") if self.weights(other).is_file()]
+            remedy = f"it has the {others[0]} ones" if others else "it ended before it wrote any"
+            raise ConfigError(f"{self.path} has no {which} weights: {remedy}")
+        try:
+            write_atomic(file, source.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be written ({error.strerror}): choose another file") from error
+
+    def _started(self) -> tuple[int, str]:
+        return self.config.stat().st_mtime_ns, self.name
+
+
+def generated_name(task: str, now: datetime) -> str:
+    """For example 20261123-204423-digits; of an import path only the class remains."""
+    return f"{now:%Y%m%d-%H%M%S}-{re.sub('[^A-Za-z0-9_-]+', '-', task.rpartition(':')[2])}"
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """One line of JSON at the end of a file, in one write: a kill loses the line or keeps it whole."""
+    with path.open("ab", buffering=0) as file:
+        file.write((json.dumps(row, separators=(",", ":")) + "\n").encode())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """The file has the old bytes or the new ones, also after a power cut. One writer per file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _unused(storage: Path, name: str) -> Path:
+    names = [name, *(f"{name}-{count}" for count in range(2, 100))]
+    return next((storage / free for free in names if not (storage / free).exists()), storage / name)

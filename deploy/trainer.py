@@ -1,0 +1,205 @@
+"""`Trainer(...).fit() -> Result`: a run from Python, in the vocabulary of Ray Train."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NoReturn
+
+from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig, to_toml
+from deploy.console import Console
+from deploy.driver import Driver
+from deploy.launch.base import Launcher, ProcessKey
+from deploy.measure.table import closing_line, tables
+from deploy.measure.window import Window
+from deploy.result import Result, Summary, versions
+from deploy.rundir import RunDirectory
+from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig, Timeouts
+from ps.errors import Stopped
+from workers.config import TrainConfig
+from workers.task import Task, task_fields, task_path
+
+LauncherName = Literal["ray", "process"]
+
+
+class Trainer:
+    """Trains a task on workers through a sharded parameter server.
+
+    The optimizer lives on the servers; the same seed gives the same final bits for every number of servers and
+    both launchers ("ray": actors of the cluster at `address`, of RAY_ADDRESS, or of a local one; "process": plain
+    processes on this machine).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        train_config: TrainConfig,
+        optimizer: OptimizerConfig | None = None,
+        schedule: ScheduleConfig | None = None,
+        scaling_config: ScalingConfig | None = None,
+        run_config: RunConfig | None = None,
+        comm: CommConfig | None = None,
+        security: SecurityConfig | None = None,
+        launcher: LauncherName = "ray",
+        address: str | None = None,
+        quiet: bool = False,
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        self._config = Config(
+            task=TaskConfig(name=task_path(task), fields=task_fields(task)),
+            train=train_config,
+            optimizer=optimizer or OptimizerConfig(),
+            schedule=schedule or ScheduleConfig(),
+            scaling=scaling_config or ScalingConfig(),
+            comm=comm or CommConfig(),
+            security=security or SecurityConfig(),
+            run=run_config or RunConfig(),
+        )
+        self._launcher: LauncherName = launcher
+        self._address = address
+        self._quiet = quiet
+        self._timeouts = timeouts or Timeouts()
+
+    @classmethod
+    def from_config(cls, config: Config, *, launcher: LauncherName = "ray", address: str | None = None, quiet: bool = False) -> "Trainer":
+        """A trainer for a loaded config file."""
+        trainer = cls.__new__(cls)
+        trainer._config = config
+        trainer._launcher, trainer._address, trainer._quiet, trainer._timeouts = launcher, address, quiet, Timeouts()
+        return trainer
+
+    def fit(self) -> Result:
+        """Trains to the end. An error ends the run, not the program: it is in `Result.error`, Stopped after Ctrl-C or SIGTERM.
+
+        Raises ConfigError for what is wrong before a run directory exists.
+        """
+        config = self._config
+        rundir = RunDirectory.create(config.run.storage_path, config.run.name, config.task.name)
+        rundir.write_config(to_toml(config))
+        started = time.monotonic()
+        with _log_to(rundir), Console(self._quiet, stderr=False) as console, _interruptible():
+            console.line(f"run {rundir.name}: {rundir.path}")
+            driver, window, error = None, Window(), None
+            try:
+                driver = Driver(config, rundir, self._make_launcher(rundir), console, self._timeouts)
+                window = driver.run()
+            except KeyboardInterrupt:
+                error = Stopped("interrupted: the run directory holds the weights of the last epoch")
+            except Exception as caught:
+                error = caught
+                logging.getLogger(__name__).exception("the run fails")
+            summary = _summary(config, rundir, driver, window, error, time.monotonic() - started)
+            rundir.write_summary(summary.to_dict())
+            _show(console, summary, driver, window)
+        return _result(rundir, summary, driver, error)
+
+    def _make_launcher(self, rundir: RunDirectory) -> Launcher:
+        def log_path(key: ProcessKey) -> Any:
+            return rundir.process_log(key.role, key.index)
+
+        scaling = self._config.scaling
+        if self._launcher == "process":
+            from deploy.launch.process import ProcessLauncher
+
+            return ProcessLauncher(log_path, num_gpus=scaling.num_workers if scaling.use_gpu else 0)
+        from deploy.launch.ray import RayLauncher
+
+        return RayLauncher(
+            log_path,
+            num_workers=scaling.num_workers,
+            num_servers=scaling.num_servers,
+            address=self._address,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker=scaling.resources_per_worker,
+            placement_strategy=scaling.placement_strategy,
+        )
+
+
+def _summary(config: Config, rundir: RunDirectory, driver: Driver | None, window: Window, error: Exception | None, wall_s: float) -> Summary:
+    books = driver.books if driver else None
+    history = books.history if books else []
+    return Summary(
+        name=rundir.name,
+        status="finished" if error is None else "interrupted" if isinstance(error, Stopped) else "failed",
+        error=None if error is None else " ".join(str(error).split()) or type(error).__name__,
+        error_type=None if error is None else type(error).__name__,
+        metrics={k: v for k, v in history[-1].items() if k not in ("epoch", "step", "time_s")} if history else {},
+        best=books.best if books else None,
+        steps=books.steps if books else 0,
+        epochs=len(history),
+        wall_s=wall_s,
+        params_sha256=books.params_sha256 if books else None,
+        buffers_sha256=books.buffers_sha256 if books else None,
+        versions=versions(),
+        scaling={
+            "num_workers": config.scaling.num_workers,
+            "num_servers": config.scaling.num_servers,
+            "imbalance": books.imbalance if books else None,
+        },
+        comm=window.totals() if window.num_steps else {},
+        verdict=closing_line(window) if window.num_steps else "",
+    )
+
+
+def _show(console: Console, summary: Summary, driver: Driver | None, window: Window) -> None:
+    history = driver.books.history if driver else []
+    console.close()
+    for name in ("validation_loss", "validation_accuracy"):
+        console.curve(name.replace("_", " "), [row[name] for row in history if name in row])
+    for table in tables(window):
+        console.table(table)
+    if summary.verdict:
+        console.line(summary.verdict)
+    if summary.params_sha256:
+        console.line(f"params_sha256 {summary.params_sha256}")
+
+
+def _result(rundir: RunDirectory, summary: Summary, driver: Driver | None, error: Exception | None) -> Result:
+    weights = [path for path in (rundir.weights("best"), rundir.weights("last")) if path.exists()]
+    return Result(
+        metrics=summary.metrics,
+        history=driver.books.history if driver else [],
+        checkpoint=weights[0] if weights else None,
+        path=rundir.path,
+        error=error,
+        comm=summary.comm,
+    )
+
+
+@contextmanager
+def _log_to(rundir: RunDirectory) -> Iterator[None]:
+    """The driver's own log lines go to its file while the run lasts."""
+    handler = logging.FileHandler(rundir.driver_log())
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("deploy", "ps")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+        handler.close()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends the run like Ctrl-C does."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)

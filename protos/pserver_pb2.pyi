@@ -1,0 +1,333 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Rule(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RULE_UNSPECIFIED: _ClassVar[Rule]
+    RULE_OPTIMIZER: _ClassVar[Rule]
+    RULE_MEAN: _ClassVar[Rule]
+    RULE_SUM: _ClassVar[Rule]
+    RULE_EQUAL: _ClassVar[Rule]
+    RULE_FROZEN: _ClassVar[Rule]
+
+class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    KIND_UNSPECIFIED: _ClassVar[Kind]
+    INIT: _ClassVar[Kind]
+    PUSH: _ClassVar[Kind]
+    ABSENT: _ClassVar[Kind]
+    NORMS: _ClassVar[Kind]
+    READY: _ClassVar[Kind]
+    RECEIPT: _ClassVar[Kind]
+    PARAMS: _ClassVar[Kind]
+
+class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VERDICT_UNSPECIFIED: _ClassVar[Verdict]
+    ACCEPTED: _ClassVar[Verdict]
+    DUPLICATE: _ClassVar[Verdict]
+    ALREADY_APPLIED: _ClassVar[Verdict]
+    EARLY: _ClassVar[Verdict]
+    FENCED: _ClassVar[Verdict]
+    DIVERGED: _ClassVar[Verdict]
+    FOREIGN_RUN: _ClassVar[Verdict]
+    MALFORMED: _ClassVar[Verdict]
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    SERVER: _ClassVar[Role]
+    WORKER: _ClassVar[Role]
+
+class Event(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EVENT_UNSPECIFIED: _ClassVar[Event]
+    EPOCH: _ClassVar[Event]
+    FINISHED: _ClassVar[Event]
+    FAILED: _ClassVar[Event]
+RULE_UNSPECIFIED: Rule
+RULE_OPTIMIZER: Rule
+RULE_MEAN: Rule
+RULE_SUM: Rule
+RULE_EQUAL: Rule
+RULE_FROZEN: Rule
+KIND_UNSPECIFIED: Kind
+INIT: Kind
+PUSH: Kind
+ABSENT: Kind
+NORMS: Kind
+READY: Kind
+RECEIPT: Kind
+PARAMS: Kind
+VERDICT_UNSPECIFIED: Verdict
+ACCEPTED: Verdict
+DUPLICATE: Verdict
+ALREADY_APPLIED: Verdict
+EARLY: Verdict
+FENCED: Verdict
+DIVERGED: Verdict
+FOREIGN_RUN: Verdict
+MALFORMED: Verdict
+ROLE_UNSPECIFIED: Role
+SERVER: Role
+WORKER: Role
+EVENT_UNSPECIFIED: Event
+EPOCH: Event
+FINISHED: Event
+FAILED: Event
+
+class Member(_message.Message):
+    __slots__ = ("rank", "stage", "incarnation", "generation")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    stage: int
+    incarnation: int
+    generation: int
+    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., incarnation: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
+
+class Tensor(_message.Message):
+    __slots__ = ("name", "shape", "dtype", "rule", "group")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: str
+    rule: Rule
+    group: int
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., rule: _Optional[_Union[Rule, str]] = ..., group: _Optional[int] = ...) -> None: ...
+
+class Environment(_message.Message):
+    __slots__ = ("host", "pid", "python", "torch", "pserver", "num_threads", "cpu_capability")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    PYTHON_FIELD_NUMBER: _ClassVar[int]
+    TORCH_FIELD_NUMBER: _ClassVar[int]
+    PSERVER_FIELD_NUMBER: _ClassVar[int]
+    NUM_THREADS_FIELD_NUMBER: _ClassVar[int]
+    CPU_CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    pid: int
+    python: str
+    torch: str
+    pserver: str
+    num_threads: int
+    cpu_capability: str
+    def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., python: _Optional[str] = ..., torch: _Optional[str] = ..., pserver: _Optional[str] = ..., num_threads: _Optional[int] = ..., cpu_capability: _Optional[str] = ...) -> None: ...
+
+class JoinRequest(_message.Message):
+    __slots__ = ("member", "tensors", "chunk_digests", "environment", "steps_per_epoch", "total_steps")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
+    STEPS_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    member: Member
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    chunk_digests: _containers.RepeatedScalarFieldContainer[int]
+    environment: Environment
+    steps_per_epoch: int
+    total_steps: int
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., chunk_digests: _Optional[_Iterable[int]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., steps_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ...) -> None: ...
+
+class JoinReply(_message.Message):
+    __slots__ = ("version", "shard", "num_servers", "num_chunks")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    NUM_SERVERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    shard: int
+    num_servers: int
+    num_chunks: int
+    def __init__(self, version: _Optional[int] = ..., shard: _Optional[int] = ..., num_servers: _Optional[int] = ..., num_chunks: _Optional[int] = ...) -> None: ...
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeReply(_message.Message):
+    __slots__ = ("tensors", "version", "steps_per_epoch", "total_steps")
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEPS_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
+    version: int
+    steps_per_epoch: int
+    total_steps: int
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., version: _Optional[int] = ..., steps_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ...) -> None: ...
+
+class InitReply(_message.Message):
+    __slots__ = ("num_stored",)
+    NUM_STORED_FIELD_NUMBER: _ClassVar[int]
+    num_stored: int
+    def __init__(self, num_stored: _Optional[int] = ...) -> None: ...
+
+class FrameHeader(_message.Message):
+    __slots__ = ("kind", "member", "step", "first_chunk", "num_chunks", "dtype", "digests", "weight", "sequence", "verdict", "detail", "norms_shard", "norms", "clock_s", "complete_s", "last_rank")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    FIRST_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    NUM_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    NORMS_SHARD_FIELD_NUMBER: _ClassVar[int]
+    NORMS_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_S_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_S_FIELD_NUMBER: _ClassVar[int]
+    LAST_RANK_FIELD_NUMBER: _ClassVar[int]
+    kind: Kind
+    member: Member
+    step: int
+    first_chunk: int
+    num_chunks: int
+    dtype: str
+    digests: _containers.RepeatedScalarFieldContainer[int]
+    weight: float
+    sequence: int
+    verdict: Verdict
+    detail: str
+    norms_shard: int
+    norms: _containers.RepeatedScalarFieldContainer[float]
+    clock_s: float
+    complete_s: float
+    last_rank: int
+    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ..., first_chunk: _Optional[int] = ..., num_chunks: _Optional[int] = ..., dtype: _Optional[str] = ..., digests: _Optional[_Iterable[int]] = ..., weight: _Optional[float] = ..., sequence: _Optional[int] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., detail: _Optional[str] = ..., norms_shard: _Optional[int] = ..., norms: _Optional[_Iterable[float]] = ..., clock_s: _Optional[float] = ..., complete_s: _Optional[float] = ..., last_rank: _Optional[int] = ...) -> None: ...
+
+class Frame(_message.Message):
+    __slots__ = ("header", "padding", "payload")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    header: FrameHeader
+    padding: bytes
+    payload: bytes
+    def __init__(self, header: _Optional[_Union[FrameHeader, _Mapping]] = ..., padding: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class PullRequest(_message.Message):
+    __slots__ = ("member", "version", "first_chunk", "num_chunks")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FIRST_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    NUM_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    member: Member
+    version: int
+    first_chunk: int
+    num_chunks: int
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., version: _Optional[int] = ..., first_chunk: _Optional[int] = ..., num_chunks: _Optional[int] = ...) -> None: ...
+
+class StopRequest(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class StopReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RegisterRequest(_message.Message):
+    __slots__ = ("role", "index", "stage", "environment", "data_address", "control_address")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
+    DATA_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    role: Role
+    index: int
+    stage: int
+    environment: Environment
+    data_address: str
+    control_address: str
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., stage: _Optional[int] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., data_address: _Optional[str] = ..., control_address: _Optional[str] = ...) -> None: ...
+
+class RegisterReply(_message.Message):
+    __slots__ = ("incarnation", "generation", "servers")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SERVERS_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    generation: int
+    servers: _containers.RepeatedCompositeFieldContainer[ServerAddress]
+    def __init__(self, incarnation: _Optional[int] = ..., generation: _Optional[int] = ..., servers: _Optional[_Iterable[_Union[ServerAddress, _Mapping]]] = ...) -> None: ...
+
+class ServerAddress(_message.Message):
+    __slots__ = ("shard", "data_address", "control_address")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    DATA_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    data_address: str
+    control_address: str
+    def __init__(self, shard: _Optional[int] = ..., data_address: _Optional[str] = ..., control_address: _Optional[str] = ...) -> None: ...
+
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("role", "index", "incarnation", "step", "rows")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    role: Role
+    index: int
+    incarnation: int
+    step: int
+    rows: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., step: _Optional[int] = ..., rows: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class HeartbeatReply(_message.Message):
+    __slots__ = ("stop",)
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    stop: bool
+    def __init__(self, stop: bool = ...) -> None: ...
+
+class ReportRequest(_message.Message):
+    __slots__ = ("member", "event", "version", "validation_names", "validation_sums", "training_names", "training_sums", "error_type", "error", "traceback")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    VALIDATION_NAMES_FIELD_NUMBER: _ClassVar[int]
+    VALIDATION_SUMS_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_NAMES_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_SUMS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_TYPE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    TRACEBACK_FIELD_NUMBER: _ClassVar[int]
+    member: Member
+    event: Event
+    version: int
+    validation_names: _containers.RepeatedScalarFieldContainer[str]
+    validation_sums: _containers.RepeatedScalarFieldContainer[float]
+    training_names: _containers.RepeatedScalarFieldContainer[str]
+    training_sums: _containers.RepeatedScalarFieldContainer[float]
+    error_type: str
+    error: str
+    traceback: str
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., event: _Optional[_Union[Event, str]] = ..., version: _Optional[int] = ..., validation_names: _Optional[_Iterable[str]] = ..., validation_sums: _Optional[_Iterable[float]] = ..., training_names: _Optional[_Iterable[str]] = ..., training_sums: _Optional[_Iterable[float]] = ..., error_type: _Optional[str] = ..., error: _Optional[str] = ..., traceback: _Optional[str] = ...) -> None: ...
+
+class ReportReply(_message.Message):
+    __slots__ = ("stop", "version")
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    stop: bool
+    version: int
+    def __init__(self, stop: bool = ..., version: _Optional[int] = ...) -> None: ...

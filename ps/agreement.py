@@ -1,0 +1,89 @@
+"""Do all members bring the same model? Pure: the first one sets the reference, every other is compared with it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from protos import pserver_pb2 as pb
+from ps.errors import ModelMismatch
+from ps.layout import DTYPES, Layout, Rule, TensorSpec
+from ps.update import Plan
+
+MAX_TENSORS = 1 << 20
+"""More tensors than that are refused before anything is built of them."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a member says at Join."""
+
+    rank: int
+    specs: tuple[TensorSpec, ...]
+    digests: tuple[int, ...]
+    plan: Plan
+    environment: dict[str, str]
+
+    def check_same(self, other: "Model", layout: Layout) -> None:
+        """Raises ModelMismatch that names the other rank and the first thing that differs."""
+        who = f"rank {other.rank} against rank {self.rank}"
+        for mine, theirs in zip(self.specs, other.specs, strict=False):
+            if mine != theirs:
+                raise ModelMismatch(
+                    f"{who}: tensor {theirs.name} is {_text(theirs)}, expected {mine.name} {_text(mine)}: every rank must build the same model"
+                )
+        if len(self.specs) != len(other.specs):
+            raise ModelMismatch(f"{who}: {len(other.specs)} tensors, expected {len(self.specs)}: every rank must build the same model")
+        for chunk, (digest, its) in enumerate(zip(self.digests, other.digests, strict=True)):
+            if digest != its:
+                name = self.specs[int(layout.chunk_tensor[chunk])].name
+                raise ModelMismatch(f"{who}: initial values of {name} differ: build the model from the given seed alone{self._suspects(other)}")
+        if self.plan != other.plan:
+            raise ModelMismatch(f"{who}: {other.plan}, expected {self.plan}: does every rank see the same training data?")
+
+    def _suspects(self, other: "Model") -> str:
+        changed = [f"{k} {other.environment[k]} against {v}" for k, v in self.environment.items() if other.environment.get(k) != v]
+        return f" (differs there: {', '.join(changed)})" if changed else ""
+
+
+def model_from(request: pb.JoinRequest) -> Model:
+    """The model of a Join request, checked. Raises ModelMismatch before memory is allocated for it."""
+    rank = request.member.rank
+    if len(request.tensors) > MAX_TENSORS:
+        raise ModelMismatch(f"rank {rank} brings {len(request.tensors)} tensors, at most {MAX_TENSORS} are served")
+    if not request.steps_per_epoch:
+        raise ModelMismatch(f"rank {rank} brings a plan without steps: is the training data empty?")
+    environment = request.environment
+    return Model(
+        rank=rank,
+        specs=specs_from(request.tensors, f"rank {rank}"),
+        digests=tuple(request.chunk_digests),
+        plan=Plan(steps_per_epoch=request.steps_per_epoch, total_steps=request.total_steps),
+        environment={
+            "python": environment.python,
+            "torch": environment.torch,
+            "pserver": environment.pserver,
+            "threads": str(environment.num_threads),
+            "CPU capability": environment.cpu_capability,
+        },
+    )
+
+
+def specs_from(tensors: Iterable[pb.Tensor], sender: str) -> tuple[TensorSpec, ...]:
+    """The specs of messages from `sender`. Raises ModelMismatch for a dtype or rule that is not served."""
+    return tuple(_spec(tensor, sender) for tensor in tensors)
+
+
+def _spec(tensor: pb.Tensor, sender: str) -> TensorSpec:
+    if tensor.dtype not in DTYPES or int(tensor.rule) not in list(Rule):
+        raise ModelMismatch(f"{sender}: tensor {tensor.name} has dtype {tensor.dtype!r} and rule {tensor.rule}: not supported")
+    if tensor.rule == pb.RULE_OPTIMIZER and tensor.dtype not in ("float32", "float64"):
+        raise ModelMismatch(f"{sender}: parameter {tensor.name} is {tensor.dtype}: train in float32 or float64")
+    return TensorSpec(name=tensor.name, shape=tuple(tensor.shape), dtype=tensor.dtype, rule=Rule(tensor.rule), group=tensor.group)
+
+
+def spec_messages(specs: Iterable[TensorSpec]) -> list[pb.Tensor]:
+    """The messages of specs."""
+    return [pb.Tensor(name=s.name, shape=s.shape, dtype=s.dtype, rule=pb.Rule.Name(s.rule), group=s.group) for s in specs]
+
+
+def _text(spec: TensorSpec) -> str:
+    return f"{spec.dtype}{list(spec.shape)} ({spec.rule.name.lower()})"

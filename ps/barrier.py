@@ -1,0 +1,266 @@
+"""Who has contributed to which chunk of which step.
+
+Pure decisions, no payload, no clock, no thread: events go in, actions come out. The shard carries the
+actions out and reports back. Contributions are summed in rank order, so that the bits do not depend on the
+order of arrival; a contribution that is next in that order is always taken, others as far as the bound allows.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ps.layout import IntArray, Run
+
+
+class Verdict(IntEnum):
+    """Answer to a push, from good to bad; the numbers are those of the protocol."""
+
+    ACCEPTED = 1
+    DUPLICATE = 2
+    ALREADY_APPLIED = 3
+    EARLY = 4
+    FENCED = 5
+    DIVERGED = 6
+    FOREIGN_RUN = 7
+    MALFORMED = 8
+
+
+class _State(IntEnum):
+    NONE = 0
+    QUEUED = 1
+    SUMMING = 2
+    SUMMED = 3
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Add rank's contribution to the run, then call `summed`; `is_first`: nothing has been added for this step yet."""
+
+    rank: int
+    run: Run
+    weight: float
+    is_first: bool
+
+
+@dataclass(frozen=True)
+class Complete:
+    """All ranks are in: the run may be applied. `weight` is 0 if every rank was absent (or weighed nothing)."""
+
+    run: Run
+    weight: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Send rank the run's bytes of `version` as soon as possible."""
+
+    rank: int
+    run: Run
+    version: int
+
+
+Action = Sum | Complete | Answer
+
+
+@dataclass
+class Offer:
+    """What became of a contribution."""
+
+    verdict: Verdict = Verdict.ACCEPTED
+    """The worst of its chunks."""
+    actions: list[Action] = field(default_factory=list)
+    queued: list[Run] = field(default_factory=list)
+    """Parts whose payload must be kept until a Sum asks for it."""
+    paused: list[Run] = field(default_factory=list)
+    """Parts not taken because the bound on early payload is reached: offer them again after the next `summed`."""
+
+    def worst(self, verdict: Verdict) -> None:
+        self.verdict = max(self.verdict, verdict)
+
+
+class Barrier:
+    """Contributions to the versioned chunks of one shard. Not thread-safe: the shard locks.
+
+    `words` are the version words (owned by the store), `sizes` the payload bytes per chunk. A chunk's row in the
+    tables belongs to the step of its word; it is cleared before the new word is visible.
+    """
+
+    def __init__(self, words: IntArray, sizes: IntArray, num_workers: int, generation: int, out_of_order_bytes: int) -> None:
+        chunks = len(sizes)
+        self._words = words
+        self._sizes = sizes
+        self._generation = generation
+        self._bound = out_of_order_bytes
+        self.num_workers = num_workers
+        self.early_bytes = 0
+        """Payload queued out of order."""
+        self._state: npt.NDArray[np.uint8] = np.zeros((num_workers, chunks), np.uint8)
+        self._absent = np.zeros((num_workers, chunks), np.bool_)
+        self._print: npt.NDArray[np.uint64] = np.zeros((num_workers, chunks), np.uint64)
+        self._weight = np.zeros((num_workers, chunks))
+        self._owed = np.zeros((num_workers, chunks), np.bool_)
+        self._next: IntArray = np.zeros(chunks, np.int64)
+        self._total = np.zeros(chunks)
+        self._present = np.zeros(chunks, np.bool_)
+        self._incarnation = [0] * num_workers
+
+    # -- members ---------------------------------------------------------------------------------------------
+
+    def is_fenced(self, rank: int, incarnation: int, generation: int) -> bool:
+        """Whether a newer incarnation of the rank, or another generation of the run, has joined."""
+        return incarnation != self._incarnation[rank] or generation != self._generation
+
+    def may_join(self, rank: int, incarnation: int, generation: int) -> Verdict:
+        """ACCEPTED, or FENCED for an old incarnation or another generation."""
+        old = incarnation < self._incarnation[rank] or generation != self._generation
+        return Verdict.FENCED if old else Verdict.ACCEPTED
+
+    def is_summing(self, rank: int) -> bool:
+        """Whether a sum over a contribution of the rank runs: a higher incarnation must wait for it."""
+        return bool((self._state[rank] == _State.SUMMING).any())
+
+    def join(self, rank: int, incarnation: int) -> list[Run]:
+        """Fences older incarnations and forgets what they queued (the runs returned); answers owed to them are dropped."""
+        self._owed[rank] = False
+        if incarnation == self._incarnation[rank]:
+            return []
+        self._incarnation[rank] = incarnation
+        queued = self._state[rank] == _State.QUEUED
+        self.early_bytes -= int(self._sizes[queued & ~self._absent[rank]].sum())
+        self._state[rank][queued] = _State.NONE
+        return [part for part in _alike(Run(0, len(queued)), queued) if queued[part.first]]
+
+    # -- contributions ---------------------------------------------------------------------------------------
+
+    def offer(self, rank: int, step: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float) -> Offer:
+        """A contribution of `rank` to `run` for `step`; `prints` identify its bytes, None means absent.
+
+        The caller has checked that the sender is not fenced. Every part that is accepted, a duplicate or
+        already applied is owed the bytes of step + 1.
+        """
+        offer = Offer()
+        for part in _alike(run, self._words[run.span]):
+            lead = self._words[part.first] - step
+            if lead < 0:
+                offer.worst(Verdict.EARLY)
+            elif lead > 0:
+                offer.worst(Verdict.ALREADY_APPLIED)
+                offer.actions.append(Answer(rank, part, step + 1))
+            else:
+                self._offer_current(offer, rank, part, _cut(prints, run, part), weight)
+        return offer
+
+    def _offer_current(self, offer: Offer, rank: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float) -> None:
+        for part in _alike(run, self._state[rank][run.span] != _State.NONE):
+            marks = _cut(prints, run, part)
+            if self._state[rank, part.first] != _State.NONE:
+                same = self._is_same(rank, part, marks, weight)
+                offer.worst(Verdict.DUPLICATE if same else Verdict.DIVERGED)
+                self._owed[rank][part.span] |= same
+            else:
+                self._take(offer, rank, part, marks, weight)
+
+    def _is_same(self, rank: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float) -> bool:
+        absent = self._absent[rank][run.span]
+        if (self._weight[rank][run.span] != weight).any() or (absent != (prints is None)).any():
+            return False
+        return prints is None or bool((self._print[rank][run.span] == prints).all())
+
+    def _take(self, offer: Offer, rank: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float) -> None:
+        for part in _alike(run, self._next[run.span] == rank):
+            is_next = self._next[part.first] == rank
+            size = 0 if prints is None else int(self._sizes[part.span].sum())
+            if not is_next and size and self.early_bytes + size > self._bound:
+                offer.paused.append(part)
+                continue
+            self._owed[rank][part.span] = True
+            self._absent[rank][part.span] = prints is None
+            self._weight[rank][part.span] = weight
+            if prints is not None:
+                self._print[rank][part.span] = _cut(prints, run, part)
+            self._state[rank][part.span] = _State.QUEUED
+            if is_next:
+                for done in self._claim(offer.actions, rank, part):
+                    offer.actions += self.summed(*done)
+            else:
+                self.early_bytes += size
+                offer.queued.append(part)
+
+    def summed(self, rank: int, run: Run) -> list[Action]:
+        """The rank's contribution has been added: what can be done next."""
+        actions: list[Action] = []
+        done = [(rank, run)]
+        while done:
+            rank, run = done.pop()
+            self._state[rank][run.span] = _State.SUMMED
+            self._next[run.span] = rank + 1
+            if rank + 1 == self.num_workers:
+                parts = _alike(run, self._present[run.span], self._total[run.span])
+                actions += [self._complete(part) for part in parts]
+                continue
+            for part in _alike(run, self._state[rank + 1][run.span]):
+                if self._state[rank + 1, part.first] == _State.QUEUED:
+                    self.early_bytes -= int(self._sizes[part.span][~self._absent[rank + 1][part.span]].sum())
+                    done += self._claim(actions, rank + 1, part)
+        return actions
+
+    def _claim(self, actions: list[Action], rank: int, run: Run) -> list[tuple[int, Run]]:
+        """Starts the sum of a contribution whose turn has come; returns the absent parts, which are done at once."""
+        done = []
+        for part in _alike(run, self._absent[rank][run.span], self._weight[rank][run.span], self._present[run.span]):
+            weight = float(self._weight[rank, part.first])
+            self._total[part.span] += weight
+            if self._absent[rank, part.first]:
+                done.append((rank, part))
+            else:
+                self._state[rank][part.span] = _State.SUMMING
+                actions.append(Sum(rank, part, weight, is_first=not self._present[part.first]))
+                self._present[part.span] = True
+        return done
+
+    def _complete(self, run: Run) -> Complete:
+        return Complete(run, float(self._total[run.first]) if self._present[run.first] else 0.0)
+
+    def applied(self, run: Run) -> list[Answer]:
+        """Clears the run's table: call before its new words are visible, then send the answers returned."""
+        version = int(self._words[run.first]) + 1
+        answers = []
+        for rank in np.flatnonzero(self._owed[:, run.span].any(axis=1)).tolist():
+            owed = self._owed[rank]
+            answers += [Answer(rank, part, version) for part in _alike(run, owed[run.span]) if owed[part.first]]
+        for table in (self._state, self._owed, self._absent):
+            table[:, run.span] = 0
+        self._next[run.span] = 0
+        self._total[run.span] = 0
+        self._present[run.span] = False
+        return answers
+
+    # -- questions -------------------------------------------------------------------------------------------
+
+    def missing(self) -> dict[int, int]:
+        """Ranks that some chunk waits for, with the number of chunks."""
+        counts = (self._state == _State.NONE).sum(axis=1)
+        return {rank: int(count) for rank, count in enumerate(counts) if count}
+
+    def is_complete(self) -> bool:
+        """Whether all ranks are in for every chunk."""
+        return bool((self._next == self.num_workers).all())
+
+
+def _alike(run: Run, *values: npt.NDArray[Any]) -> list[Run]:
+    """Longest parts of `run` within which each of `values` (one entry per chunk of the run) is constant."""
+    differs = np.zeros(len(run) - 1, np.bool_)
+    for array in values:
+        differs |= array[1:] != array[:-1]
+    if not differs.any():
+        return [run]
+    bounds = [run.first, *(np.flatnonzero(differs) + run.first + 1).tolist(), run.stop]
+    return [Run(a, b) for a, b in pairwise(bounds)]
+
+
+def _cut(prints: npt.NDArray[np.uint64] | None, run: Run, part: Run) -> npt.NDArray[np.uint64] | None:
+    return None if prints is None else prints[part.first - run.first : part.stop - run.first]

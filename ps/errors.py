@@ -1,0 +1,138 @@
+"""The errors of pserver; each message is one line that names the thing and the remedy.
+
+PserverError
+├── ConfigError          a setting is wrong (exit code 2)
+├── ModelMismatch        ranks bring different models or plans
+├── MalformedFrame       length, dtype, chunk range, kind or digest of a frame is wrong
+├── EarlyPush            a push of a step the shard has not reached
+├── Fenced               a newer incarnation or generation exists
+├── Diverged             the same contribution with other bytes
+├── ForeignRun           another run's id
+├── Unauthenticated      no token, or another one
+├── VersionGone          the version is overwritten: join again
+├── NotInitialised       version 0 is not there yet
+├── NonFinite            NaN or infinity in a loss or a mean gradient
+├── Unreachable          a process does not answer within its deadline
+├── ProcessDied          a worker or server process has ended by itself
+├── WorkerFailed         the user's code raised in a worker
+├── ResourcesMissing     the cluster cannot ever satisfy the request
+└── Stopped              the run was asked to end
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import grpc
+
+
+class PserverError(Exception):
+    """Root of all errors that pserver raises for its users."""
+
+
+class ConfigError(PserverError):
+    """A setting is wrong."""
+
+
+class ModelMismatch(PserverError):
+    """Ranks bring different models, initial values or plans."""
+
+
+class MalformedFrame(PserverError):
+    """Length, dtype, chunk range, kind or digest of a frame is wrong."""
+
+
+class EarlyPush(PserverError):
+    """A push of a step that the shard has not reached."""
+
+
+class Fenced(PserverError):
+    """A newer incarnation or generation of the sender exists."""
+
+
+class Diverged(PserverError):
+    """The same (member, step, chunk) with other bytes."""
+
+
+class ForeignRun(PserverError):
+    """The sender belongs to another run."""
+
+
+class Unauthenticated(PserverError):
+    """The call carries no token or another run's token."""
+
+
+class VersionGone(PserverError):
+    """The version asked for is overwritten; join again."""
+
+
+class NotInitialised(PserverError):
+    """The shard has no version 0 yet."""
+
+
+class NonFinite(PserverError):
+    """NaN or infinity in a loss or a mean gradient."""
+
+
+class Unreachable(PserverError):
+    """A process does not answer within its deadline."""
+
+
+class ProcessDied(PserverError):
+    """A worker or server process has ended by itself."""
+
+
+class WorkerFailed(PserverError):
+    """The user's code raised in a worker."""
+
+
+class ResourcesMissing(PserverError):
+    """The cluster can never satisfy the request."""
+
+
+class Stopped(PserverError):
+    """The run was asked to end."""
+
+
+STATUS: dict[type[PserverError], grpc.StatusCode] = {
+    ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
+    ModelMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    MalformedFrame: grpc.StatusCode.INVALID_ARGUMENT,
+    EarlyPush: grpc.StatusCode.FAILED_PRECONDITION,
+    Fenced: grpc.StatusCode.ABORTED,
+    Diverged: grpc.StatusCode.DATA_LOSS,
+    ForeignRun: grpc.StatusCode.FAILED_PRECONDITION,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    VersionGone: grpc.StatusCode.OUT_OF_RANGE,
+    NotInitialised: grpc.StatusCode.FAILED_PRECONDITION,
+    NonFinite: grpc.StatusCode.FAILED_PRECONDITION,
+    Unreachable: grpc.StatusCode.UNAVAILABLE,
+    ProcessDied: grpc.StatusCode.ABORTED,
+    WorkerFailed: grpc.StatusCode.ABORTED,
+    ResourcesMissing: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Stopped: grpc.StatusCode.CANCELLED,
+}
+"""What a call that raises one of ours ends with; the detail is "Class: message"."""
+
+_BY_NAME = {cls.__name__: cls for cls in STATUS}
+
+
+@contextlib.contextmanager
+def as_status(context: grpc.ServicerContext) -> Iterator[None]:
+    """Ends the call with the status of the error raised inside; any other exception stays a bug."""
+    try:
+        yield
+    except PserverError as error:
+        context.abort(STATUS[type(error)], f"{type(error).__name__}: {error}")
+
+
+def by_name(name: str, message: str) -> PserverError:
+    """The error of the class `name`; WorkerFailed if it is none of ours."""
+    return _BY_NAME.get(name, WorkerFailed)(message)
+
+
+def from_rpc_error(error: grpc.RpcError, peer: str) -> PserverError:
+    """Our error for a call to `peer` that ended with a status."""
+    name, separator, message = (error.details() or "").partition(": ")
+    if separator and name in _BY_NAME:
+        return _BY_NAME[name](message)
+    return Unreachable(f"{peer} does not answer ({error.code().name}: {error.details()}): is it running and reachable from this host?")

@@ -1,0 +1,138 @@
+"""The bytes of a frame: a small header and the raw little-endian elements of a run of chunks.
+
+A frame is a valid `pserver.Frame` message: field 1 the serialized header, field 15 the payload, last.
+Header and payload are joined and parted here by hand, so that no tensor passes through a protobuf object.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from google.protobuf.message import DecodeError
+
+from protos import pserver_pb2 as pb
+from ps.errors import MalformedFrame
+from ps.layout import Run, ShardLayout
+
+Bytes = npt.NDArray[np.uint8]
+"""Raw bytes, one-dimensional."""
+
+_HEADER_TAG = b"\x0a"  # field 1, length-delimited
+_PAYLOAD_TAG = b"\x7a"  # field 15, length-delimited
+_PADDING_TAG = b"\x12"  # field 2, length-delimited
+PAYLOAD_ALIGN = 16
+"""The payload begins at a multiple of it, as bytes objects do: unaligned arrays are slow to add."""
+MAX_HEADER_BYTES = 4 << 20
+"""Longest header accepted: the norms of 500,000 chunks."""
+
+
+def encode(header: pb.FrameHeader, payload: Iterable[Bytes] = ()) -> bytes:
+    """The frame's bytes; the payload's parts are copied once."""
+    parts = [part.data for part in payload]
+    head = header.SerializeToString()
+    front = b"".join([_HEADER_TAG, _varint(len(head)), head])
+    size = sum(part.nbytes for part in parts)
+    if not size:
+        return front
+    lead = _PAYLOAD_TAG + _varint(size)
+    padding = -(len(front) + 2 + len(lead)) % PAYLOAD_ALIGN
+    return b"".join([front, _PADDING_TAG, bytes([padding]), bytes(padding), lead, *parts])
+
+
+def decode(data: bytes) -> tuple[pb.FrameHeader, Bytes]:
+    """Header and payload; the payload is a read-only view of `data`. Raises MalformedFrame."""
+    if data[:1] != _HEADER_TAG:
+        raise MalformedFrame("frame does not begin with a header: is the sender's version of pserver the same?")
+    size, at = _read_varint(data, 1)
+    if size > MAX_HEADER_BYTES or at + size > len(data):
+        raise MalformedFrame(f"frame of {len(data)} bytes announces a header of {size} bytes")
+    header = pb.FrameHeader()
+    try:
+        header.ParseFromString(data[at : at + size])
+    except DecodeError as error:
+        raise MalformedFrame(f"frame header cannot be parsed: {error}") from error
+    at += size
+    if at == len(data):
+        return header, np.empty(0, np.uint8)
+    if data[at : at + 1] == _PADDING_TAG:
+        padding, at = _read_varint(data, at + 1)
+        at += padding
+    if data[at : at + 1] != _PAYLOAD_TAG:
+        raise MalformedFrame("frame has something other than a payload after its header")
+    size, at = _read_varint(data, at + 1)
+    if at + size != len(data):
+        raise MalformedFrame(f"frame announces a payload of {size} bytes and brings {len(data) - at}")
+    return header, np.frombuffer(data, np.uint8, offset=at)
+
+
+def payload_parts(memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool) -> list[Bytes]:
+    """The run's contiguous pieces of `memory`, which holds the flat layout or the shard's own."""
+    return [memory[(at := piece.flat if flat else piece.local) : at + piece.num_bytes] for piece in layout.pieces(run)]
+
+
+def land(payload: Bytes, memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool) -> None:
+    """Copies a run's payload to its place in `memory`."""
+    for piece in layout.pieces(run):
+        at = piece.flat if flat else piece.local
+        memory[at : at + piece.num_bytes] = payload[piece.payload : piece.payload + piece.num_bytes]
+
+
+def chunk_digests(memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool) -> list[int]:
+    """xxh3-64 of every chunk of the run as it lies in `memory`."""
+    offsets = layout.flat if flat else layout.local
+    digest = xxhash.xxh3_64_intdigest
+    ends = offsets[run.span] + layout.num_bytes[run.span]
+    return [digest(memory[a:b].data) for a, b in zip(offsets[run.span].tolist(), ends.tolist(), strict=True)]
+
+
+def payload_digests(payload: Bytes, layout: ShardLayout, run: Run) -> list[int]:
+    """xxh3-64 of every chunk of a payload."""
+    ends = np.cumsum(layout.num_bytes[run.span]).tolist()
+    digest = xxhash.xxh3_64_intdigest
+    return [digest(payload[a:b].data) for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def checked_run(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, *, with_payload: bool) -> Run:
+    """The run a frame speaks of, after its range, dtype, length and digests have been checked. Raises MalformedFrame."""
+    run = Run(header.first_chunk, header.first_chunk + header.num_chunks)
+    if not run.first < run.stop <= len(layout):
+        raise MalformedFrame(f"frame names chunks {run.first}..{run.stop - 1}, shard {layout.index} has {len(layout)}")
+    try:
+        block = layout.block_of(run)
+    except ValueError as error:
+        raise MalformedFrame(str(error)) from error
+    if not with_payload:
+        if len(payload) or header.digests or header.dtype:
+            raise MalformedFrame(f"frame of kind {pb.Kind.Name(header.kind)} brings a payload")
+        return run
+    if header.dtype != block.dtype:
+        raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} has dtype {header.dtype!r}, they are {block.dtype}")
+    if len(payload) != layout.payload_bytes(run):
+        raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} brings {len(payload)} bytes, they have {layout.payload_bytes(run)}")
+    if len(header.digests) != len(run):
+        raise MalformedFrame(f"frame of {len(run)} chunks brings {len(header.digests)} digests")
+    for i, (sent, found) in enumerate(zip(header.digests, payload_digests(payload, layout, run), strict=True)):
+        if sent != found:
+            raise MalformedFrame(f"chunk {run.first + i} of shard {layout.index}: digest {sent:016x} was sent, {found:016x} arrived")
+    return run
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 63:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+    raise MalformedFrame("frame ends within a length")

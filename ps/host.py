@@ -1,0 +1,139 @@
+"""A server process' place for one shard: empty until the first member joins, then the shard of that member's model."""
+
+import hashlib
+import logging
+import threading
+from pathlib import Path
+
+import psutil
+
+from protos import pserver_pb2 as pb
+from ps.agreement import Model, model_from, spec_messages
+from ps.config import ServerSettings
+from ps.errors import MalformedFrame, ModelMismatch, NotInitialised, PserverError
+from ps.layout import Layout, Run
+from ps.ledger import RowBuffer
+from ps.optimizers import num_slots
+from ps.segments import Segment, segment_folder
+from ps.shard import Shard
+from ps.stats import ServerStats
+from ps.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class ShardHost:
+    """Builds the shard at the first Join and compares every later one with it. Thread-safe."""
+
+    def __init__(self, settings: ServerSettings, rows: RowBuffer) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()  # guards _model, _layout, _shard, _segment
+        self._model: Model | None = None
+        self._layout: Layout | None = None
+        self._shard: Shard | None = None
+        self._segment: Segment | None = None
+        self.stopping = threading.Event()
+        """Set when the process is asked to end."""
+        self.stats = ServerStats(settings.shard, settings.num_workers, rows, settings.comm.link_bytes_per_s(settings.shard))
+
+    def join(self, request: pb.JoinRequest) -> pb.JoinReply:
+        """Raises ModelMismatch, Fenced, MalformedFrame."""
+        settings = self._settings
+        if not 0 <= request.member.rank < settings.num_workers:
+            raise ModelMismatch(f"rank {request.member.rank} joins a run of {settings.num_workers} workers: start the server with as many")
+        model = model_from(request)
+        with self._lock:
+            shard = self._agreed(model)
+        version = shard.join(request.member)
+        return pb.JoinReply(version=version, shard=settings.shard, num_servers=settings.num_servers, num_chunks=len(shard.layout))
+
+    def _agreed(self, model: Model) -> Shard:
+        if self._model and self._layout and self._shard:
+            self._model.check_same(model, self._layout)
+            return self._shard
+        layout = Layout(model.specs, self._settings.num_servers)
+        if len(model.digests) != len(layout):
+            raise ModelMismatch(f"rank {model.rank} brings {len(model.digests)} digests of {len(layout)} chunks: is its version of pserver the same?")
+        shard = self._build(layout, model)
+        self._model, self._layout, self._shard = model, layout, shard
+        return shard
+
+    def _build(self, layout: Layout, model: Model) -> Shard:
+        settings = self._settings
+        mine = layout.shards[settings.shard]
+        slots = num_slots(settings.optimizer)
+        num_norms = sum(s.num_optimizer for s in layout.shards) if settings.optimizer.two_phase else 0
+        size = Store.size_bytes(mine, slots=slots, num_norms=num_norms)
+        room = psutil.virtual_memory().available
+        if size > room:
+            raise ModelMismatch(f"shard {settings.shard} needs {size} bytes, its host has {room}: use more servers or a larger host")
+        self._segment = Segment(segment_path(settings, size), size)
+        name = f"{settings.run_id}:{settings.generation}:{settings.shard}:{slots}"
+        key = hashlib.blake2b(layout.digest + name.encode(), digest_size=32).digest()
+        store = Store(self._segment.memory, mine, slots=slots, num_norms=num_norms, key=key)
+        if not (self._segment.existed and store.attach()):
+            self._segment.memory[:] = 0
+            store.format()
+        log.info("shard %d: %d chunks, %d bytes, %.3f of the mean", settings.shard, len(mine), mine.size_bytes, _share(layout, settings.shard))
+        self.stats.steps_per_epoch = model.plan.steps_per_epoch
+        return Shard(layout, store, settings, model.plan, self.stats)
+
+    def shard(self) -> Shard:
+        """Raises NotInitialised before the first Join."""
+        with self._lock:
+            if self._shard is None:
+                raise NotInitialised(f"shard {self._settings.shard} has no model yet: join first")
+            return self._shard
+
+    def describe(self) -> pb.DescribeReply:
+        """The model as messages. Raises NotInitialised before the first Join."""
+        shard = self.shard()
+        assert self._layout and self._model
+        plan = self._model.plan
+        return pb.DescribeReply(
+            tensors=spec_messages(self._layout.specs),
+            version=shard.store.version,
+            steps_per_epoch=plan.steps_per_epoch,
+            total_steps=plan.total_steps,
+        )
+
+    def check_initial(self, run: Run, digests: list[int]) -> None:
+        """Raises MalformedFrame unless the digests are those that all members brought at Join."""
+        assert self._layout and self._model
+        chunks = self._layout.shards[self._settings.shard].chunks[run.span].tolist()
+        for chunk, digest in zip(chunks, digests, strict=True):
+            if self._model.digests[chunk] != digest:
+                name = self._layout.specs[int(self._layout.chunk_tensor[chunk])].name
+                raise MalformedFrame(f"initial bytes of {name} are not those announced at Join")
+
+    def waits_for(self) -> dict[int, int]:
+        """Ranks that the shard waits for, with the number of chunks; empty before the first Join."""
+        return self._shard.waits_for() if self._shard else {}
+
+    @property
+    def version(self) -> int:
+        return self._shard.store.version if self._shard else -1
+
+    def request_stop(self, reason: str) -> None:
+        """Asks the process to end."""
+        log.info("asked to stop: %s", reason)
+        self.stopping.set()
+
+    def close(self, error: PserverError | None) -> None:
+        """Ends all streams and removes the shard's memory."""
+        with self._lock:
+            if self._shard:
+                self._shard.end(error)
+            if self._segment:
+                self._segment.close(remove=True)
+
+
+def segment_path(settings: ServerSettings, size_bytes: int) -> Path:
+    """File of a shard's memory: one per run, generation and shard."""
+    run = hashlib.blake2b(settings.run_id.encode(), digest_size=8).hexdigest()
+    return segment_folder(size_bytes) / f"pserver-{run}-g{settings.generation}-s{settings.shard}"
+
+
+def _share(layout: Layout, shard: int) -> float:
+    mean = sum(layout.shard_bytes) / layout.num_servers
+    return layout.shard_bytes[shard] / mean if mean else 1.0

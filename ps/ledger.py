@@ -1,0 +1,141 @@
+"""Rows of the ledger: who moved which bytes in a step and where its seconds went."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+WIRE_OVERHEAD = 1.045
+"""Wire bytes per byte handed to gRPC over TCP, until they are measured: HTTP/2, TCP and IP headers with acknowledgements."""
+
+
+@dataclass(kw_only=True)
+class ShardTraffic:
+    """What one worker exchanged with one shard in one step."""
+
+    shard: int
+    push_bytes: int = 0
+    """Payload up."""
+    pull_bytes: int = 0
+    """Payload down."""
+    push_wire_bytes: int = 0
+    """Estimate of the bytes on the link, up."""
+    pull_wire_bytes: int = 0
+    """Estimate of the bytes on the link, down."""
+    busy_s: float = 0.0
+    """Time in which a frame or an answer of the shard was on its way."""
+    wait_s: float = 0.0
+    """Of the chunk that landed last: how long it lay complete on our side but waited for other ranks."""
+
+
+@dataclass(kw_only=True)
+class WorkerRow:
+    """One step of one worker; the `_s` fields from `data_wait_s` to `install_s` are exclusive spans of its training thread."""
+
+    rank: int
+    step: int
+    time_s: float
+    """End of the step, seconds since the epoch."""
+    step_s: float
+    """From the first wait for data to the installed parameters."""
+    data_wait_s: float = 0.0
+    compute_s: float = 0.0
+    """Forward and backward."""
+    copy_s: float = 0.0
+    """Gradients gathered into frames."""
+    encode_s: float = 0.0
+    """Digests and headers."""
+    send_s: float = 0.0
+    """Blocked because the window was full."""
+    barrier_wait_s: float = 0.0
+    """Everything pushed, waiting for `waits_for`."""
+    apply_s: float = 0.0
+    """Waiting for the servers to sum, update and encode."""
+    receive_s: float = 0.0
+    """Waiting for bytes, ours on their way up or the updated ones on their way down."""
+    install_s: float = 0.0
+    exposed_s: float = 0.0
+    """Communication not hidden behind compute: from the end of backward to the installed parameters."""
+    waits_for: int | None = None
+    """Rank that `barrier_wait_s` waited for; None if for nobody."""
+    samples: int = 0
+    loss: float | None = None
+    """Mean over the samples; None without any."""
+    shards: list[ShardTraffic] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class ServerRow:
+    """One version of one shard."""
+
+    shard: int
+    step: int
+    """Step whose contributions were applied."""
+    time_s: float
+    """When the last chunk was applied, seconds since the epoch."""
+    ingress_bytes: int = 0
+    """Payload received for the step."""
+    egress_bytes: int = 0
+    """Payload sent as answers to the step."""
+    ingress_s: float = 0.0
+    """From the first frame of the step to the last, less waits in which no byte was on its way."""
+    aggregate_s: float = 0.0
+    """Thread seconds spent on sums."""
+    apply_s: float = 0.0
+    """Thread seconds spent on updates and on encoding answers."""
+    wait_s: float = 0.0
+    """From the first rank complete to the last rank complete."""
+    waits_for: int | None = None
+    """Rank that was complete last; None with one rank."""
+    link_bytes_per_s: float | None = None
+    """Rate the link is shaped to; None if it is not."""
+
+
+def to_line(row: WorkerRow | ServerRow) -> str:
+    """One line of JSON; `kind` tells the two apart."""
+    kind = "worker" if isinstance(row, WorkerRow) else "server"
+    return json.dumps({"kind": kind, **asdict(row)}, separators=(",", ":"))
+
+
+def from_line(line: str) -> WorkerRow | ServerRow:
+    """The row of `to_line`."""
+    fields = json.loads(line)
+    if fields.pop("kind") == "server":
+        return ServerRow(**fields)
+    shards = [ShardTraffic(**traffic) for traffic in fields.pop("shards")]
+    return WorkerRow(shards=shards, **fields)
+
+
+class RowBuffer:
+    """Rows on their way to the driver. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _lines
+        self._lines: list[str] = []
+        self.urgent = threading.Event()
+        """Set to have the rows sent at once: an epoch has ended."""
+
+    def add(self, row: WorkerRow | ServerRow) -> None:
+        with self._lock:
+            self._lines.append(to_line(row))
+
+    def take(self) -> list[str]:
+        """All rows added since the last call."""
+        with self._lock:
+            lines, self._lines = self._lines, []
+        return lines
+
+
+def by_step(lines: Iterator[str]) -> Iterator[list[WorkerRow | ServerRow]]:
+    """The rows of every line of a `comm.jsonl`, whose lines are `{"step": t, "rows": [...]}`."""
+    for line in lines:
+        yield [from_line(json.dumps(row)) for row in json.loads(line)["rows"]]
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Length of the union of intervals sorted by start."""
+    total, end = 0.0, float("-inf")
+    for first, last in spans:
+        total += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return total

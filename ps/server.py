@@ -1,0 +1,167 @@
+"""A server process: one shard behind two gRPC servers, from its settings to its end. `python -m ps.server`."""
+
+import argparse
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+import threading
+import time
+from importlib import metadata
+
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from protos import pserver_pb2 as pb
+from ps.config import ServerSettings, from_json
+from ps.control_service import ControlClient, Heart
+from ps.errors import ConfigError, PserverError, Stopped
+from ps.host import ShardHost
+from ps.ledger import RowBuffer
+from ps.logs import configure_logging
+from ps.security import RunGuard, call_metadata, check_plaintext
+from ps.servicer import ShardServicer
+from ps.transport.rpc import Peer, bind, new_server
+from ps.transport.shaping import Link
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """A running shard server: `data_port` for streams, `control_port` for health, Join and Stop."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        check_plaintext(settings.host, allowed=settings.security.allow_plaintext)
+        self.settings = settings
+        self.rows = RowBuffer()
+        self.host = ShardHost(settings, self.rows)
+        servicer = ShardServicer(self.host, Link(settings.comm.link_bytes_per_s(settings.shard)), settings.comm.frame_bytes)
+        guard = RunGuard(settings.run_id, settings.token)
+        # a stream holds a thread of the pool for its whole life
+        self._data = new_server("data", guard, max_workers=2 * settings.num_workers + 8)
+        self._data.add_generic_rpc_handlers((servicer.data_handlers(),))
+        self._control = new_server("control", guard, max_workers=settings.num_workers + 4)
+        self._control.add_generic_rpc_handlers((servicer.control_handlers(),))
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._control)
+        self.data_port = bind(self._data, settings.host, settings.data_port)
+        self.control_port = bind(self._control, settings.host, settings.control_port)
+
+    @property
+    def data_address(self) -> str:
+        return f"{self.settings.host}:{self.data_port}"
+
+    @property
+    def control_address(self) -> str:
+        return f"{self.settings.host}:{self.control_port}"
+
+    def start(self) -> None:
+        self._data.start()
+        self._control.start()
+        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+
+    def wait(self, on_wait: float) -> None:
+        """Returns when the process is asked to end; logs every `on_wait` seconds who holds up a step that stands still."""
+        version = -1
+        while not self.host.stopping.wait(on_wait):
+            missing = self.host.waits_for()
+            if missing and self.host.version == version:
+                names = ", ".join(f"rank {rank} ({chunks} chunks)" for rank, chunks in missing.items())
+                log.warning("shard %d at version %d waits for %s", self.settings.shard, version, names)
+            version = self.host.version
+
+    def stop(self, grace_s: float) -> None:
+        """Ends streams and calls, gives ports and memory back. Idempotent."""
+        self._health.enter_graceful_shutdown()
+        self.host.close(Stopped(f"server {self.settings.shard} ends"))
+        ended = [self._data.stop(grace_s), self._control.stop(grace_s)]
+        for event in ended:
+            event.wait(grace_s + 1)
+
+
+def build_server(settings: ServerSettings) -> Server:
+    """A started server. Raises ConfigError if it may not listen where it is told to."""
+    server = Server(settings)
+    server.start()
+    return server
+
+
+def environment(num_threads: int) -> pb.Environment:
+    """What this process computes with."""
+    return pb.Environment(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        pserver=metadata.version("pserver"),
+        num_threads=num_threads,
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+    )
+
+
+def serve(settings_json: str) -> int:
+    """Runs a server until it is asked to end; the exit code."""
+    settings = from_json(ServerSettings, settings_json)
+    torch.set_num_threads(1)  # slices of a kernel must not depend on the machine; the streams' threads work in parallel
+    server = build_server(settings)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.host.stopping.set())
+    log.info("server %d of run %s listens on %s (control %s)", settings.shard, settings.run_id, server.data_address, server.control_address)
+    heart = None
+    try:
+        if settings.control_address:
+            heart = _attach(server)
+        server.wait(settings.timeouts.barrier_log_s)
+    finally:
+        server.stop(settings.timeouts.stop_s / 3)
+        if heart:
+            heart.stop()
+    return 0
+
+
+def _attach(server: Server) -> Heart:
+    """Registers with the driver and starts to beat."""
+    settings = server.settings
+    assert settings.control_address
+    peer = Peer("the driver", settings.control_address, call_metadata(settings.run_id, settings.token), settings.timeouts)
+    client = ControlClient(peer, "server", settings.shard)
+    client.register(environment(1), server.data_address, server.control_address)
+    heart = Heart(
+        client,
+        server.rows,
+        lambda: server.host.version,
+        server.host.request_stop,
+        every_s=settings.timeouts.heartbeat_s,
+        orphan_after_s=settings.timeouts.orphan_after_s,
+        clock=time.monotonic,
+    )
+    heart.start()
+    return heart
+
+
+def main() -> int:
+    """Entry point: settings as JSON from `--config FILE` or standard input."""
+    parser = argparse.ArgumentParser(prog="python -m ps.server", description="Hold one shard of the parameters.")
+    parser.add_argument("--config", help="JSON file with the settings of ps.config.ServerSettings; standard input if left out")
+    arguments = parser.parse_args()
+    configure_logging()
+    try:
+        if arguments.config:
+            with open(arguments.config) as file:
+                text = file.read()
+        else:
+            text = sys.stdin.read()
+        return serve(text)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except PserverError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,400 @@
+"""One shard: barrier, reduction, update and store as one object without I/O.
+
+Frames come in decoded and checked; answers go out through the streams' outboxes. The calling threads carry the
+sums and updates out, outside the lock, each on the runs that the barrier has given to it.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from protos import pserver_pb2 as pb
+from ps import frame
+from ps.barrier import Action, Answer, Barrier, Complete, Offer, Sum, Verdict
+from ps.config import ServerSettings
+from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, NotInitialised, PserverError, Stopped, VersionGone
+from ps.frame import Bytes
+from ps.layout import Layout, Run
+from ps.norms import Decision, NormExchange, Norms, decide
+from ps.reduction import Accumulators
+from ps.stats import ServerStats
+from ps.store import Store
+from ps.update import PLAIN, Plan, Updater
+
+Send = Callable[[bytes], None]
+"""Hands one frame to a stream; never blocks."""
+
+
+@dataclass
+class Stream:
+    """The living stream of one member."""
+
+    send: Send
+    """Queues a frame."""
+    end: Callable[[PserverError | None], None]
+    """Ends the stream, with an error or without."""
+    norms_step: int = -1
+    """Step whose norms it has been sent last."""
+
+
+@dataclass
+class _Pending:
+    """Payload that waits for its turn in the sum."""
+
+    run: Run
+    payload: Bytes = field(repr=False)
+
+
+class Shard:
+    """The state of one shard and everything that may happen to it. Thread-safe."""
+
+    def __init__(self, layout: Layout, store: Store, settings: ServerSettings, plan: Plan, stats: ServerStats) -> None:
+        self.layout = layout.shards[settings.shard]
+        self.store = store
+        self._index = settings.shard
+        self._stats = stats
+        self._optimizer = settings.optimizer
+        self._updater = Updater(layout, store, settings.optimizer, settings.schedule, plan)
+        self._sums = Accumulators(self.layout)
+        versioned = self.layout.num_versioned
+        # guards every field below and the store's words; notified whenever a sum ends, a run is applied or Init completes
+        self._changed = threading.Condition()
+        self._barrier = Barrier(
+            store.words[:versioned],
+            self.layout.num_bytes[:versioned],
+            settings.num_workers,
+            settings.generation,
+            settings.comm.out_of_order_bytes,
+        )
+        self._norms = NormExchange([s.num_optimizer for s in layout.shards], self._index)
+        self._complete: list[Complete] = []
+        self._pending: list[list[_Pending]] = [[] for _ in range(settings.num_workers)]
+        self._streams: dict[int, Stream] = {}
+        self._ended = False
+
+    # -- members ---------------------------------------------------------------------------------------------
+
+    def join(self, member: pb.Member) -> int:
+        """Fences older incarnations, ends their streams and returns the version, in one step. Raises Fenced."""
+        with self._changed:
+            self._check_may_join(member)
+            self._changed.wait_for(lambda: not self._barrier.is_summing(member.rank))
+            self._check_may_join(member)
+            if self._barrier.join(member.rank, member.incarnation):
+                self._pending[member.rank].clear()
+            stream = self._streams.pop(member.rank, None)
+            version = self.store.version
+        if stream:
+            stream.end(Fenced(f"rank {member.rank} has joined again as incarnation {member.incarnation}"))
+        return version
+
+    def _check_may_join(self, member: pb.Member) -> None:
+        if self._barrier.may_join(member.rank, member.incarnation, member.generation) is not Verdict.ACCEPTED:
+            raise Fenced(f"rank {member.rank} incarnation {member.incarnation} of generation {member.generation}: a newer one runs")
+
+    def check_member(self, member: pb.Member) -> None:
+        """Raises Fenced unless the member is the one that has joined."""
+        with self._changed:
+            self._check_fence(member)
+
+    def _check_fence(self, member: pb.Member) -> None:
+        if not 0 <= member.rank < self._barrier.num_workers:
+            raise MalformedFrame(f"rank {member.rank} of a run of {self._barrier.num_workers} workers")
+        if self._barrier.is_fenced(member.rank, member.incarnation, member.generation):
+            raise Fenced(f"rank {member.rank} incarnation {member.incarnation} of generation {member.generation} is not the one that joined")
+
+    def open_stream(self, member: pb.Member, stream: Stream) -> None:
+        """Makes `stream` the member's; it is told READY as soon as version 0 is there. Raises Fenced."""
+        with self._changed:
+            self._check_fence(member)
+            former = self._streams.pop(member.rank, None)
+            self._streams[member.rank] = stream
+            self._barrier.join(member.rank, member.incarnation)
+            if self.store.initialised:
+                self._send_ready(stream)
+        if former:
+            former.end(Fenced(f"rank {member.rank} has opened another stream"))
+
+    def close_stream(self, member: pb.Member, stream: Stream) -> None:
+        """Forgets a stream that has ended."""
+        with self._changed:
+            if self._streams.get(member.rank) is stream:
+                del self._streams[member.rank]
+
+    def end(self, error: PserverError | None) -> None:
+        """Ends all streams and wakes everything that waits; for good."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+            streams = list(self._streams.values())
+            self._streams.clear()
+        for stream in streams:
+            stream.end(error)
+
+    def _send_ready(self, stream: Stream) -> None:
+        stream.send(frame.encode(pb.FrameHeader(kind=pb.READY, step=self.store.version)))
+
+    def waits_for(self) -> dict[int, int]:
+        """Ranks whose contributions are missing, with the number of chunks."""
+        with self._changed:
+            return self._barrier.missing()
+
+    # -- version 0 -------------------------------------------------------------------------------------------
+
+    def init(self, run: Run, payload: Bytes) -> bool:
+        """Stores initial bytes of a run; False if they were there. All streams are told READY when the last has come."""
+        with self._changed:
+            if (self.store.words[run.span] >= 0).all():
+                return False
+            frame.land(payload, self.store.copy_of(0, run), self.layout, run, flat=False)
+            self.store.words[run.span] = 0
+            if self.store.initialised:
+                for stream in self._streams.values():
+                    self._send_ready(stream)
+                self._changed.notify_all()
+        return True
+
+    # -- contributions ---------------------------------------------------------------------------------------
+
+    def push(self, member: pb.Member, header: pb.FrameHeader, run: Run, payload: Bytes, receipt: Callable[[Verdict], None]) -> None:
+        """A contribution: calls `receipt` once it has been taken, then carries out what became possible.
+
+        Blocks while the bound on early payload is reached and it is not the rank's turn. Raises Fenced, EarlyPush,
+        Diverged, NonFinite, ModelMismatch; each of them ends the stream.
+        """
+        rank = member.rank
+        prints = np.array(header.digests, np.uint64) if header.kind == pb.PUSH else None
+        todo, worst = [run], Verdict.ACCEPTED
+        actions: list[Action] = []
+        while todo:
+            with self._changed:
+                if self._ended:
+                    raise Stopped(f"shard {self._index} ends")
+                self._check_fence(member)
+                offers = [self._offer(rank, header, run, part, prints, payload) for part in todo]
+                self._changed.notify_all()
+                worst = max(worst, *(offer.verdict for offer in offers))
+                todo = [part for offer in offers for part in offer.paused]
+                actions = [action for offer in offers for action in offer.actions]
+                if todo and not actions:
+                    self._changed.wait()
+            if todo:
+                self._carry_out(actions, rank, run, payload)
+                actions = []
+        if worst is Verdict.EARLY:
+            raise EarlyPush(f"rank {rank} pushed step {header.step} of shard {self._index}, which is at version {self.store.version}")
+        if worst is Verdict.DIVERGED:
+            raise Diverged(
+                f"rank {rank} pushed other bytes for step {header.step}, chunks {run.first}..{run.stop - 1} of shard {self._index} than before: "
+                "its gradient is not a function of parameters, seed, step and rank"
+            )
+        receipt(worst)
+        self._stats.received(rank, int(header.step), len(payload))
+        self._carry_out(actions, rank, run, payload)
+        self._send_norms(rank, int(header.step))
+
+    def _offer(self, rank: int, header: pb.FrameHeader, run: Run, part: Run, prints: np.ndarray | None, payload: Bytes) -> Offer:  # type: ignore[type-arg]
+        marks = None if prints is None else prints[part.first - run.first : part.stop - run.first]
+        offer = self._barrier.offer(rank, int(header.step), part, marks, header.weight)
+        if prints is not None:
+            self._pending[rank] += [_Pending(piece, self._cut(payload, run, piece)) for piece in offer.queued]
+        return offer
+
+    def _cut(self, payload: Bytes, run: Run, part: Run) -> Bytes:
+        start = self.layout.payload_bytes(Run(run.first, part.first))
+        return payload[start : start + self.layout.payload_bytes(part)]
+
+    def _carry_out(self, actions: list[Action], rank: int, run: Run, payload: Bytes) -> None:
+        """Sums, updates and answers; sums of other ranks take their payload from what is pending."""
+        while actions:
+            action = actions.pop()
+            if isinstance(action, Sum):
+                actions += self._sum(action, rank, run, payload)
+            elif isinstance(action, Complete):
+                actions += self._completed(action)
+            else:
+                self._answer([action])
+
+    def _sum(self, action: Sum, rank: int, run: Run, payload: Bytes) -> list[Action]:
+        started = time.perf_counter()
+        if action.rank == rank and run.first <= action.run.first and action.run.stop <= run.stop:
+            parts = [_Pending(action.run, self._cut(payload, run, action.run))]
+        else:
+            parts = self._take_pending(action.rank, action.run)
+        for part in parts:
+            self._sums.add(action.rank, part.run, part.payload, action.weight, is_first=action.is_first)
+        self._stats.aggregated(time.perf_counter() - started)
+        with self._changed:
+            self._changed.notify_all()
+            return self._barrier.summed(action.rank, action.run)
+
+    def _take_pending(self, rank: int, run: Run) -> list[_Pending]:
+        """Payload kept of the rank for the run; what lies outside of it stays pending."""
+        taken, left = [], []
+        with self._changed:
+            for kept in self._pending[rank]:
+                inner = Run(max(kept.run.first, run.first), min(kept.run.stop, run.stop))
+                if inner.first >= inner.stop:
+                    left.append(kept)
+                    continue
+                taken.append(_Pending(inner, self._cut(kept.payload, kept.run, inner)))
+                for rest in (Run(kept.run.first, inner.first), Run(inner.stop, kept.run.stop)):
+                    if len(rest):
+                        left.append(_Pending(rest, self._cut(kept.payload, kept.run, rest)))
+            self._pending[rank] = left
+        return taken
+
+    # -- a complete run --------------------------------------------------------------------------------------
+
+    def _completed(self, complete: Complete) -> list[Action]:
+        step = int(self.store.words[complete.run.first])
+        sums = self._sums.of(complete.run)
+        started = time.perf_counter()
+        if complete.weight:
+            self._updater.to_mean(step, complete.run, sums, complete.weight)
+        if not self._optimizer.two_phase:
+            return self._apply(step, complete, PLAIN, started)
+        with self._changed:
+            decision = self._recorded_decision(step)
+        if decision:
+            return self._apply(step, complete, decision, started)
+        return self._hold(step, complete, sums)
+
+    def _hold(self, step: int, complete: Complete, mean: Bytes) -> list[Action]:
+        """Keeps a complete run of a two-phase step until all shards' norms are known."""
+        run = complete.run
+        has_norms = run.stop <= self.layout.num_optimizer
+        squares = self._updater.squares(run, mean) if has_norms and complete.weight else np.zeros(len(run))
+        with self._changed:
+            self._complete.append(complete)
+            if has_norms:
+                self._norms.add_own(run, squares)
+        self._send_norms(None, step)
+        return self._decide(step)
+
+    def _apply(self, step: int, complete: Complete, decision: Decision, started: float) -> list[Action]:
+        run = complete.run
+        with self._changed:
+            self.store.raise_oldest(step)
+        self._updater.write(step, run, self._sums.of(run), complete.weight, decision)
+        with self._changed:
+            answers = self._barrier.applied(run)
+            self.store.commit(step, run)
+            if self.store.version > step:
+                self._norms.begin()
+            self._changed.notify_all()
+        self._answer(answers)
+        self._stats.applied(step, time.perf_counter() - started, is_last=self.store.version > step)
+        return []
+
+    def _answer(self, answers: list[Answer]) -> None:
+        """Sends each run's bytes, encoded once, to everybody they are owed to; bytes that are gone are not sent."""
+        encoded: dict[tuple[Run, int], bytes | None] = {}
+        for answer in answers:
+            key = (answer.run, answer.version)
+            if key not in encoded:
+                try:
+                    encoded[key] = self.encode_params(answer.version, answer.run)
+                except VersionGone:
+                    encoded[key] = None
+            data = encoded[key]
+            with self._changed:
+                stream = self._streams.get(answer.rank)
+            if data is not None and stream:
+                stream.send(data)
+                self._stats.sent(answer.version - 1, self.layout.payload_bytes(answer.run))
+
+    def encode_params(self, version: int, run: Run) -> bytes:
+        """A PARAMS frame of a run within one block. Raises VersionGone if the bytes are, or went while they were copied."""
+        self._check_readable(version, run)
+        memory = self.store.copy_of(version, run)
+        last_rank, complete_s = self._stats.last_contribution()
+        header = pb.FrameHeader(
+            kind=pb.PARAMS,
+            step=version,
+            first_chunk=run.first,
+            num_chunks=len(run),
+            dtype=self.layout.block_of(run).dtype,
+            digests=frame.chunk_digests(memory, self.layout, run, flat=False),
+            last_rank=last_rank,
+            complete_s=complete_s,
+            clock_s=time.monotonic(),
+        )
+        data = frame.encode(header, frame.payload_parts(memory, self.layout, run, flat=False))
+        self._check_readable(version, run)
+        return data
+
+    def _check_readable(self, version: int, run: Run) -> None:
+        """A chunk's bytes may be read as soon as its own word is written, before the shard has the version."""
+        with self._changed:
+            if run.first >= self.layout.num_versioned or (self.store.words[run.span] == version).all():
+                return
+            self.store.check_readable(version)
+
+    def pull_version(self, version: int) -> int:
+        """The version a pull gets: the newest for -1. Raises NotInitialised, VersionGone."""
+        with self._changed:
+            if not self.store.initialised:
+                raise NotInitialised(f"shard {self._index} has no version 0 yet: rank 0 brings it")
+            if version >= 0 and self.layout.num_versioned:
+                self.store.check_readable(version)
+                return version
+            return self.store.version
+
+    # -- two-phase steps -------------------------------------------------------------------------------------
+
+    def learn_norms(self, member: pb.Member, header: pb.FrameHeader) -> None:
+        """Another shard's norms, relayed by a rank. Raises Fenced, MalformedFrame."""
+        step = int(header.step)
+        with self._changed:
+            self._check_fence(member)
+            if step != self.store.version or header.norms_shard == self._index:
+                return
+            try:
+                self._norms.learn(header.norms_shard, np.array(header.norms, np.float64))
+            except (ValueError, IndexError) as error:
+                raise MalformedFrame(f"norms of shard {header.norms_shard}: {error}") from error
+        self._carry_out(self._decide(step), member.rank, Run(0, 0), np.empty(0, np.uint8))
+
+    def _decide(self, step: int) -> list[Action]:
+        """Applies the whole shard once every vector is known and every run complete: records first, then applies."""
+        with self._changed:
+            vectors = self._norms.all_vectors() if self._barrier.is_complete() else None
+            held = sum(len(complete.run) for complete in self._complete)
+            if vectors is None or step != self.store.version or held < self.layout.num_versioned:
+                return []
+            self.store.record(step, vectors)
+            decision = self._decision(vectors)
+            runs, self._complete = self._complete, []
+        for complete in runs:
+            self._apply(step, complete, decision, time.perf_counter())
+        return []
+
+    def _decision(self, squares: Norms) -> Decision:
+        return decide(squares, self._optimizer.max_grad_norm, skip_nonfinite=self._optimizer.nonfinite == "skip")
+
+    def _recorded_decision(self, step: int) -> Decision | None:
+        return self._decision(self.store.norms) if self.store.recorded_step == step else None
+
+    def _send_norms(self, rank: int | None, step: int) -> None:
+        """Sends what is known of the step's norms to a rank (None: to all) whose stream has not had them yet."""
+        if not self._optimizer.two_phase:
+            return
+        with self._changed:
+            if self.store.recorded_step == step:
+                vectors = dict(enumerate(self._norms.split(self.store.norms)))
+            elif step == self.store.version and self._norms.own is not None:
+                vectors = {self._index: self._norms.own}
+            else:
+                return
+            streams = [s for r, s in self._streams.items() if (rank is None or r == rank) and s.norms_step < step]
+            for stream in streams:
+                stream.norms_step = step
+            for shard, squares in vectors.items():
+                header = pb.FrameHeader(kind=pb.NORMS, step=step, norms_shard=shard, norms=squares.tolist())
+                data = frame.encode(header)
+                for stream in streams:
+                    stream.send(data)

@@ -1,0 +1,78 @@
+"""What a server counts of each step for the ledger."""
+
+import threading
+import time
+
+from ps.ledger import RowBuffer, ServerRow, covered
+
+
+class ServerStats:
+    """Counts of the steps in progress; a step's row is handed on when it has been applied. Thread-safe."""
+
+    def __init__(self, shard: int, num_workers: int, rows: RowBuffer, link_bytes_per_s: float | None) -> None:
+        self._shard = shard
+        self._rows = rows
+        self._link = link_bytes_per_s
+        self._lock = threading.Lock()  # guards everything below
+        self._open: dict[int, ServerRow] = {}
+        self._first: list[float | None] = [None] * num_workers
+        self._last = [0.0] * num_workers
+        self._last_rank = 0
+        self._newest = -1
+        self._aggregate_s = 0.0
+        self.steps_per_epoch = 1
+        """Set by the first member that joins."""
+
+    def _row(self, step: int) -> ServerRow:
+        if step not in self._open:
+            self._open[step] = ServerRow(shard=self._shard, step=step, time_s=0.0, link_bytes_per_s=self._link)
+        return self._open[step]
+
+    def received(self, rank: int, step: int, num_bytes: int) -> None:
+        """A contribution has been taken."""
+        now = time.monotonic()
+        with self._lock:
+            if self._first[rank] is None:
+                self._first[rank] = now
+            self._last[rank] = now
+            self._last_rank = rank
+            if step > self._newest:
+                self._row(step).ingress_bytes += num_bytes
+
+    def last_contribution(self) -> tuple[int, float]:
+        """Who brought the newest contribution, and when (monotonic clock)."""
+        with self._lock:
+            return self._last_rank, self._last[self._last_rank]
+
+    def sent(self, step: int, num_bytes: int) -> None:
+        """An answer to `step` has been queued; repeated ones, after the step's row has gone, are not counted."""
+        with self._lock:
+            if step in self._open:
+                self._open[step].egress_bytes += num_bytes
+
+    def aggregated(self, seconds: float) -> None:
+        with self._lock:
+            self._aggregate_s += seconds
+
+    def applied(self, step: int, seconds: float, *, is_last: bool) -> None:
+        """A run has been applied and its answers encoded; `is_last`: the shard has the next version."""
+        with self._lock:
+            row = self._row(step)
+            row.apply_s += seconds
+            if is_last:
+                self._close(row)
+                self._rows.add(self._open.pop(step))
+                if (step + 1) % self.steps_per_epoch == 0:
+                    self._rows.urgent.set()
+
+    def _close(self, row: ServerRow) -> None:
+        self._newest = row.step
+        row.time_s = time.time()
+        row.aggregate_s, self._aggregate_s = self._aggregate_s, 0.0
+        spans = sorted((first, last) for first, last in zip(self._first, self._last, strict=True) if first is not None)
+        row.ingress_s = covered(spans)
+        ends = sorted((last, rank) for rank, last in enumerate(self._last))
+        if len(ends) > 1:
+            row.wait_s = ends[-1][0] - ends[0][0]
+            row.waits_for = ends[-1][1]
+        self._first = [None] * len(self._first)

@@ -1,0 +1,112 @@
+"""gRPC as pserver uses it: options agreed on both ends, methods without generated code, errors as ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+
+from ps.config import Timeouts
+from ps.errors import ConfigError, Unreachable, from_rpc_error
+from ps.security import Metadata, RunGuard
+
+MAX_MESSAGE_BYTES = 16 << 20
+"""Largest message either end accepts: a frame with its header, or a Join with the digests of 60 GB of parameters."""
+_KEEPALIVE_MS = 10_000
+
+_COMMON = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+_SERVER = [*_COMMON, ("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MS // 2)]
+_CLIENT = [*_COMMON, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
+
+
+def new_server(name: str, guard: RunGuard, max_workers: int) -> grpc.Server:
+    """A server whose every method is guarded."""
+    pool = futures.ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix=name)
+    return grpc.server(pool, interceptors=[guard], options=_SERVER)
+
+
+def bind(server: grpc.Server, host: str, port: int) -> int:
+    """Binds and returns the port. Raises ConfigError if it is taken."""
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: the port is in use or the address is not this host's; choose another, or 0 for any free one"
+        )
+    return bound
+
+
+class Peer:
+    """One channel to one server, made at first use, so that it is never inherited by a fork. Thread-safe."""
+
+    def __init__(self, name: str, address: str, metadata: Metadata, timeouts: Timeouts) -> None:
+        self.name = name
+        self.address = address
+        self._metadata = metadata
+        self._timeouts = timeouts
+        self._channel = grpc.insecure_channel(address, options=_CLIENT)
+
+    def call(self, service: str, method: str, request: Any, reply: type[Any], *, timeout_s: float | None = None) -> Any:
+        """A unary call with a deadline of `control_s` unless another is given (inf: none). Raises ours: Unreachable after
+        the deadline, or what the peer raised."""
+        deadline_s = timeout_s or self._timeouts.control_s
+        stub = self._channel.unary_unary(
+            f"/pserver.{service}/{method}", request_serializer=type(request).SerializeToString, response_deserializer=reply.FromString
+        )
+        try:
+            return stub(request, metadata=self._metadata, timeout=None if math.isinf(deadline_s) else deadline_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, str(self)) from error
+
+    def send_frames(self, method: str, frames: Iterator[bytes], reply: type[Any], metadata: Metadata, *, timeout_s: float) -> Any:
+        """A stream of frames up, one message down."""
+        stub = self._channel.stream_unary(f"/pserver.Shard/{method}", request_serializer=None, response_deserializer=reply.FromString)
+        try:
+            return stub(frames, metadata=metadata, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, str(self)) from error
+
+    def receive_frames(self, method: str, request: Any) -> Iterator[bytes]:
+        """One message up, a stream of frames down. Raises ours while it is read."""
+        stub = self._channel.unary_stream(f"/pserver.Shard/{method}", request_serializer=type(request).SerializeToString, response_deserializer=None)
+        try:
+            yield from stub(request, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, str(self)) from error
+
+    def open_stream(self, method: str, frames: Iterator[bytes], metadata: Metadata) -> Any:
+        """Frames both ways; iterate over what is returned, `cancel()` ends it."""
+        stub = self._channel.stream_stream(f"/pserver.Shard/{method}", request_serializer=None, response_deserializer=None)
+        return stub(frames, metadata=metadata)
+
+    def wait_ready(self) -> None:
+        """Returns once the channel stands. Raises Unreachable."""
+        try:
+            grpc.channel_ready_future(self._channel).result(timeout=self._timeouts.connect_s)
+        except grpc.FutureTimeoutError as error:
+            raise Unreachable(f"{self} does not answer within {self._timeouts.connect_s:g} s: is it running and reachable from this host?") from error
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.address}"
+
+
+def unary(method: Callable[..., Any], request: type[Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    """Handler of a unary method with protobuf messages."""
+    return grpc.unary_unary_rpc_method_handler(
+        method, request_deserializer=request.FromString, response_serializer=lambda reply: reply.SerializeToString()
+    )

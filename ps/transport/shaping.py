@@ -1,0 +1,51 @@
+"""A token bucket that stands in for a thin link where none can be made."""
+
+import threading
+import time
+from collections.abc import Callable
+
+
+class TokenBucket:
+    """Lets bytes pass at `bytes_per_s`, with bursts of at most `burst_bytes`. Thread-safe: takers queue up.
+
+    `clock` gives seconds, `wait` waits for so many.
+    """
+
+    def __init__(
+        self,
+        bytes_per_s: float,
+        burst_bytes: int = 1 << 16,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._rate = bytes_per_s
+        self._burst_s = burst_bytes / bytes_per_s
+        self._clock = clock
+        self._wait = wait
+        self._lock = threading.Lock()  # guards _free_at
+        self._free_at = clock()
+
+    def take(self, num_bytes: int) -> None:
+        """Returns when the bytes have passed."""
+        with self._lock:
+            now = self._clock()
+            self._free_at = max(self._free_at, now - self._burst_s) + num_bytes / self._rate
+            delay = self._free_at - now
+        if delay > 0:
+            self._wait(delay)
+
+
+class Link:
+    """Both directions of a process's link; unshaped without a rate."""
+
+    def __init__(self, bytes_per_s: float | None) -> None:
+        self._up = TokenBucket(bytes_per_s) if bytes_per_s else None
+        self._down = TokenBucket(bytes_per_s) if bytes_per_s else None
+
+    def send(self, num_bytes: int) -> None:
+        if self._up:
+            self._up.take(num_bytes)
+
+    def receive(self, num_bytes: int) -> None:
+        if self._down:
+            self._down.take(num_bytes)

@@ -1,0 +1,113 @@
+"""From the sums of a complete run to the bytes of the next version."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ps.config import OptimizerConfig, ScheduleConfig
+from ps.errors import NonFinite
+from ps.frame import Bytes
+from ps.layout import Layout, Rule, Run
+from ps.norms import Decision, Norms
+from ps.optimizers import update_rule
+from ps.schedules import learning_rate
+from ps.store import Store
+
+PLAIN = Decision(factor=1.0, skip=False)
+"""The decision of a step that needs no norms."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Length of the run, which schedules and epoch sums depend on; the same on every rank."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+
+class Updater:
+    """Writes version t + 1 of complete runs into the store's other copy; committing it is the shard's. Runs in any thread,
+    one per run at a time."""
+
+    def __init__(self, layout: Layout, store: Store, optimizer: OptimizerConfig, schedule: ScheduleConfig, plan: Plan) -> None:
+        self._specs = layout.specs
+        self._layout = store.layout
+        self._store = store
+        self._optimizer = optimizer
+        self._schedule = schedule
+        self._plan = plan
+        self._rule = update_rule(optimizer)
+
+    def to_mean(self, step: int, run: Run, sums: Bytes, weight: float) -> None:
+        """Divides the sums by the total weight, in place. Raises NonFinite where that ends the run."""
+        block = self._layout.block_of(run)
+        if block.rule not in (Rule.OPTIMIZER, Rule.MEAN):
+            return
+        mean = torch.from_numpy(sums.view(block.dtype))
+        if weight != 1.0:
+            mean.div_(weight)
+        if block.rule is Rule.OPTIMIZER and self._optimizer.nonfinite == "error" and not torch.isfinite(mean.sum()):
+            self._raise_nonfinite(step, run, sums)
+
+    def _raise_nonfinite(self, step: int, run: Run, sums: Bytes) -> None:
+        """The sum of finite numbers may overflow, so each chunk is looked at before anybody is blamed."""
+        start = self._layout.span_bytes(run).start
+        block = self._layout.block_of(run)
+        for chunk in range(run.first, run.stop):
+            at = int(self._layout.local[chunk]) - start
+            values = sums[at : at + int(self._layout.num_bytes[chunk])].view(block.dtype)
+            if not np.isfinite(values).all():
+                name = self._specs[int(self._layout.tensor[chunk])].name
+                raise NonFinite(
+                    f"mean gradient of {name} is not finite at step {step}: lower optimizer.lr, clip with "
+                    f'optimizer.max_grad_norm, or skip such steps with optimizer.nonfinite = "skip"'
+                )
+
+    def squares(self, run: Run, mean: Bytes) -> Norms:
+        """Squared norm of every chunk of an optimizer run's mean, in float64."""
+        start = self._layout.span_bytes(run).start
+        block = self._layout.block_of(run)
+        norms = np.zeros(len(run))
+        for i, chunk in enumerate(range(run.first, run.stop)):
+            at = int(self._layout.local[chunk]) - start
+            values = torch.from_numpy(mean[at : at + int(self._layout.num_bytes[chunk])].view(block.dtype))
+            norms[i] = float(values.double().square().sum())
+        return norms
+
+    def write(self, step: int, run: Run, mean: Bytes, weight: float, decision: Decision = PLAIN) -> None:
+        """Fills the copy of step + 1 from that of `step` and updates it there; without weight, or skipped, it stays as filled."""
+        rule = self._layout.block_of(run).rule
+        self._store.fill_next(step, run)
+        if weight == 0.0 or decision.skip:
+            return
+        if rule is Rule.OPTIMIZER:
+            self._write_optimizer(step, run, mean, decision.factor)
+            return
+        value = self._store.params(step + 1, run)
+        if rule is Rule.SUM and step % self._plan.steps_per_epoch:
+            value.view(np.float64)[:] += mean.view(np.float64)
+        else:
+            value[:] = mean
+
+    def _write_optimizer(self, step: int, run: Run, mean: Bytes, factor: float) -> None:
+        block = self._layout.block_of(run)
+        lr = learning_rate(self._optimizer, self._schedule, step, self._plan.total_steps)
+        grad = torch.from_numpy(mean.view(block.dtype))
+        if factor != 1.0:
+            grad.mul_(factor)
+        start = self._layout.span_bytes(run).start
+        for part in self._same_updates(step + 1, run):
+            span = self._layout.span_bytes(part)
+            inner = slice((span.start - start) // grad.itemsize, (span.stop - start) // grad.itemsize)
+            params = torch.from_numpy(self._store.params(step + 1, part).view(block.dtype))
+            slots = [torch.from_numpy(slot.view(block.dtype)) for slot in self._store.state(step + 1, part)]
+            updates = self._store.updates(step + 1, part)
+            self._rule(params, grad[inner], slots, int(updates[0]), lr)
+            updates += 1
+
+    def _same_updates(self, version: int, run: Run) -> list[Run]:
+        """Parts of the run whose chunks have had equally many updates."""
+        counts = self._store.updates(version, run)
+        cuts = (np.flatnonzero(counts[1:] != counts[:-1]) + run.first + 1).tolist()
+        return [Run(a, b) for a, b in zip([run.first, *cuts], [*cuts, run.stop], strict=True)]

@@ -1,0 +1,57 @@
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+
+class Notes:
+    """Where stand-ins report to."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(30)
+        self.port: int = self._listener.getsockname()[1]
+
+    def next(self) -> dict[str, Any]:
+        connection, _ = self._listener.accept()
+        with connection:
+            return json.loads(b"".join(iter(lambda: connection.recv(4096), b"")))
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture
+def notes() -> Iterator[Notes]:
+    notes = Notes()
+    try:
+        yield notes
+    finally:
+        notes.close()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """One local Ray for the whole session; logical CPUs, so that small requests always fit."""
+    context = ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        yield context.address_info["address"]
+    finally:
+        ray.shutdown()
+
+
+def gone(pid: int, timeout_s: float = 10.0) -> bool:
+    """Waits until no such process is alive; a zombie is not."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            process.wait(timeout_s)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True

@@ -1,0 +1,83 @@
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.launch.base import ProcessKey
+from deploy.launch.process import ProcessLauncher
+from ps.errors import ResourcesMissing
+from tests.deploy.conftest import Notes, gone
+from tests.deploy.waiting import ending_of
+
+WORKER = ProcessKey("worker", 0)
+SERVER = ProcessKey("server", 1)
+STAND_IN = {"server": "tests.deploy.stand_in", "worker": "tests.deploy.stand_in"}
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Iterator[ProcessLauncher]:
+    with ProcessLauncher(lambda key: tmp_path / f"{key.role}-{key.index}.log", modules=STAND_IN) as launcher:
+        launcher.check()
+        yield launcher
+
+
+def test_a_normal_end_is_code_0(launcher: ProcessLauncher) -> None:
+    launcher.start(WORKER, json.dumps({"end": "return"}))
+    ending = ending_of(launcher, WORKER)
+    assert (ending.code, ending.reason) == (0, "ended normally")
+
+
+def test_an_exit_code_and_the_last_words_are_told(launcher: ProcessLauncher) -> None:
+    launcher.start(SERVER, json.dumps({"end": "exit", "code": 3}))
+    ending = ending_of(launcher, SERVER)
+    assert (ending.code, ending.reason) == (3, "exited with code 3")
+    assert set(ending.last_words.splitlines()) == {"first words", "last words", "on stderr"}
+
+
+def test_last_words_are_the_last_five_lines_of_the_log(launcher: ProcessLauncher) -> None:
+    launcher.start(WORKER, json.dumps({"end": "raise"}))
+    words = ending_of(launcher, WORKER).last_words.splitlines()
+    assert len(words) == 5
+    assert "ValueError: no such thing" in words
+
+
+def test_a_signal_is_named_and_takes_the_children_along(launcher: ProcessLauncher, notes: Notes, tmp_path: Path) -> None:
+    launcher.start(WORKER, json.dumps({"end": "sleep", "say_to": notes.port, "child": str(tmp_path / "child")}))
+    os.kill(notes.next()["pid"], signal.SIGKILL)
+    ending = ending_of(launcher, WORKER, timeout_s=5)
+    assert (ending.code, ending.reason) == (None, "was killed by SIGKILL")
+    assert gone(int((tmp_path / "child").read_text()))
+
+
+def test_the_token_is_in_neither_arguments_nor_environment(launcher: ProcessLauncher, notes: Notes) -> None:
+    launcher.start(WORKER, json.dumps({"end": "sleep", "say_to": notes.port, "token": "the-secret"}))
+    note = notes.next()
+    assert "the-secret" not in str(note["argv"])
+    assert not note["token_in_environ"]
+    assert b"the-secret" not in Path(f"/proc/{note['pid']}/cmdline").read_bytes()
+
+
+def test_stop_leaves_no_process_and_may_be_repeated(launcher: ProcessLauncher, notes: Notes, tmp_path: Path) -> None:
+    launcher.start(SERVER, json.dumps({"end": "sleep", "say_to": notes.port}))
+    launcher.start(WORKER, json.dumps({"end": "sleep", "say_to": notes.port, "child": str(tmp_path / "child")}))
+    pids = [notes.next()["pid"], notes.next()["pid"], int((tmp_path / "child").read_text())]
+    launcher.stop(10.0)
+    launcher.stop(10.0)
+    assert all(gone(pid) for pid in pids)
+    assert {key: ending.reason for key, ending in launcher.ended().items()} == dict.fromkeys([SERVER, WORKER], "was killed by SIGTERM")
+
+
+def test_a_process_that_does_not_obey_is_killed_after_the_grace(launcher: ProcessLauncher, notes: Notes) -> None:
+    launcher.start(WORKER, json.dumps({"end": "sleep", "say_to": notes.port, "deaf": True}))
+    notes.next()
+    launcher.stop(0.1)
+    assert launcher.ended()[WORKER].reason == "was killed by SIGKILL"
+
+
+def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    launcher = ProcessLauncher(lambda key: tmp_path / "log", num_gpus=2000)
+    with pytest.raises(ResourcesMissing, match=r"^GPU: 2000 asked, \d+ on this host: .*use_gpu = false"):
+        launcher.check()

@@ -1,0 +1,245 @@
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.measure.reader import LedgerWriter
+from deploy.measure.table import closing_line, tables
+from deploy.measure.verdict import log_line, verdict
+from deploy.measure.window import Window
+from ps.errors import MalformedFrame
+from ps.ledger import ServerRow, ShardTraffic, WorkerRow, by_step, to_line
+
+MB = 1_000_000
+
+
+def step_of(
+    workers: Sequence[dict[str, float]],
+    shards: Sequence[dict[str, Any]] = ({"ingress_s": 0.02}, {"ingress_s": 0.02}),
+    step: int = 0,
+    shard_bytes: int = MB,
+) -> list[WorkerRow | ServerRow]:
+    """One step; ranks that are done early wait for the slowest. `busy_s` of a shard: what every rank saw of it."""
+    lengths = [sum(spans.values()) for spans in workers]
+    slowest = lengths.index(max(lengths))
+    rows: list[WorkerRow | ServerRow] = []
+    for rank, spans in enumerate(workers):
+        wait_s = max(lengths) - lengths[rank]
+        traffic = [
+            ShardTraffic(shard=shard, push_bytes=shard_bytes, pull_bytes=shard_bytes, busy_s=fields.get("busy_s", 0.04))
+            for shard, fields in enumerate(shards)
+        ]
+        rows.append(
+            WorkerRow(
+                rank=rank,
+                step=step,
+                time_s=0.0,
+                step_s=max(lengths),
+                barrier_wait_s=wait_s,
+                waits_for=slowest if wait_s else None,
+                exposed_s=max(lengths) - spans.get("compute_s", 0.0) - spans.get("data_wait_s", 0.0),
+                shards=traffic,
+                **spans,  # type: ignore[arg-type]
+            )
+        )
+    for shard, fields in enumerate(shards):
+        own = {name: value for name, value in fields.items() if name != "busy_s"}
+        moved = {"ingress_bytes": shard_bytes * len(workers), "egress_bytes": shard_bytes * len(workers)}
+        rows.append(ServerRow(shard=shard, step=step, time_s=0.0, **(moved | own)))
+    return rows
+
+
+def window_of(*steps: list[WorkerRow | ServerRow]) -> Window:
+    window = Window()
+    for number, rows in enumerate(steps):
+        window.add(number, rows)
+    return window
+
+
+def ranks(number: int, **spans: float) -> list[dict[str, float]]:
+    return [dict(spans) for _ in range(number)]
+
+
+COMPUTE = {"data_wait_s": 0.01, "compute_s": 0.30, "apply_s": 0.02, "receive_s": 0.04}
+THIN = {"compute_s": 0.05, "send_s": 0.25, "receive_s": 0.10, "apply_s": 0.01}
+FAST_SHARD = {"ingress_s": 0.05, "busy_s": 0.08}
+
+PLANTED = [
+    pytest.param(step_of(ranks(4, **COMPUTE)), "compute 0.30 s of 0.37 s", id="compute-bound"),
+    pytest.param(step_of([*ranks(3, **COMPUTE), COMPUTE | {"compute_s": 0.9}]), "rank 3's compute 0.90 s, others 0.30 s", id="slow rank by compute"),
+    pytest.param(step_of([*ranks(1, **COMPUTE), COMPUTE | {"compute_s": 0.6}]), "rank 1's compute 0.60 s, others 0.30 s", id="slow rank of two"),
+    pytest.param(
+        step_of([COMPUTE, COMPUTE | {"data_wait_s": 0.3}, COMPUTE]),
+        "rank 1's data loading 0.30 s, others 10.0 ms",
+        id="slow rank by data, much compute",
+    ),
+    pytest.param(step_of(ranks(2, data_wait_s=0.5, compute_s=0.1, receive_s=0.05)), "data loading 0.50 s of 0.65 s", id="all loaders slow"),
+    pytest.param(step_of([COMPUTE | {"compute_s": 0.32}, COMPUTE]), "compute 0.32 s of 0.39 s", id="a rank slightly slower is no bottleneck"),
+    pytest.param(
+        step_of(ranks(2, **THIN), [FAST_SHARD, {"ingress_s": 0.3, "busy_s": 0.35}]),
+        "shard 1 ingress 6.7 MB/s",
+        id="one shard throttled in, rate unknown",
+    ),
+    pytest.param(
+        step_of(ranks(2, **THIN), [FAST_SHARD, {"ingress_s": 0.06, "busy_s": 0.36}]),
+        "shard 1 egress 6.7 MB/s",
+        id="one shard throttled out, rate unknown",
+    ),
+    pytest.param(
+        step_of(ranks(2, **THIN), [{"ingress_s": 0.2, "busy_s": 0.34}, {"ingress_s": 0.213, "busy_s": 0.35, "link_bytes_per_s": 10.0 * MB}]),
+        "shard 1 ingress 9.4 of 10.0 MB/s",
+        id="one shard shaped: its full window slows the frames of the other one too",
+    ),
+    pytest.param(
+        step_of([*ranks(3, **THIN), THIN | {"send_s": 0.29}], [FAST_SHARD, {"ingress_s": 0.36, "busy_s": 0.4}]),
+        "shard 1 ingress 11.1 MB/s",
+        id="the rank served last by a throttled shard is not to blame",
+    ),
+    pytest.param(
+        step_of(ranks(4, **THIN), [{"ingress_s": 0.4, "busy_s": 0.4, "link_bytes_per_s": 10.0 * MB}] * 2),
+        "ingress of all shards 10.0 of 10.0 MB/s each",
+        id="all links thin, rate known",
+    ),
+    pytest.param(
+        step_of(ranks(4, **THIN), [{"ingress_s": 0.4, "busy_s": 0.4}] * 2), "transport of all shards 22.9 MB/s in, 22.9 MB/s out", id="all links thin"
+    ),
+    pytest.param(
+        step_of([*ranks(3, compute_s=0.05, send_s=0.02, receive_s=0.03), THIN], [{"ingress_s": 0.3, "busy_s": 0.3}] * 2),
+        "rank 3's transfers 0.35 s, others 0.05 s",
+        id="one rank's link thin",
+    ),
+    pytest.param(
+        step_of(
+            ranks(2, compute_s=0.0005, send_s=0.0001, receive_s=0.002, apply_s=0.0002),
+            [{"ingress_s": 0.0001}, {"ingress_s": 0.0004}],
+            shard_bytes=5000,
+        ),
+        "latency of the exchange 5.0 kB per rank and shard in 2.1 ms",
+        id="tiny model",
+    ),
+    pytest.param(
+        step_of(ranks(2, compute_s=0.1, apply_s=0.3, receive_s=0.1), [{"apply_s": 0.2, "aggregate_s": 0.1}] * 2),
+        "servers' apply 0.30 s of 0.50 s",
+        id="apply",
+    ),
+    pytest.param(
+        step_of(ranks(2, compute_s=0.1, apply_s=0.3, receive_s=0.1), [{"apply_s": 0.05}, {"apply_s": 0.3}]),
+        "shard 1's apply 0.30 s of 0.50 s",
+        id="slow server",
+    ),
+    pytest.param(
+        step_of(ranks(2, compute_s=0.1, copy_s=0.2, encode_s=0.2, install_s=0.1)), "copies and encoding 0.50 s of 0.60 s", id="a worker's own copies"
+    ),
+    pytest.param(step_of(ranks(1, **COMPUTE), [{}]), "compute 0.30 s of 0.37 s", id="one process of each kind"),
+    pytest.param(
+        step_of(ranks(1, **THIN), [{"ingress_s": 0.1, "link_bytes_per_s": 5.0 * MB}]), "shard 0 ingress 5.0 of 5.0 MB/s", id="the only shard, shaped"
+    ),
+]
+
+
+@pytest.mark.parametrize(("rows", "expected"), PLANTED)
+def test_the_planted_bottleneck_is_named(rows: list[WorkerRow | ServerRow], expected: str) -> None:
+    found = verdict(window_of(rows, rows, rows))
+    assert str(found) == expected
+    assert sum(found.shares.values()) == pytest.approx(1)
+
+
+def test_noise_that_alternates_between_ranks_blames_none() -> None:
+    slow, fast = COMPUTE | {"compute_s": 0.5}, COMPUTE
+    steps = [step_of([slow, fast] if number % 2 else [fast, slow]) for number in range(20)]
+    assert verdict(window_of(*steps)).resource == "compute"
+
+
+def test_no_step_is_no_verdict() -> None:
+    assert str(verdict(Window())) == ""
+    assert log_line(7, Window()) == "step 7 | no step has ended since the last line"
+    assert tables(Window()) == []
+
+
+def test_the_log_line_names_step_time_exposure_bottleneck_and_wait() -> None:
+    shards = [{"ingress_s": 0.2}, {"ingress_s": 0.425, "link_bytes_per_s": 10.0 * MB}]
+    rows = step_of([*ranks(3, **THIN), THIN | {"compute_s": 0.13}], shards)
+    assert log_line(1200, window_of(rows)) == (
+        "step 1200 | 0.49 s | exposed comm 86% | bottleneck: shard 1 ingress 9.4 of 10.0 MB/s | waits for rank 3: 0.08 s"
+    )
+    assert log_line(3, window_of(step_of(ranks(2, **COMPUTE)))) == "step 3 | 0.37 s | exposed comm 16% | bottleneck: compute 0.30 s of 0.37 s"
+
+
+def test_tables_tell_seconds_by_worker_and_bytes_by_shard() -> None:
+    workers, shards = tables(window_of(step_of(ranks(2, **COMPUTE)), step_of(ranks(2, **COMPUTE))))
+    assert [row[0] for row in workers.rows] == ["worker 0", "worker 1"]
+    assert workers.columns[1:4] == ["step", "data wait", "compute"]
+    assert list(workers.rows[0][1:4]) == ["0.37 s", "10.0 ms", "0.30 s"]
+    assert [list(row[:3]) for row in shards.rows] == [["shard 0", "4.0 MB", "4.0 MB"], ["shard 1", "4.0 MB", "4.0 MB"], ["total", "8.0 MB", "8.0 MB"]]
+    assert len({len(line) for line in workers.plain().splitlines()[1:]}) == 1
+    assert closing_line(window_of(step_of(ranks(2, **COMPUTE)))).startswith("1 steps of 0.37 s, exposed comm 16% | bottleneck: compute")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[LedgerWriter]:
+    ledger = LedgerWriter(tmp_path / "comm.jsonl", num_workers=2, num_servers=1)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def lines_of(who: str, index: int, *steps: int) -> list[str]:
+    rows = [row for step in steps for row in step_of(ranks(2, **COMPUTE), [{}], step=step)]
+    return [
+        to_line(row)
+        for row in rows
+        if (row.rank if isinstance(row, WorkerRow) else row.shard) == index and isinstance(row, WorkerRow) == (who == "worker")
+    ]
+
+
+def written(path: Path) -> list[tuple[int, int]]:
+    lines = (path / "comm.jsonl").read_text().splitlines()
+    return [(json.loads(line)["step"], len(rows)) for line, rows in zip(lines, by_step(iter(lines)), strict=True)]
+
+
+def test_a_step_is_written_when_all_have_reported_it_or_a_later_one(ledger: LedgerWriter, tmp_path: Path) -> None:
+    ledger.add(lines_of("worker", 0, 0, 1, 2))
+    ledger.add(lines_of("server", 0, 0, 2))  # lost the row of step 1
+    assert written(tmp_path) == []
+    ledger.add(lines_of("worker", 1, 0, 1))
+    assert written(tmp_path) == [(0, 3), (1, 2)]
+    ledger.add(lines_of("worker", 1, 1, 2))
+    assert written(tmp_path) == [(0, 3), (1, 2), (2, 3)]
+
+
+def test_a_window_holds_the_steps_since_the_last_one_and_the_total_all(ledger: LedgerWriter) -> None:
+    for who, index in (("worker", 0), ("worker", 1), ("server", 0)):
+        ledger.add(lines_of(who, index, 0, 1))
+    window = ledger.take_window()
+    assert (window.num_steps, window.first_step, window.last_step) == (2, 0, 1)
+    assert ledger.take_window().num_steps == 0
+    total = ledger.close()
+    assert total.totals()["push_bytes"] == 4 * MB
+    assert total.totals()["shards"]["0"]["pull_bytes"] == 4 * MB
+
+
+def test_close_writes_what_is_incomplete(ledger: LedgerWriter, tmp_path: Path) -> None:
+    ledger.add(lines_of("worker", 1, 0))
+    assert ledger.close().num_steps == 1
+    ledger.close()
+    ledger.add(lines_of("worker", 1, 1))  # a heartbeat that was late
+    assert written(tmp_path) == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"kind": "server", "shard": 0}',
+        '{"kind": "worker", "shards": [1], "rank": 0}',
+        to_line(ServerRow(shard=9, step=0, time_s=0.0)),
+    ],
+)
+def test_what_is_no_row_of_the_run_is_refused(ledger: LedgerWriter, line: str) -> None:
+    with pytest.raises(MalformedFrame, match="ledger row"):
+        ledger.add([line])

@@ -1,0 +1,150 @@
+"""Real servers on free ports and members in threads, in one process."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from protos import pserver_pb2 as pb
+from ps.checkpoint import sha256_of, tensors_of
+from ps.client import Client
+from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, ServerSettings, Timeouts
+from ps.control import ServerAddress
+from ps.layout import Layout
+from ps.reader import Reader
+from ps.server import Server, build_server, environment
+from ps.update import Plan
+from workers.binding import BoundModel, specs_of
+
+TOKEN = "t" * 64
+TIMEOUTS = Timeouts(connect_s=5, control_s=5)
+
+
+@dataclass
+class Member:
+    """One rank: its bound model and its client."""
+
+    rank: int
+    bound: BoundModel
+    client: Client
+    plan: Plan
+
+
+@dataclass
+class Cluster:
+    """`num_servers` real servers; members are made by `member`."""
+
+    num_workers: int
+    num_servers: int
+    plan: Plan
+    settings: ServerSettings
+    servers: list[Server] = field(default_factory=list)
+    clients: list[Client] = field(default_factory=list)
+
+    @property
+    def addresses(self) -> list[ServerAddress]:
+        return [ServerAddress(i, s.data_address, s.control_address) for i, s in enumerate(self.servers)]
+
+    def member(self, rank: int, model: nn.Module, *, incarnation: int = 1, comm: CommConfig | None = None) -> Member:
+        bound = BoundModel(model, Layout(specs_of(model), self.num_servers))
+        member = pb.Member(rank=rank, incarnation=incarnation, generation=self.settings.generation)
+        client = Client(
+            member=member,
+            run_id=self.settings.run_id,
+            token=TOKEN,
+            layout=bound.layout,
+            servers=self.addresses,
+            comm=comm or self.settings.comm,
+            timeouts=TIMEOUTS,
+            landing=bound.landing,
+        )
+        self.clients.append(client)
+        return Member(rank, bound, client, self.plan)
+
+    def reader(self) -> Reader:
+        return Reader(self.settings.run_id, TOKEN, self.addresses, TIMEOUTS)
+
+    def weights(self, version: int) -> dict[str, torch.Tensor]:
+        reader = self.reader()
+        try:
+            return {name: t.clone() for name, t in tensors_of(reader.layout, reader.pull(version)).items()}
+        finally:
+            reader.close()
+
+    def sha256(self, version: int) -> str:
+        reader = self.reader()
+        try:
+            return sha256_of(reader.layout, reader.pull(version), buffers=False)
+        finally:
+            reader.close()
+
+
+@contextmanager
+def cluster(
+    num_workers: int,
+    num_servers: int,
+    *,
+    optimizer: OptimizerConfig | None = None,
+    schedule: ScheduleConfig | None = None,
+    comm: CommConfig | None = None,
+    plan: Plan | None = None,
+    run_id: str = "test-run",
+) -> Iterator[Cluster]:
+    base = ServerSettings(
+        run_id=f"{run_id}-{threading.get_ident()}",
+        token=TOKEN,
+        shard=0,
+        num_servers=num_servers,
+        num_workers=num_workers,
+        optimizer=optimizer or OptimizerConfig(),
+        schedule=schedule or ScheduleConfig(),
+        comm=comm or CommConfig(),
+    )
+    made = Cluster(num_workers, num_servers, plan or Plan(steps_per_epoch=5, total_steps=1000), base)
+    try:
+        for shard in range(num_servers):
+            made.servers.append(build_server(dataclasses.replace(base, shard=shard)))
+        yield made
+    finally:
+        for client in made.clients:
+            client.close()
+        for server in made.servers:
+            server.stop(0.2)
+
+
+def in_threads(calls: list[Callable[[], None]], timeout_s: float = 60.0) -> None:
+    """Runs the calls side by side; raises the first error of any."""
+    errors: list[Exception] = []
+
+    def guarded(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(call,), daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout_s)
+    if errors:
+        raise errors[0]
+    assert not any(thread.is_alive() for thread in threads), "a member hangs"
+
+
+def start(member: Member) -> int:
+    """Joins, brings version 0 if that is missing, opens the streams and installs the version."""
+    version = member.client.join(member.bound.initial_digests(), member.plan, environment(1))
+    if version == -1 and member.rank == 0:
+        member.client.init(member.bound.landing[0])
+    member.client.open()
+    version = max(version, 0)
+    if version:
+        member.client.pull(version, member.bound.landing[version % 2])
+        member.bound.copy_across(version)
+    member.bound.install(version)
+    return version

@@ -1,0 +1,124 @@
+"""A torch model bound to flat memory: parameters are views of landed versions, gradients are gathered into one buffer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from ps.checkpoint import SUMS
+from ps.errors import ConfigError
+from ps.frame import Bytes, chunk_digests
+from ps.layout import ALIGN_BYTES, DTYPES, Layout, Rule, Run, TensorSpec
+
+SUM_NAMES = ("loss", "weight", "samples", "steps")
+"""What the versioned epoch sums hold, in order: weighted loss, weights, samples, and 1 per step."""
+
+
+def specs_of(model: nn.Module) -> tuple[TensorSpec, ...]:
+    """The model's distinct parameters and persistent buffers in state-dict order, then the epoch sums.
+
+    Raises ConfigError for a tensor of a type that is not served.
+    """
+    params = dict(model.named_parameters())
+    buffers = {name: b for name, b in model.named_buffers() if name in model.state_dict()}
+    specs = []
+    for name in model.state_dict():
+        if name in params:
+            rule = Rule.OPTIMIZER if params[name].requires_grad else Rule.FROZEN
+            specs.append(_spec(name, params[name], rule))
+        elif name in buffers:
+            rule = Rule.MEAN if buffers[name].is_floating_point() else Rule.EQUAL
+            specs.append(_spec(name, buffers[name], rule))
+    return (*specs, TensorSpec(name=SUMS, shape=(len(SUM_NAMES),), dtype="float64", rule=Rule.SUM))
+
+
+def _spec(name: str, tensor: torch.Tensor, rule: Rule) -> TensorSpec:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise ConfigError(f"tensor {name} of the model is {dtype}: only {', '.join(DTYPES)} can be served")
+    return TensorSpec(name=name, shape=tuple(tensor.shape), dtype=dtype, rule=rule)
+
+
+class BoundModel:
+    """`model` with its parameters in `landing[v % 2]` once version v is installed; gradients go to `gradients`."""
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        self.model = model
+        self.layout = layout
+        self.landing: tuple[Bytes, Bytes] = (_aligned_zeros(layout.flat_bytes), _aligned_zeros(layout.flat_bytes))
+        self.gradients: Bytes = _aligned_zeros(layout.flat_bytes)
+        """Contributions of the step: mean gradients, buffers, sums."""
+        params = dict(model.named_parameters())
+        buffers = dict(model.named_buffers())
+        self._tensors: list[torch.Tensor | None] = [params.get(s.name, buffers.get(s.name)) for s in layout.specs]
+        self._views = [self._views_of(memory) for memory in (*self.landing, self.gradients)]
+        self._present = [False] * len(layout.specs)
+        self._sums = next(i for i, spec in enumerate(layout.specs) if spec.name == SUMS)
+        for tensor, view in zip(self._tensors, self._views[0], strict=True):
+            if tensor is not None:
+                view.copy_(tensor.detach())
+        self.copy_across(0)
+
+    def _views_of(self, memory: Bytes) -> list[torch.Tensor]:
+        starts = self.layout.tensor_flat.tolist()
+        return [
+            torch.from_numpy(memory[a : a + spec.num_bytes].view(spec.dtype)).view(spec.shape)
+            for spec, a in zip(self.layout.specs, starts, strict=True)
+        ]
+
+    def initial_digests(self) -> list[int]:
+        """xxh3-64 of every chunk of version 0 as it was built, in layout order."""
+        digests = [0] * len(self.layout)
+        for shard in self.layout.shards:
+            if len(shard):
+                found = chunk_digests(self.landing[0], shard, Run(0, len(shard)), flat=True)
+                for chunk, digest in zip(shard.chunks.tolist(), found, strict=True):
+                    digests[chunk] = digest
+        return digests
+
+    def copy_across(self, version: int) -> None:
+        """Copies what has landed as `version` to the other parity too: frozen tensors land once."""
+        self.landing[(version + 1) % 2][:] = self.landing[version % 2]
+
+    def install(self, version: int) -> None:
+        """Makes the model compute with `version`. Parameters become views; buffers are copied, since forward changes them."""
+        for spec, tensor, view in zip(self.layout.specs, self._tensors, self._views[version % 2], strict=True):
+            if tensor is None:
+                continue
+            if spec.rule in (Rule.MEAN, Rule.EQUAL):
+                tensor.copy_(view)
+            else:
+                tensor.data = view
+
+    def gather(self, total_weight: float, *, divide: bool, sums: Sequence[float] | None) -> None:
+        """Collects the step's contribution; gradients are divided by `total_weight` if they were added up over micro-batches.
+
+        Without `sums` the rank had no samples: everything is absent.
+        """
+        for i, (spec, tensor, view) in enumerate(zip(self.layout.specs, self._tensors, self._views[2], strict=True)):
+            source = tensor.grad if tensor is not None and spec.rule is Rule.OPTIMIZER else tensor
+            self._present[i] = sums is not None and spec.rule is not Rule.FROZEN and source is not None
+            if not self._present[i] or source is None:
+                continue
+            if divide and spec.rule is Rule.OPTIMIZER:
+                torch.div(source, total_weight, out=view)
+            else:
+                view.copy_(source)
+        if sums is not None:
+            self._views[2][self._sums].copy_(torch.tensor(sums, dtype=torch.float64))
+            self._present[self._sums] = True
+
+    def is_present(self, tensor: int) -> bool:
+        """Whether tensor i has a contribution in `gradients`."""
+        return self._present[tensor]
+
+    def epoch_sums(self, version: int) -> dict[str, float]:
+        """The versioned sums of the epoch so far."""
+        return dict(zip(SUM_NAMES, self._views[version % 2][self._sums].tolist(), strict=True))
+
+
+def _aligned_zeros(size: int) -> Bytes:
+    memory = np.zeros(size + ALIGN_BYTES, np.uint8)
+    start = -memory.ctypes.data % ALIGN_BYTES
+    return memory[start : start + size]

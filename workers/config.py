@@ -1,0 +1,67 @@
+"""Settings of the worker side, one frozen dataclass per section of the config file."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ps.config import CommConfig, OptimizerConfig, SecurityConfig, Timeouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What is trained for how long, on which batches."""
+
+    epochs: int = 10
+    """Passes over the training data, >= 1."""
+    max_steps: int | None = None
+    """Ends the run after so many steps even within an epoch, >= 1. None: `epochs` decides."""
+    seed: int = 0
+    """Seeds the model, the shuffling and every generator handed to the task, >= 0."""
+    batch_size: int | None = None
+    """Samples of one worker in one micro-batch, >= 1. Exactly one of this and `global_batch_size`."""
+    global_batch_size: int | None = None
+    """Samples of all workers in one step, accumulation included, >= 1."""
+    accumulate: int = 1
+    """Micro-batches of a step whose gradients are added before the push, >= 1."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Type of the floating-point parameters."""
+    num_threads: int = 1
+    """Threads that torch uses inside one operation of a worker, >= 1. Another number may change bits."""
+
+    def __post_init__(self) -> None:
+        if (self.batch_size is None) == (self.global_batch_size is None):
+            raise ValueError("train: set exactly one of train.batch_size (per worker) and train.global_batch_size")
+        for name in ("epochs", "max_steps", "batch_size", "global_batch_size", "accumulate", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"train.{name} = {value} is out of range: >= 1")
+        if self.seed < 0:
+            raise ValueError(f"train.seed = {self.seed} is out of range: >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """All that one worker process needs; travels as JSON on its standard input or through Ray."""
+
+    run_id: str
+    """Unique name of the run."""
+    generation: int = 1
+    """Generation of the run."""
+    token: str
+    """Secret of the run."""
+    rank: int
+    """This worker, 0 <= rank < num_workers."""
+    num_workers: int
+    """Ranks of the run."""
+    num_servers: int
+    """Servers of the run."""
+    control_address: str
+    """"host:port" of the driver."""
+    task: str
+    """Shipped name ("digits") or import path ("package.module:Class") of the task."""
+    task_fields: dict[str, Any] = field(default_factory=dict)
+    """Values of the task's fields, as the config file gives them."""
+    train: TrainConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    comm: CommConfig = field(default_factory=CommConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    timeouts: Timeouts = field(default_factory=Timeouts)

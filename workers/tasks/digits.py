@@ -1,0 +1,62 @@
+"""Handwritten digits: scikit-learn's 1,797 scans of 8 x 8 pixels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workers.data import TensorData
+from workers.task import Task
+
+NUM_TRAIN = 1437
+"""Scans of the training part; the other 360 validate."""
+
+
+@dataclass(frozen=True)
+class Digits(Task):
+    """A perceptron with two hidden layers on a fixed split of the scans."""
+
+    hidden: int = 64
+    """Width of the hidden layers, >= 1."""
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1:
+            raise ValueError(f"task.hidden = {self.hidden} is out of range: >= 1")
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(64, self.hidden),
+            nn.ReLU(),
+            nn.Linear(self.hidden, self.hidden),
+            nn.ReLU(),
+            nn.Linear(self.hidden, 10),
+        )
+
+    def train_data(self) -> TensorData:
+        return _scans(slice(NUM_TRAIN))
+
+    def validation_data(self) -> TensorData:
+        return _scans(slice(NUM_TRAIN, None))
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        pixels, digits = batch
+        return functional.cross_entropy(model(pixels), digits)
+
+    def metrics(self, model: nn.Module, batch: Any) -> dict[str, float]:
+        pixels, digits = batch
+        return {"accuracy": float((model(pixels).argmax(1) == digits).sum())}
+
+
+def _scans(part: slice) -> TensorData:
+    """Pixels, float32 in [0, 1], and digits of one part of the shuffled scans."""
+    from sklearn.datasets import load_digits  # slow: only for those who train on it
+
+    pixels, digits = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(digits))[part]
+    return TensorData(
+        torch.tensor(pixels[order] / 16, dtype=torch.float32),
+        torch.tensor(digits[order], dtype=torch.int64),
+    )

@@ -1,0 +1,26 @@
+"""The validation phase: eval mode, no updates, each rank its part, exact sums."""
+
+import torch
+
+from workers.binding import BoundModel
+from workers.data import cast, fetch, mean_and_weight
+from workers.sampler import sample_rng, validation_slices
+from workers.task import Samples, Task
+
+
+def validate(task: Task, data: Samples, bound: BoundModel, dtype: torch.dtype, *, rank: int, num_workers: int, batch_size: int) -> dict[str, float]:
+    """Sums of the rank's part: `loss` (weighted), `weight`, `samples`, and the task's own metrics (divided by samples later)."""
+    model = bound.model
+    model.eval()
+    sums = {"loss": 0.0, "weight": 0.0, "samples": 0.0}
+    with torch.no_grad():
+        for indices in validation_slices(len(data), num_workers, rank, batch_size):
+            batch = cast(fetch(task, data, indices, sample_rng(0, 0, rank), training=False), dtype)
+            mean, weight = mean_and_weight(task.loss(model, batch), len(indices))
+            if weight:
+                sums["loss"] += float(mean) * weight
+            sums["weight"] += weight
+            sums["samples"] += len(indices)
+            for name, value in task.metrics(model, batch).items():
+                sums[f"metric.{name}"] = sums.get(f"metric.{name}", 0.0) + value
+    return sums
