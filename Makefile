@@ -6,10 +6,10 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check stubs clean
+.PHONY: help setup train test models check stubs docs-plots clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)  ## Make .venv (or complete VENV=path) with everything that is needed
 
@@ -18,6 +18,9 @@ train: $(STAMP)  ## Train a model on scikit-learn's digits: 2 Ray workers, 2 ser
 
 test: $(STAMP)  ## Run all tests
 	@$(PYTHON) -m pytest
+
+models: $(STAMP)  ## Search the larger models of the protocol too (some minutes)
+	@PYTHONPATH=. $(PYTHON) -m tests.ps.models.run_all
 
 check: $(STAMP)  ## Lint, format, types, generated stubs, import rules
 	@$(PYTHON) -m ruff check
@@ -28,6 +31,10 @@ check: $(STAMP)  ## Lint, format, types, generated stubs, import rules
 
 stubs: $(STAMP)  ## Generate the stubs of protos/pserver.proto
 	@$(PYTHON) protos/generate.py
+
+docs-plots: $(STAMP)  ## Make the plots of docs/optimisation.md anew (installs matplotlib)
+	@$(PYTHON) -m pip install -qq --disable-pip-version-check --editable '.[docs]' --constraint build/constraints.txt
+	@$(PYTHON) docs/plots/make.py
 
 clean:  ## Remove what the targets above made, except runs
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,26 +3,28 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
-from deploy.config import Config
+from deploy.books import Books, metrics_of
+from deploy.config import Config, apply_batch_rule
 from deploy.console import Console
 from deploy.launch.base import Ending, Launcher, ProcessKey
 from deploy.measure.reader import LedgerWriter
 from deploy.measure.verdict import log_line
 from deploy.measure.window import Window
 from deploy.rundir import RunDirectory
-from ps.checkpoint import save_weights, sha256_of, tensors_of
+from ps.addresses import listen_host
 from ps.config import ServerSettings, Timeouts, to_json
 from ps.control import Control, Epoch
 from ps.control_service import ControlServicer
 from ps.errors import NotInitialised, ProcessDied, PserverError, Unreachable, by_name
 from ps.ledger import WorkerRow, from_line
 from ps.reader import Reader
-from ps.security import RunGuard, new_token
-from ps.transport.rpc import bind, new_server
+from ps.security import RunGuard, check_plaintext, new_token
+from ps.transport.rpc import bind_within, new_server
 from workers.config import WorkerSettings
+from workers.context import load_loop
+from workers.imports import import_path
 from workers.task import load_task, task_fields, task_path
 
 log = logging.getLogger(__name__)
@@ -33,23 +35,11 @@ _DEATH_S = 5.0
 """An unreachable peer is given so long to turn out to have died, which says more."""
 
 
-@dataclass
-class Books:
-    """What is known of a run, whichever way it ends."""
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, float] | None = None
-    steps: int = 0
-    params_sha256: str | None = None
-    buffers_sha256: str | None = None
-    imbalance: float | None = None
-    """Largest shard over the mean, in bytes."""
-
-
 class Driver:
     """Runs once. `books` is filled as the run goes on."""
 
     def __init__(self, config: Config, rundir: RunDirectory, launcher: Launcher, console: Console, timeouts: Timeouts) -> None:
+        config, self._batch_rule = apply_batch_rule(config)
         self._config = config
         self._rundir = rundir
         self._launcher = launcher
@@ -57,7 +47,9 @@ class Driver:
         self._timeouts = timeouts
         self._token = new_token()
         self._run_id = f"{rundir.name}-{new_token()[:8]}"
-        self.books = Books()
+        self.books = Books(config, rundir)
+        self.window = Window()
+        """The ledger's totals, once `run` has ended."""
         scaling = config.scaling
         self._control = Control(num_workers=scaling.num_workers, num_servers=scaling.num_servers)
         self._ledger = LedgerWriter(rundir.comm, scaling.num_workers, scaling.num_servers)
@@ -68,17 +60,20 @@ class Driver:
         self._log_at: int | None = None
         """Version of the last epoch that has ended without a line about its bottleneck."""
 
-    def run(self) -> Window:
-        """Trains to the end and returns the ledger's totals. Raises what ended the run; no process is left in any case."""
+    def run(self) -> None:
+        """Trains to the end. Raises what ended the run; no process is left in any case."""
         server = None
         try:
             self._launcher.check()
+            if self._batch_rule:
+                self._say(self._batch_rule)
             guard = RunGuard(self._run_id, self._token)
             scaling = self._config.scaling
             server = new_server("control", guard, max_workers=2 * scaling.num_workers + scaling.num_servers + 8)
             server.add_generic_rpc_handlers((self._service.handlers(),))
-            host = self._launcher.control_host()
-            port = bind(server, host, 0)
+            host = listen_host(self._launcher.control_host(), self._config.comm.interface)
+            check_plaintext(host, allowed=self._config.security.allow_plaintext)
+            port = bind_within(server, host, self._config.comm.ports)
             server.start()
             self._start_servers(f"{host}:{port}")
             self._start_workers(f"{host}:{port}")
@@ -86,13 +81,14 @@ class Driver:
             self._wait("training", lambda: self._control.final_version is not None)
             self._finish()
         finally:
-            self._end_processes()
-            if server:
-                server.stop(0.5).wait(2)
-            if self._reader:
-                self._reader.close()
-            total = self._ledger.close()
-        return total
+            try:
+                self._end_processes()
+            finally:  # a second Ctrl-C may come at any time
+                self.window = self._ledger.close()
+                if server:
+                    server.stop(0.5).wait(2)
+                if self._reader:
+                    self._reader.close()
 
     # -- phases ----------------------------------------------------------------------------------------------
 
@@ -122,7 +118,10 @@ class Driver:
 
     def _start_workers(self, control_address: str) -> None:
         config = self._config
-        task = load_task(config.task.name, config.task.fields)
+        task = load_task(config.task.name, config.task.fields) if config.task else None
+        train = config.train
+        if train.loop is not None:
+            train = replace(train, loop=import_path(load_loop(train.loop)))
         for rank in range(config.scaling.num_workers):
             settings = WorkerSettings(
                 run_id=self._run_id,
@@ -131,9 +130,9 @@ class Driver:
                 num_workers=config.scaling.num_workers,
                 num_servers=config.scaling.num_servers,
                 control_address=control_address,
-                task=task_path(task),
-                task_fields=task_fields(task),
-                train=config.train,
+                task=task_path(task) if task else None,
+                task_fields=task_fields(task) if task else {},
+                train=train,
                 optimizer=config.optimizer,
                 comm=config.comm,
                 security=config.security,
@@ -150,17 +149,14 @@ class Driver:
         """The last version has landed everywhere: keeps it, and lets all processes end by themselves."""
         version = self._control.final_version
         assert version is not None and self._reader
-        flat = self._reader.pull(version)
-        layout = self._reader.layout
-        self.books.steps = version
-        self.books.params_sha256 = sha256_of(layout, flat, buffers=False)
-        self.books.buffers_sha256 = sha256_of(layout, flat, buffers=True)
-        save_weights(self._rundir.weights("last"), tensors_of(layout, flat), version)
+        self.books.close(version, self._reader)
         self._reader.stop_servers("the run has finished")
         deadline = time.monotonic() + self._timeouts.stop_s
         expected = self._config.scaling.num_workers + self._config.scaling.num_servers
         while len(self._launcher.ended()) < expected and time.monotonic() < deadline:
             time.sleep(_POLL_S)
+        if self._log_at is not None:
+            self._say_bottleneck()
 
     def _end_processes(self) -> None:
         self._service.stop()
@@ -221,9 +217,12 @@ class Driver:
         """A line every so often, and one per epoch as soon as the ledger has its last step."""
         epoch_ended = self._log_at is not None and self._ledger.written >= self._log_at - 1
         if epoch_ended or time.monotonic() - self._logged_s > _LOG_EVERY_S:
-            self._log_at = None
-            self._logged_s = time.monotonic()
-            self._say(log_line(self._ledger.written + 1, self._ledger.take_window()))
+            self._say_bottleneck()
+
+    def _say_bottleneck(self) -> None:
+        self._log_at = None
+        self._logged_s = time.monotonic()
+        self._say(log_line(self._ledger.written + 1, self._ledger.take_window()))
 
     def _say(self, text: str) -> None:
         self._console.line(text)
@@ -264,41 +263,15 @@ class Driver:
         epoch = min((step - 1) // plan.steps_per_epoch + 1, self._config.train.epochs)
         self._console.progress(step, {"epoch": epoch, **({"loss": self._loss} if self._loss is not None else {})})
 
-    def _on_epoch(self, epoch: Epoch) -> None:
-        """Every rank waits for this: nothing of the next step is on its way, so the version can be pulled."""
+    def _on_epoch(self, epoch: Epoch) -> bool:
         assert self._reader
-        layout, plan = self._reader.model
-        number = -(-epoch.version // plan.steps_per_epoch)
-        row = {"epoch": number, "step": epoch.version, "time_s": time.time(), **means(epoch)}
-        self.books.history.append(row)
-        self.books.steps = max(self.books.steps, epoch.version)
-        self._rundir.append_metrics(row)
-        tensors = tensors_of(layout, self._reader.pull(epoch.version))
-        save_weights(self._rundir.weights("last"), tensors, epoch.version)
-        if self._is_best(row):
-            self.books.best = {"version": epoch.version, **{k: v for k, v in row.items() if k not in ("step", "time_s")}}
-            save_weights(self._rundir.weights("best"), tensors, epoch.version)
-        self._console.epoch(number, {k: v for k, v in row.items() if k not in ("epoch", "step", "time_s")})
-        log.info("epoch %d: %s", number, row)
+        decision = self.books.enter(epoch, self._reader, self._say)
+        row = self.books.history[-1]
+        self._console.epoch(row["epoch"], metrics_of(row))
+        log.info("epoch %d: %s", row["epoch"], row)
         self._log_at = epoch.version
-
-    def _is_best(self, row: dict[str, Any]) -> bool:
-        """The lowest validation loss (training loss without validation data) so far."""
-        key = "validation_loss" if "validation_loss" in row else "train_loss"
-        return self.books.best is None or row[key] < self.books.best[key]
+        return decision.stop
 
 
-def means(epoch: Epoch) -> dict[str, float]:
-    """Exact means over all samples of the phases: `train_loss`, `validation_loss`, `validation_NAME`."""
-    training, validation = epoch.training, epoch.validation
-    found = {"train_loss": training["loss"] / training["weight"]} if training.get("weight") else {}
-    if validation.get("weight"):
-        found["validation_loss"] = validation["loss"] / validation["weight"]
-    for name, value in validation.items():
-        if name.startswith("metric."):
-            found[f"validation_{name.removeprefix('metric.')}"] = value / validation["samples"]
-    return found
-
-
-def _named(rank: int, text: str) -> str:
-    return text if f"rank {rank}" in text else f"rank {rank}: {text}"
+def _named(rank: int | None, text: str) -> str:
+    return text if rank is None or f"rank {rank}" in text else f"rank {rank}: {text}"

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, NoReturn
 
 from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig, to_toml
@@ -17,6 +18,7 @@ from deploy.measure.window import Window
 from deploy.result import Result, Summary, versions
 from deploy.rundir import RunDirectory
 from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig, Timeouts
+from ps.decisions import EarlyStoppingConfig, PlateauConfig
 from ps.errors import Stopped
 from workers.config import TrainConfig
 from workers.task import Task, task_fields, task_path
@@ -25,7 +27,7 @@ LauncherName = Literal["ray", "process"]
 
 
 class Trainer:
-    """Trains a task on workers through a sharded parameter server.
+    """Trains a task, or runs the function `loop` ("module:function") in every worker; the parameters are on sharded servers.
 
     The optimizer lives on the servers; the same seed gives the same final bits for every number of servers and
     both launchers ("ray": actors of the cluster at `address`, of RAY_ADDRESS, or of a local one; "process": plain
@@ -34,13 +36,16 @@ class Trainer:
 
     def __init__(
         self,
-        task: Task,
+        task: Task | None = None,
         *,
+        loop: str | None = None,
         train_config: TrainConfig,
         optimizer: OptimizerConfig | None = None,
         schedule: ScheduleConfig | None = None,
         scaling_config: ScalingConfig | None = None,
         run_config: RunConfig | None = None,
+        early_stopping: EarlyStoppingConfig | None = None,
+        plateau: PlateauConfig | None = None,
         comm: CommConfig | None = None,
         security: SecurityConfig | None = None,
         launcher: LauncherName = "ray",
@@ -49,11 +54,13 @@ class Trainer:
         timeouts: Timeouts | None = None,
     ) -> None:
         self._config = Config(
-            task=TaskConfig(name=task_path(task), fields=task_fields(task)),
-            train=train_config,
+            task=TaskConfig(name=task_path(task), fields=task_fields(task)) if task else None,
+            train=replace(train_config, loop=loop) if loop else train_config,
             optimizer=optimizer or OptimizerConfig(),
             schedule=schedule or ScheduleConfig(),
             scaling=scaling_config or ScalingConfig(),
+            early_stopping=early_stopping or EarlyStoppingConfig(),
+            plateau=plateau or PlateauConfig(),
             comm=comm or CommConfig(),
             security=security or SecurityConfig(),
             run=run_config or RunConfig(),
@@ -77,26 +84,33 @@ class Trainer:
         Raises ConfigError for what is wrong before a run directory exists.
         """
         config = self._config
-        rundir = RunDirectory.create(config.run.storage_path, config.run.name, config.task.name)
+        rundir = RunDirectory.create(config.run.storage_path, config.run.name, self._what())
         rundir.write_config(to_toml(config))
         started = time.monotonic()
         with _log_to(rundir), Console(self._quiet, stderr=False) as console, _interruptible():
             console.line(f"run {rundir.name}: {rundir.path}")
-            driver, window, error = None, Window(), None
+            driver = None
+            error: Exception | None = None
             try:
-                driver = Driver(config, rundir, self._make_launcher(rundir), console, self._timeouts)
-                window = driver.run()
+                driver = Driver(config, rundir, self._make_launcher(rundir, console), console, self._timeouts)
+                driver.run()
             except KeyboardInterrupt:
-                error = Stopped("interrupted: the run directory holds the weights of the last epoch")
+                error = Stopped(_where_it_stands(rundir, driver))
             except Exception as caught:
                 error = caught
                 logging.getLogger(__name__).exception("the run fails")
-            summary = _summary(config, rundir, driver, window, error, time.monotonic() - started)
-            rundir.write_summary(summary.to_dict())
-            _show(console, summary, driver, window)
+            with _uninterrupted():
+                window = driver.window if driver else Window()
+                summary = _summary(config, rundir, driver, window, error, time.monotonic() - started)
+                rundir.write_summary(summary.to_dict())
+                _show(console, summary, driver, window)
         return _result(rundir, summary, driver, error)
 
-    def _make_launcher(self, rundir: RunDirectory) -> Launcher:
+    def _what(self) -> str:
+        """Name of the task or of the loop."""
+        return self._config.task.name if self._config.task else self._config.train.loop or ""
+
+    def _make_launcher(self, rundir: RunDirectory, console: Console) -> Launcher:
         def log_path(key: ProcessKey) -> Any:
             return rundir.process_log(key.role, key.index)
 
@@ -105,6 +119,7 @@ class Trainer:
             from deploy.launch.process import ProcessLauncher
 
             return ProcessLauncher(log_path, num_gpus=scaling.num_workers if scaling.use_gpu else 0)
+        from deploy.launch.code import code_folder
         from deploy.launch.ray import RayLauncher
 
         return RayLauncher(
@@ -115,7 +130,16 @@ class Trainer:
             use_gpu=scaling.use_gpu,
             resources_per_worker=scaling.resources_per_worker,
             placement_strategy=scaling.placement_strategy,
+            code=code_folder(self._what()),
+            say=console.line,
         )
+
+
+def _where_it_stands(rundir: RunDirectory, driver: Driver | None) -> str:
+    history = driver.books.history if driver else []
+    if not history:
+        return f"interrupted before an epoch had ended: {rundir.path} holds no weights"
+    return f"interrupted: {rundir.path} holds the weights of epoch {history[-1]['epoch']}"
 
 
 def _summary(config: Config, rundir: RunDirectory, driver: Driver | None, window: Window, error: Exception | None, wall_s: float) -> Summary:
@@ -203,3 +227,17 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C out of impatience must not cost the summary."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

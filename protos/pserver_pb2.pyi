@@ -127,20 +127,24 @@ class Environment(_message.Message):
     def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., python: _Optional[str] = ..., torch: _Optional[str] = ..., pserver: _Optional[str] = ..., num_threads: _Optional[int] = ..., cpu_capability: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("member", "tensors", "chunk_digests", "environment", "steps_per_epoch", "total_steps")
+    __slots__ = ("member", "tensors", "chunk_digests", "environment", "steps_per_epoch", "total_steps", "validate_every", "own_loop")
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
     STEPS_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_EVERY_FIELD_NUMBER: _ClassVar[int]
+    OWN_LOOP_FIELD_NUMBER: _ClassVar[int]
     member: Member
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     chunk_digests: _containers.RepeatedScalarFieldContainer[int]
     environment: Environment
     steps_per_epoch: int
     total_steps: int
-    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., chunk_digests: _Optional[_Iterable[int]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., steps_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ...) -> None: ...
+    validate_every: int
+    own_loop: bool
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., chunk_digests: _Optional[_Iterable[int]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., steps_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ..., validate_every: _Optional[int] = ..., own_loop: bool = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("version", "shard", "num_servers", "num_chunks")
@@ -159,16 +163,20 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("tensors", "version", "steps_per_epoch", "total_steps")
+    __slots__ = ("tensors", "version", "steps_per_epoch", "total_steps", "validate_every", "own_loop")
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STEPS_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_EVERY_FIELD_NUMBER: _ClassVar[int]
+    OWN_LOOP_FIELD_NUMBER: _ClassVar[int]
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     version: int
     steps_per_epoch: int
     total_steps: int
-    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., version: _Optional[int] = ..., steps_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ...) -> None: ...
+    validate_every: int
+    own_loop: bool
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., version: _Optional[int] = ..., steps_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ..., validate_every: _Optional[int] = ..., own_loop: bool = ...) -> None: ...
 
 class InitReply(_message.Message):
     __slots__ = ("num_stored",)
@@ -234,6 +242,18 @@ class PullRequest(_message.Message):
     num_chunks: int
     def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., version: _Optional[int] = ..., first_chunk: _Optional[int] = ..., num_chunks: _Optional[int] = ...) -> None: ...
 
+class DecideRequest(_message.Message):
+    __slots__ = ("version", "rate_factor")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RATE_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    rate_factor: float
+    def __init__(self, version: _Optional[int] = ..., rate_factor: _Optional[float] = ...) -> None: ...
+
+class DecideReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class StopRequest(_message.Message):
     __slots__ = ("reason",)
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -281,18 +301,20 @@ class ServerAddress(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., data_address: _Optional[str] = ..., control_address: _Optional[str] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("role", "index", "incarnation", "step", "rows")
+    __slots__ = ("role", "index", "incarnation", "step", "rows", "exchanging")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGING_FIELD_NUMBER: _ClassVar[int]
     role: Role
     index: int
     incarnation: int
     step: int
     rows: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., step: _Optional[int] = ..., rows: _Optional[_Iterable[str]] = ...) -> None: ...
+    exchanging: bool
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., step: _Optional[int] = ..., rows: _Optional[_Iterable[str]] = ..., exchanging: bool = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ("stop",)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from protos import pserver_pb2 as pb
 from ps.errors import ModelMismatch
-from ps.layout import DTYPES, Layout, Rule, TensorSpec
-from ps.update import Plan
+from ps.layout import CHUNK_ELEMENTS, DTYPES, Layout, Rule, TensorSpec
+from ps.plan import Plan
 
 MAX_TENSORS = 1 << 20
 """More tensors than that are refused before anything is built of them."""
@@ -51,12 +51,16 @@ def model_from(request: pb.JoinRequest) -> Model:
         raise ModelMismatch(f"rank {rank} brings {len(request.tensors)} tensors, at most {MAX_TENSORS} are served")
     if not request.steps_per_epoch:
         raise ModelMismatch(f"rank {rank} brings a plan without steps: is the training data empty?")
+    specs = specs_from(request.tensors, f"rank {rank}")
+    num_chunks = sum(-(-spec.num_elements // CHUNK_ELEMENTS) for spec in specs)
+    if len(request.chunk_digests) != num_chunks:
+        raise ModelMismatch(f"rank {rank} brings {len(request.chunk_digests)} digests of {num_chunks} chunks: is its version of pserver the same?")
     environment = request.environment
     return Model(
         rank=rank,
-        specs=specs_from(request.tensors, f"rank {rank}"),
+        specs=specs,
         digests=tuple(request.chunk_digests),
-        plan=Plan(steps_per_epoch=request.steps_per_epoch, total_steps=request.total_steps),
+        plan=Plan(request.steps_per_epoch, request.total_steps, request.validate_every, request.own_loop),
         environment={
             "python": environment.python,
             "torch": environment.torch,

@@ -253,6 +253,8 @@ class Barrier:
 
 def _alike(run: Run, *values: npt.NDArray[Any]) -> list[Run]:
     """Longest parts of `run` within which each of `values` (one entry per chunk of the run) is constant."""
+    if not len(run):
+        return []
     differs = np.zeros(len(run) - 1, np.bool_)
     for array in values:
         differs |= array[1:] != array[:-1]

@@ -5,8 +5,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ps.frame import Bytes
 from ps.layout import Layout, Rule
@@ -32,6 +33,15 @@ def sha256_of(layout: Layout, flat: Bytes, *, buffers: bool) -> str:
             digest.update(f"{spec.name} {spec.dtype} {list(spec.shape)}\n".encode())
             digest.update(flat[start : start + spec.num_bytes].data)
     return digest.hexdigest()
+
+
+def load_weights(path: Path, layout: Layout) -> Bytes:
+    """The flat layout of a file that `save_weights` wrote of this model; sums are zero."""
+    flat: Bytes = np.zeros(layout.flat_bytes, np.uint8)
+    stored = load_file(path)
+    for name, view in tensors_of(layout, flat).items():
+        view.copy_(stored[name])
+    return flat
 
 
 def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], version: int) -> None:

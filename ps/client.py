@@ -20,17 +20,17 @@ from ps import frame
 from ps.agreement import spec_messages
 from ps.config import CommConfig, Timeouts
 from ps.control import ServerAddress
-from ps.errors import PserverError, Stopped, Unreachable, from_rpc_error
+from ps.errors import PserverError, Stopped, Unreachable, VersionGone, from_rpc_error
 from ps.exchange import Exchange
 from ps.frame import Bytes
 from ps.layout import Layout, Run
 from ps.ledger import WIRE_OVERHEAD, ShardTraffic, covered
 from ps.norms import NormRelay
+from ps.plan import Plan
 from ps.security import call_metadata
 from ps.store import EMPTY
 from ps.transport.rpc import Peer
 from ps.transport.shaping import Link
-from ps.update import Plan
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ class _Shard:
     """Our clock when each frame of the step was handed to the stream."""
     offset_s: float = math.inf
     """Our clock less the server's, from the quickest receipt seen."""
-    on_the_way: list[tuple[float, float]] = field(default_factory=list)
-    """Intervals of the step, by our clock, in which a frame or an answer was on its way."""
+    on_the_way: list[tuple[float, float, bool]] = field(default_factory=list)
+    """Intervals of the step, by our clock, in which a frame (True) or an answer (False) was on its way."""
 
 
 @dataclass
@@ -134,6 +134,8 @@ class Client:
             environment=environment,
             steps_per_epoch=plan.steps_per_epoch,
             total_steps=plan.total_steps,
+            validate_every=plan.validate_every,
+            own_loop=plan.own_loop,
         )
         versions = [self._join_shard(shard) for shard in self._shards]
         return min((version for version in versions if version != EMPTY), default=0)
@@ -171,8 +173,14 @@ class Client:
         """Opens the training streams; returns when every shard is ready (rank 0 may still be bringing version 0)."""
         for shard in self._shards:
             self._open_stream(shard)
-        with self._changed:
-            self._wait(lambda: all(shard.ready for shard in self._shards))
+        while True:
+            with self._changed:
+                self._wait(lambda: bool(self._broken) or all(shard.ready for shard in self._shards))
+                broken = sorted(self._broken)
+            if not broken:
+                return
+            for index in broken:
+                self._reopen(self._shards[index])
 
     # -- one step --------------------------------------------------------------------------------------------
 
@@ -266,7 +274,10 @@ class Client:
                 continue
             arrived = max(shard.received_s.values(), default=header.complete_s)
             traffic.wait_s = max(0.0, header.complete_s - arrived)
-            traffic.busy_s = covered(sorted(shard.on_the_way))
+            intervals = sorted(shard.on_the_way)
+            traffic.push_s = covered([(start, end) for start, end, is_up in intervals if is_up])
+            traffic.pull_s = covered([(start, end) for start, end, is_up in intervals if not is_up])
+            traffic.busy_s = covered([(start, end) for start, end, _ in intervals])
         timing.shards = self._traffic
         if self._landed_s:
             last = max(self._landed_s, key=self._landed_s.__getitem__)
@@ -295,7 +306,9 @@ class Client:
     def _reopen(self, shard: _Shard) -> None:
         """A stream broke: joins that shard again (same incarnation) and pushes again what has not landed."""
         log.warning("stream to server %d broke: joining again", shard.index)
-        self._join_shard(shard)
+        version = self._join_shard(shard)
+        if version < self._exchange.step:
+            raise VersionGone(f"server {shard.index} came back with version {version} instead of {self._exchange.step}: its memory is lost")
         with self._changed:
             self._broken.discard(shard.index)
             self._exchange.stream_ended(shard.index)
@@ -352,7 +365,7 @@ class Client:
         shard.received_s[index] = clock_s
         shard.offset_s = min(shard.offset_s, now - clock_s)
         if index in shard.sent_s:
-            shard.on_the_way.append((shard.sent_s[index], now))
+            shard.on_the_way.append((shard.sent_s[index], max(shard.sent_s[index], clock_s + shard.offset_s), True))
 
     def _land(self, shard: _Shard, header: pb.FrameHeader, payload: Bytes, wire_bytes: int) -> None:
         layout = self.layout.shards[shard.index]
@@ -368,7 +381,7 @@ class Client:
             self._last[shard.index] = header
             now = time.monotonic()
             self._landed_s[shard.index] = now
-            shard.on_the_way.append((min(now, header.clock_s + shard.offset_s), now))
+            shard.on_the_way.append((min(now, header.clock_s + shard.offset_s), now, False))
             self._exchange.landed(shard.index, run)
             self._changed.notify_all()
 

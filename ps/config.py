@@ -1,66 +1,29 @@
 """Settings of the server side and of the wire, one frozen dataclass per section of the config file."""
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter
 
+from ps.addresses import check_interface, parse_ports
+from ps.checks import require
+from ps.groups import GroupConfig
+from ps.recipe import OptimizerConfig, ScheduleConfig
+
+__all__ = [
+    "CommConfig",
+    "GroupConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "SecurityConfig",
+    "ServerSettings",
+    "Timeouts",
+    "from_json",
+    "parse_rate",
+    "to_json",
+]
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """The update rule, applied on the servers."""
-
-    name: Literal["sgd", "adam"] = "sgd"
-    """`sgd` (with `momentum` if that is above 0) or `adam` (Kingma & Ba 2015)."""
-    lr: float | None = None
-    """Learning rate, > 0. None: 0.01 for sgd, 0.001 for adam."""
-    momentum: float = 0.0
-    """Factor of the old velocity in sgd, 0 <= momentum < 1."""
-    momentum_form: Literal["torch", "ema"] = "torch"
-    """`torch`: v = m*v + g. `ema`: v = m*v + (1 - m)*g. Then w = w - lr*v."""
-    beta1: float = 0.9
-    """adam: decay of the mean of gradients, 0 <= beta1 < 1."""
-    beta2: float = 0.999
-    """adam: decay of the mean of squared gradients, 0 <= beta2 < 1."""
-    eps: float = 1e-8
-    """adam: added to the denominator, > 0."""
-    weight_decay: float = 0.0
-    """L2 penalty, >= 0: weight_decay * w is added to the gradient."""
-    max_grad_norm: float | None = None
-    """Global norm to which the mean gradient is clipped, > 0. None: no clipping."""
-    nonfinite: Literal["error", "skip"] = "error"
-    """What a NaN or infinity in the mean gradient does: end the run, or skip the step on every server."""
-
-    def __post_init__(self) -> None:
-        for name in ("momentum", "beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "0 <= value < 1")
-        _require(self.lr is None or self.lr > 0, "optimizer.lr", self.lr, "> 0")
-        _require(self.eps > 0, "optimizer.eps", self.eps, "> 0")
-        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, ">= 0")
-        _require(self.max_grad_norm is None or self.max_grad_norm > 0, "optimizer.max_grad_norm", self.max_grad_norm, "> 0")
-
-    @property
-    def two_phase(self) -> bool:
-        """Whether a step needs the norms of all shards before any of them may apply it."""
-        return self.max_grad_norm is not None or self.nonfinite == "skip"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """Learning rate as a function of the version."""
-
-    name: Literal["constant", "cosine"] = "constant"
-    """`constant`, or `cosine`: half a cosine from the full rate to `min_factor` of it (Loshchilov & Hutter 2017)."""
-    warmup_steps: int = 0
-    """Steps over which the rate rises linearly to its full value, >= 0."""
-    min_factor: float = 0.0
-    """cosine: last rate as a fraction of the full one, 0 <= min_factor <= 1."""
-
-    def __post_init__(self) -> None:
-        _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, ">= 0")
-        _require(0 <= self.min_factor <= 1, "schedule.min_factor", self.min_factor, "0 <= value <= 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +40,32 @@ class CommConfig:
     """Rate of every process's link in each direction, for example "200mbit", kept by a token bucket in the streams. None: not shaped."""
     server_bandwidth: dict[int, str] = field(default_factory=dict)
     """Rate of single servers by shard, in place of `bandwidth`."""
+    interface: str | None = None
+    """Where processes listen: an interface's name ("eth1"), an IPv4 address or a network ("10.1.0.0/16"). None: loopback, or Ray's node address."""
+    port_range: str | None = None
+    """Ports they listen on, for example "20000-20100": two per server and one for the driver on each host. None: any free ones."""
 
     def __post_init__(self) -> None:
-        _require(4096 <= self.frame_bytes <= 4 << 20, "comm.frame_bytes", self.frame_bytes, "4096 <= value <= 4194304")
-        _require(self.window_frames >= 1, "comm.window_frames", self.window_frames, ">= 1")
-        _require(self.out_of_order_bytes >= 0, "comm.out_of_order_bytes", self.out_of_order_bytes, ">= 0")
+        require(4096 <= self.frame_bytes <= 4 << 20, "comm.frame_bytes", self.frame_bytes, "4096 <= value <= 4194304")
+        require(self.window_frames >= 1, "comm.window_frames", self.window_frames, ">= 1")
+        require(self.out_of_order_bytes >= 0, "comm.out_of_order_bytes", self.out_of_order_bytes, ">= 0")
         for key, rate in [("comm.bandwidth", self.bandwidth), *((f"comm.server_bandwidth.{i}", r) for i, r in self.server_bandwidth.items())]:
             if rate is not None:
                 try:
                     parse_rate(rate)
                 except ValueError as error:
                     raise ValueError(f"{key}: {error}") from error
+        if self.interface is not None:
+            check_interface(self.interface)
+        try:
+            _ = self.ports
+        except ValueError as error:
+            raise ValueError(f"comm.port_range: {error}") from error
+
+    @property
+    def ports(self) -> range | None:
+        """The ports of `port_range`."""
+        return None if self.port_range is None else parse_ports(self.port_range)
 
     def link_bytes_per_s(self, shard: int | None = None) -> float | None:
         """Rate of the link of server `shard` (None: of a worker) in bytes/s; None if it is not shaped."""
@@ -154,8 +132,8 @@ class ServerSettings:
     timeouts: Timeouts = field(default_factory=Timeouts)
 
     def __post_init__(self) -> None:
-        _require(0 <= self.shard < self.num_servers, "shard", self.shard, f"0 <= value < {self.num_servers}")
-        _require(self.num_workers >= 1, "num_workers", self.num_workers, ">= 1")
+        require(0 <= self.shard < self.num_servers, "shard", self.shard, f"0 <= value < {self.num_servers}")
+        require(self.num_workers >= 1, "num_workers", self.num_workers, ">= 1")
 
 
 def parse_rate(text: str) -> float:
@@ -181,8 +159,3 @@ def to_json(value: object) -> str:
 def from_json(cls: type[T], text: str | bytes) -> T:
     """The settings dataclass `cls` from JSON text, checked."""
     return TypeAdapter(cls).validate_json(text)
-
-
-def _require(ok: bool, name: str, value: object, limit: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} = {value!r} is out of range: {limit}")

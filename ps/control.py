@@ -1,8 +1,8 @@
 """What the driver knows and decides: who has registered, what has been reported, when the run ends. Pure."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ps.errors import Fenced, MalformedFrame
+from ps.errors import Fenced, MalformedFrame, ModelMismatch
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,15 @@ class ServerAddress:
     shard: int
     data: str
     control: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a process runs, and with what."""
+
+    host: str
+    versions: dict[str, str]
+    """Of what must be the same everywhere, by name."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,8 @@ class Epoch:
 class Failure:
     """Why a member cannot go on."""
 
-    rank: int
+    rank: int | None
+    """None for a server."""
     error_type: str
     error: str
     traceback: str
@@ -53,20 +63,40 @@ class Control:
     servers: dict[int, ServerAddress] = field(default_factory=dict)
     incarnations: dict[tuple[str, int], int] = field(default_factory=dict)
     """Newest incarnation by role ("server", "worker") and index."""
+    machines: dict[tuple[str, int], Machine] = field(default_factory=dict)
+    """Of the newest incarnations."""
     failure: Failure | None = None
     """The first one."""
     _reports: dict[int, dict[int, EpochSums]] = field(default_factory=dict)
     _finished: dict[int, int] = field(default_factory=dict)
 
-    def register(self, role: str, index: int, address: ServerAddress | None = None) -> int:
-        """Issues the next incarnation. Raises MalformedFrame for an index that the run does not have."""
+    def register(self, role: str, index: int, address: ServerAddress | None = None, machine: Machine | None = None) -> int:
+        """Issues the next incarnation. Raises MalformedFrame for an index that the run does not have, ModelMismatch for
+        versions other than the first process'; that one is recorded as a failure too, for no process can mend it."""
         count = self.num_servers if role == "server" else self.num_workers
         if not 0 <= index < count:
             raise MalformedFrame(f"{role} {index} registers in a run of {count}")
+        if machine:
+            self._check_versions(role, index, machine)
+            self.machines[role, index] = machine
         if address:
             self.servers[index] = address
         self.incarnations[role, index] = self.incarnations.get((role, index), 0) + 1
         return self.incarnations[role, index]
+
+    def _check_versions(self, role: str, index: int, machine: Machine) -> None:
+        for place, other in self.machines.items():
+            for name, version in other.versions.items():
+                if machine.versions.get(name) != version:
+                    who = f"{_name(role, index)} on {machine.host} has {name} {machine.versions.get(name)}"
+                    text = f"{who}, {_name(*place)} on {other.host} has {version}: install the same {name} on all hosts"
+                    self.failure = self.failure or Failure(index if role == "worker" else None, ModelMismatch.__name__, text, "")
+                    raise ModelMismatch(text)
+
+    def on_host(self, role: str, index: int) -> str:
+        """Completes a sentence about a process of a run on several hosts, for example " on node-7"; else empty."""
+        several = len({machine.host for machine in self.machines.values()}) > 1
+        return f" on {self.machines[role, index].host}" if several and (role, index) in self.machines else ""
 
     @property
     def has_all_servers(self) -> bool:
@@ -99,6 +129,19 @@ class Control:
         """The rank has landed `version`, the last one."""
         self._finished[rank] = version
 
+    def exchanges(self, rank: int, step: int) -> None:
+        """The rank is past version `step`: others that wait for it there, or have ended there, would wait for ever."""
+        for version, reports in self._reports.items():
+            if version <= step and rank not in reports and len(reports) < self.num_workers:
+                others = ", ".join(map(str, sorted(reports)))
+                self._fail(rank, f"rank {rank} pushes step {step}, rank {others} waits in ctx.report at version {version}: every rank must call it")
+        for other, version in self._finished.items():
+            if version <= step:
+                self._fail(rank, f"rank {other} left its loop at version {version}, rank {rank} goes on: end all together, when ctx.report says so")
+
+    def _fail(self, rank: int, error: str) -> None:
+        self.fail(Failure(rank, "ConfigError", error, ""))
+
     def has_finished(self, rank: int) -> bool:
         return rank in self._finished
 
@@ -108,5 +151,12 @@ class Control:
         return min(self._finished.values()) if len(self._finished) == self.num_workers else None
 
     def fail(self, failure: Failure) -> None:
-        """Records why a member cannot go on; only the first counts, the others follow from it."""
-        self.failure = self.failure or failure
+        """Records why a member cannot go on; only the first counts, the others follow from it. On several hosts its own is named."""
+        if self.failure is None:
+            named = failure.rank is None or f"rank {failure.rank}" in failure.error
+            where = "" if named or failure.rank is None else self.on_host("worker", failure.rank)
+            self.failure = replace(failure, error=f"rank {failure.rank}{where}: {failure.error}") if where else failure
+
+
+def _name(role: str, index: int) -> str:
+    return f"rank {index}" if role == "worker" else f"{role} {index}"

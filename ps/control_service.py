@@ -8,8 +8,8 @@ from typing import Literal
 import grpc
 
 from protos import pserver_pb2 as pb
-from ps.control import Control, Epoch, EpochSums, Failure, ServerAddress
-from ps.errors import PserverError, Stopped, Unreachable, as_status
+from ps.control import Control, Epoch, EpochSums, Failure, Machine, ServerAddress
+from ps.errors import MalformedFrame, PserverError, Stopped, Unreachable, as_status
 from ps.ledger import RowBuffer
 from ps.transport.rpc import Peer, unary
 
@@ -17,15 +17,15 @@ _ROLES = {pb.SERVER: "server", pb.WORKER: "worker"}
 
 
 class ControlServicer:
-    """Methods of `pserver.Control`. `on_epoch` is called once per epoch with its exact sums, before any rank is answered
-    and without the lock; `on_rows` with the ledger rows of every heartbeat; `on_step` with a worker's step."""
+    """Methods of `pserver.Control`. `on_epoch` is called once per epoch with its exact sums, before any rank is answered, and
+    says whether the run ends there; without the lock; `on_rows` with the ledger rows of every heartbeat; `on_step` with a worker's step."""
 
     def __init__(
         self,
         control: Control,
         generation: int,
         *,
-        on_epoch: Callable[[Epoch], None],
+        on_epoch: Callable[[Epoch], bool],
         on_rows: Callable[[list[str]], None],
         on_step: Callable[[int, int], None],
     ) -> None:
@@ -36,7 +36,8 @@ class ControlServicer:
         self._on_step = on_step
         self.changed = threading.Condition()
         """Guards the Control object and the fields below; notified at every change."""
-        self._answered: set[int] = set()
+        self._answers: dict[int, bool] = {}
+        """By version: whether the run ends there."""
         self._stop = False
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -60,8 +61,10 @@ class ControlServicer:
         if request.role == pb.SERVER:
             address = ServerAddress(request.index, request.data_address, request.control_address)
         with as_status(context), self.changed:
-            incarnation = self._control.register(_ROLES[request.role], request.index, address)
-            self.changed.notify_all()
+            try:
+                incarnation = self._control.register(_role(request.role), request.index, address, machine_of(request.environment))
+            finally:
+                self.changed.notify_all()
             servers = [
                 pb.ServerAddress(shard=s.shard, data_address=s.data, control_address=s.control) for _, s in sorted(self._control.servers.items())
             ]
@@ -69,7 +72,9 @@ class ControlServicer:
 
     def heartbeat(self, request: pb.HeartbeatRequest, context: grpc.ServicerContext) -> pb.HeartbeatReply:
         with as_status(context), self.changed:
-            self._control.check_current(_ROLES[request.role], request.index, request.incarnation)
+            self._control.check_current(_role(request.role), request.index, request.incarnation)
+            if request.exchanging:
+                self._control.exchanges(request.index, request.step)
             stop = self._stop
         self._on_rows(list(request.rows))
         if request.role == pb.WORKER:
@@ -83,7 +88,7 @@ class ControlServicer:
             if request.event == pb.FAILED:
                 self._fail(request)
             elif request.event == pb.EPOCH:
-                self._epoch(request)
+                return pb.ReportReply(version=request.version, stop=self._epoch(request))
             elif request.event == pb.FINISHED:
                 self._finish(request)
         return pb.ReportReply(version=request.version)
@@ -93,7 +98,7 @@ class ControlServicer:
             self._control.fail(Failure(request.member.rank, request.error_type, request.error, request.traceback))
             self.changed.notify_all()
 
-    def _epoch(self, request: pb.ReportRequest) -> None:
+    def _epoch(self, request: pb.ReportRequest) -> bool:
         sums = EpochSums(
             request.version,
             dict(zip(request.training_names, request.training_sums, strict=True)),
@@ -102,15 +107,14 @@ class ControlServicer:
         with self.changed:
             epoch = self._control.report_epoch(request.member.rank, sums)
         if epoch:
-            try:
-                self._on_epoch(epoch)
-            finally:
-                with self.changed:
-                    self._answered.add(epoch.version)
-                    self.changed.notify_all()
+            stop = self._on_epoch(epoch)
+            with self.changed:
+                self._answers[epoch.version] = stop
+                self.changed.notify_all()
         with self.changed:
-            self.changed.wait_for(lambda: self._stop or request.version in self._answered)
+            self.changed.wait_for(lambda: self._stop or request.version in self._answers)
             self._check_running()
+            return self._answers[request.version]
 
     def _finish(self, request: pb.ReportRequest) -> None:
         with self.changed:
@@ -120,6 +124,20 @@ class ControlServicer:
     def _check_running(self) -> None:
         if self._stop:
             raise Stopped("the run ends")
+
+
+def _role(number: pb.Role) -> str:
+    if number not in _ROLES:
+        raise MalformedFrame(f"role {number} is neither server nor worker: is the sender's version of pserver the same?")
+    return _ROLES[number]
+
+
+def machine_of(environment: pb.Environment) -> Machine | None:
+    """None if the process does not say. Builds of one torch version for different devices count as the same."""
+    if not environment.pserver:
+        return None
+    python = ".".join(environment.python.split(".")[:2])
+    return Machine(environment.host, {"pserver": environment.pserver, "torch": environment.torch.partition("+")[0], "python": python})
 
 
 class ControlClient:
@@ -145,14 +163,21 @@ class ControlClient:
         self.member.incarnation, self.member.generation = reply.incarnation, reply.generation
         return [ServerAddress(s.shard, s.data_address, s.control_address) for s in reply.servers]
 
-    def heartbeat(self, step: int, rows: list[str]) -> bool:
-        """A sign of life; True if the process shall stop."""
-        request = pb.HeartbeatRequest(role=self._role, index=self._index, incarnation=self.member.incarnation, step=step, rows=rows)
+    def heartbeat(self, step: int, rows: list[str], *, exchanging: bool = False) -> bool:
+        """A sign of life; True if the process shall stop. `exchanging`: a worker is pushing and pulling for `step`."""
+        request = pb.HeartbeatRequest(
+            role=self._role,
+            index=self._index,
+            incarnation=self.member.incarnation,
+            step=step,
+            exchanging=exchanging,
+            rows=rows,
+        )
         return bool(self._peer.call("Control", "Heartbeat", request, pb.HeartbeatReply).stop)
 
-    def report_epoch(self, sums: EpochSums) -> None:
-        """Returns when every rank has reported and the driver has decided."""
-        self._report(
+    def report_epoch(self, sums: EpochSums) -> bool:
+        """Returns when every rank has reported and the driver has decided; True if the run ends here."""
+        reply = self._report(
             pb.ReportRequest(
                 event=pb.EPOCH,
                 version=sums.version,
@@ -162,6 +187,7 @@ class ControlClient:
                 validation_sums=list(sums.validation.values()),
             )
         )
+        return reply.stop
 
     def report_finished(self, version: int) -> None:
         """The last version has landed."""
@@ -171,10 +197,11 @@ class ControlClient:
         """The member cannot go on."""
         self._report(pb.ReportRequest(event=pb.FAILED, error_type=error_type, error=error, traceback=traceback))
 
-    def _report(self, request: pb.ReportRequest) -> None:
+    def _report(self, request: pb.ReportRequest) -> pb.ReportReply:
         """Without a deadline, since other ranks may be slow: keepalive ends the call if the driver dies."""
         request.member.CopyFrom(self.member)
-        self._peer.call("Control", "Report", request, pb.ReportReply, timeout_s=math.inf)
+        reply: pb.ReportReply = self._peer.call("Control", "Report", request, pb.ReportReply, timeout_s=math.inf)
+        return reply
 
     def close(self) -> None:
         self._peer.close()
@@ -188,7 +215,7 @@ class Heart:
         self,
         client: ControlClient,
         rows: RowBuffer,
-        step: Callable[[], int],
+        progress: Callable[[], tuple[int, bool]],
         on_stop: Callable[[str], None],
         *,
         every_s: float,
@@ -197,11 +224,12 @@ class Heart:
     ) -> None:
         self._client = client
         self._rows = rows
-        self._step = step
+        self._progress = progress
         self._on_stop = on_stop
         self._every_s = every_s
         self._orphan_after_s = orphan_after_s
         self._clock = clock
+        self._told = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
 
@@ -217,17 +245,22 @@ class Heart:
             last = self._ended.is_set()
             unsent += self._rows.take()
             try:
-                if self._client.heartbeat(self._step(), unsent) and not last:
-                    self._on_stop("the driver asks to stop")
+                step, exchanging = self._progress()
+                if self._client.heartbeat(step, unsent, exchanging=exchanging):
+                    self._tell("the driver asks to stop")
                 answered, unsent = self._clock(), []
             except Unreachable:
-                if self._clock() - answered > self._orphan_after_s and not last:
-                    self._on_stop(f"the driver has not answered for {self._orphan_after_s:g} s")
+                if self._clock() - answered > self._orphan_after_s:
+                    self._tell(f"the driver has not answered for {self._orphan_after_s:g} s")
             except PserverError as error:
-                if not last:
-                    self._on_stop(str(error))
+                self._tell(str(error))
             if last:
                 return
+
+    def _tell(self, reason: str) -> None:
+        if not self._told and not self._ended.is_set():
+            self._told = True
+            self._on_stop(reason)
 
     def stop(self) -> None:
         """Sends what is left and ends the thread."""

@@ -110,6 +110,7 @@ STATUS: dict[type[PserverError], grpc.StatusCode] = {
     WorkerFailed: grpc.StatusCode.ABORTED,
     ResourcesMissing: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Stopped: grpc.StatusCode.CANCELLED,
+    PserverError: grpc.StatusCode.INTERNAL,
 }
 """What a call that raises one of ours ends with; the detail is "Class: message"."""
 
@@ -135,4 +136,6 @@ def from_rpc_error(error: grpc.RpcError, peer: str) -> PserverError:
     name, separator, message = (error.details() or "").partition(": ")
     if separator and name in _BY_NAME:
         return _BY_NAME[name](message)
+    if error.code() is grpc.StatusCode.UNKNOWN:  # a handler raised what is none of ours: to call again would not help
+        return PserverError(f"{peer} failed ({error.details()}): see its log")
     return Unreachable(f"{peer} does not answer ({error.code().name}: {error.details()}): is it running and reachable from this host?")

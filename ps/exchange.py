@@ -6,17 +6,10 @@ that the first push of t + 1 proves that all shards have reached it.
 """
 
 from collections.abc import Sequence
-from enum import IntEnum
 
 import numpy as np
 
 from ps.layout import Run
-
-
-class _Frame(IntEnum):
-    READY = 0
-    SENT = 1
-    RECEIVED = 2
 
 
 class Exchange:
@@ -30,7 +23,9 @@ class Exchange:
         self._frames = frames
         self._window = window
         self._turn = rank % len(frames)
-        self._state = [[_Frame.RECEIVED] * len(runs) for runs in frames]
+        self._ready = [[False] * len(runs) for runs in frames]
+        self._sent = [[0] * len(runs) for runs in frames]
+        """How often each frame is on its way: a receipt may arrive after the answer, when the next step has begun."""
         self._landed = [np.ones(count, np.bool_) for count in num_versioned]
         self._missing = 0
         self.in_flight = 0
@@ -41,14 +36,14 @@ class Exchange:
         """Starts a step: everything is ready to leave. Only when everything of the last one has landed."""
         assert self.is_done, "first-push gate"
         self.step = step
-        self._state = [[_Frame.READY] * len(runs) for runs in self._frames]
+        self._ready = [[True] * len(runs) for runs in self._frames]
         for landed in self._landed:
             landed[:] = False
         self._missing = sum(len(landed) for landed in self._landed)
 
     @property
     def is_done(self) -> bool:
-        """Whether every chunk of version step + 1 of every shard has landed and no frame waits to leave."""
+        """Whether every chunk of version step + 1 of every shard has landed."""
         return self._missing == 0
 
     def next_frame(self) -> tuple[int, int] | None:
@@ -57,10 +52,10 @@ class Exchange:
             return None
         for i in range(len(self._frames)):
             shard = (self._turn + i) % len(self._frames)
-            states = self._state[shard]
-            for index, state in enumerate(states):
-                if state is _Frame.READY:
-                    states[index] = _Frame.SENT
+            for index, is_ready in enumerate(self._ready[shard]):
+                if is_ready:
+                    self._ready[shard][index] = False
+                    self._sent[shard][index] += 1
                     self.in_flight += 1
                     self._turn = (shard + 1) % len(self._frames)
                     return shard, index
@@ -69,12 +64,12 @@ class Exchange:
     @property
     def has_ready(self) -> bool:
         """Whether a frame waits to leave."""
-        return any(state is _Frame.READY for states in self._state for state in states)
+        return any(is_ready for shard in self._ready for is_ready in shard)
 
     def receipt(self, shard: int, frame: int) -> None:
-        """The shard has received a frame: its credit is back."""
-        if self._state[shard][frame] is _Frame.SENT:
-            self._state[shard][frame] = _Frame.RECEIVED
+        """The shard has received a frame, of this step or of the last one: its credit is back."""
+        if self._sent[shard][frame]:
+            self._sent[shard][frame] -= 1
             self.in_flight -= 1
 
     def may_land(self, shard: int, version: int, run: Run) -> bool:
@@ -88,7 +83,7 @@ class Exchange:
 
     def stream_ended(self, shard: int) -> None:
         """Credits on the stream return; what has not landed must be pushed again on the next one."""
-        states = self._state[shard]
-        self.in_flight -= sum(state is _Frame.SENT for state in states)
+        self.in_flight -= sum(self._sent[shard])
         for index, run in enumerate(self._frames[shard]):
-            states[index] = _Frame.RECEIVED if self._landed[shard][run.span].all() else _Frame.READY
+            self._sent[shard][index] = 0
+            self._ready[shard][index] = not self._landed[shard][run.span].all()

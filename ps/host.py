@@ -10,7 +10,7 @@ import psutil
 from protos import pserver_pb2 as pb
 from ps.agreement import Model, model_from, spec_messages
 from ps.config import ServerSettings
-from ps.errors import MalformedFrame, ModelMismatch, NotInitialised, PserverError
+from ps.errors import MalformedFrame, ModelMismatch, NotInitialised, PserverError, ResourcesMissing
 from ps.layout import Layout, Run
 from ps.ledger import RowBuffer
 from ps.optimizers import num_slots
@@ -51,9 +51,10 @@ class ShardHost:
         if self._model and self._layout and self._shard:
             self._model.check_same(model, self._layout)
             return self._shard
-        layout = Layout(model.specs, self._settings.num_servers)
-        if len(model.digests) != len(layout):
-            raise ModelMismatch(f"rank {model.rank} brings {len(model.digests)} digests of {len(layout)} chunks: is its version of pserver the same?")
+        try:
+            layout = Layout(model.specs, self._settings.num_servers)
+        except ValueError as error:
+            raise ModelMismatch(f"rank {model.rank}: {error}") from error
         shard = self._build(layout, model)
         self._model, self._layout, self._shard = model, layout, shard
         return shard
@@ -67,7 +68,7 @@ class ShardHost:
         room = psutil.virtual_memory().available
         if size > room:
             raise ModelMismatch(f"shard {settings.shard} needs {size} bytes, its host has {room}: use more servers or a larger host")
-        self._segment = Segment(segment_path(settings, size), size)
+        self._segment = self._memory(size)
         name = f"{settings.run_id}:{settings.generation}:{settings.shard}:{slots}"
         key = hashlib.blake2b(layout.digest + name.encode(), digest_size=32).digest()
         store = Store(self._segment.memory, mine, slots=slots, num_norms=num_norms, key=key)
@@ -77,6 +78,13 @@ class ShardHost:
         log.info("shard %d: %d chunks, %d bytes, %.3f of the mean", settings.shard, len(mine), mine.size_bytes, _share(layout, settings.shard))
         self.stats.steps_per_epoch = model.plan.steps_per_epoch
         return Shard(layout, store, settings, model.plan, self.stats)
+
+    def _memory(self, size: int) -> Segment:
+        path = segment_path(self._settings, size)
+        try:
+            return Segment(path, size)
+        except OSError as error:
+            raise ResourcesMissing(f"shard {self._settings.shard} cannot have {size} bytes in {path.parent}: {error.strerror or error}") from error
 
     def shard(self) -> Shard:
         """Raises NotInitialised before the first Join."""
@@ -95,6 +103,8 @@ class ShardHost:
             version=shard.store.version,
             steps_per_epoch=plan.steps_per_epoch,
             total_steps=plan.total_steps,
+            validate_every=plan.validate_every,
+            own_loop=plan.own_loop,
         )
 
     def check_initial(self, run: Run, digests: list[int]) -> None:

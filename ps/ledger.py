@@ -22,15 +22,20 @@ class ShardTraffic:
     """Estimate of the bytes on the link, up."""
     pull_wire_bytes: int = 0
     """Estimate of the bytes on the link, down."""
+    push_s: float = 0.0
+    """Time in which a frame was on its way up: from its place in the stream to its receipt, by the server's clock."""
+    pull_s: float = 0.0
+    """Time in which an answer was on its way down, from its encoding on."""
     busy_s: float = 0.0
-    """Time in which a frame or an answer of the shard was on its way."""
+    """Time in which a frame or an answer was on its way."""
     wait_s: float = 0.0
     """Of the chunk that landed last: how long it lay complete on our side but waited for other ranks."""
 
 
 @dataclass(kw_only=True)
 class WorkerRow:
-    """One step of one worker; the `_s` fields from `data_wait_s` to `install_s` are exclusive spans of its training thread."""
+    """One step of one worker; the `_s` fields from `data_wait_s` to `other_s` are exclusive spans of its training thread
+    and add up to its step."""
 
     rank: int
     step: int
@@ -54,6 +59,8 @@ class WorkerRow:
     receive_s: float = 0.0
     """Waiting for bytes, ours on their way up or the updated ones on their way down."""
     install_s: float = 0.0
+    other_s: float = 0.0
+    """The rest of the step: the loop itself and its bookkeeping."""
     exposed_s: float = 0.0
     """Communication not hidden behind compute: from the end of backward to the installed parameters."""
     waits_for: int | None = None
@@ -62,6 +69,8 @@ class WorkerRow:
     loss: float | None = None
     """Mean over the samples; None without any."""
     shards: list[ShardTraffic] = field(default_factory=list)
+    link_bytes_per_s: float | None = None
+    """Rate the worker's link is shaped to; None if it is not."""
 
 
 @dataclass(kw_only=True)

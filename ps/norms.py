@@ -33,8 +33,14 @@ def decide(squares: Norms, max_norm: float | None, *, skip_nonfinite: bool) -> D
         return Decision(factor=1.0, skip=True)
     if max_norm is None:
         return Decision(factor=1.0, skip=False)
-    norm = math.sqrt(math.fsum(squares.tolist()))
-    return Decision(factor=min(1.0, max_norm / (norm + 1e-6)), skip=False)
+    return Decision(factor=min(1.0, max_norm / (_norm(squares) + 1e-6)), skip=False)
+
+
+def _norm(squares: Norms) -> float:
+    try:
+        return math.sqrt(math.fsum(squares.tolist()))
+    except OverflowError:
+        return math.inf
 
 
 class NormExchange:
@@ -83,6 +89,38 @@ class NormExchange:
     def split(self, squares: Norms) -> list[Norms]:
         """All shards' vectors, one by one, from their concatenation."""
         return [squares[a:b] for a, b in zip(self._bounds[:-1], self._bounds[1:], strict=True)]
+
+
+class NormDelivery:
+    """To which ranks a shard must send its norms now. Not thread-safe: the shard locks.
+
+    Not before the rank has pushed to the step on its present stream: it would drop them, since its step has not begun.
+    And before any bytes of the next version: a rank that has landed all of them pushes nothing more, and other shards
+    may need it as the relay. So an answer goes only to a stream on which the step was pushed, after the norms.
+    """
+
+    def __init__(self) -> None:
+        self._pushed: dict[int, int] = {}
+        self._sent: dict[int, int] = {}
+
+    def opened(self, rank: int) -> None:
+        """The rank has a new stream."""
+        self._pushed.pop(rank, None)
+        self._sent.pop(rank, None)
+
+    def pushed(self, rank: int, step: int) -> None:
+        """The rank has pushed to the step on its present stream."""
+        self._pushed[rank] = max(step, self._pushed.get(rank, step))
+
+    def has_pushed(self, rank: int, step: int) -> bool:
+        """Whether bytes of step + 1 may be sent on the rank's present stream."""
+        return self._pushed.get(rank, -1) >= step
+
+    def due(self, step: int) -> list[int]:
+        """Ranks that must be sent the step's norms now that they are known; each is named once per stream."""
+        ranks = [rank for rank, pushed in sorted(self._pushed.items()) if pushed == step > self._sent.get(rank, -1)]
+        self._sent |= dict.fromkeys(ranks, step)
+        return ranks
 
 
 class NormRelay:

@@ -14,9 +14,9 @@ from ps.control import ServerAddress
 from ps.errors import PserverError
 from ps.frame import Bytes
 from ps.layout import Layout
+from ps.plan import Plan
 from ps.security import call_metadata
 from ps.transport.rpc import Peer
-from ps.update import Plan
 
 
 class Reader:
@@ -32,12 +32,18 @@ class Reader:
         """The model as the servers hold it, and the length of the run. Raises NotInitialised before the first Join."""
         reply = self._control[0].call("Shard", "Describe", pb.DescribeRequest(), pb.DescribeReply)
         layout = Layout(specs_from(reply.tensors, str(self._control[0])), len(self._data))
-        return layout, Plan(steps_per_epoch=reply.steps_per_epoch, total_steps=reply.total_steps)
+        return layout, Plan(reply.steps_per_epoch, reply.total_steps, reply.validate_every, reply.own_loop)
 
     @property
     def layout(self) -> Layout:
         """The layout of `model`."""
         return self.model[0]
+
+    def decide(self, version: int, rate_factor: float) -> None:
+        """Tells every shard how the run goes on from `version` on; returns when all have made it durable."""
+        request = pb.DecideRequest(version=version, rate_factor=rate_factor)
+        for peer in self._control:
+            peer.call("Shard", "Decide", request, pb.DecideReply)
 
     def stop_servers(self, reason: str) -> None:
         """Asks all servers to end; those that do not answer are left to the launcher."""

@@ -48,7 +48,7 @@ class Accumulators:
             raise ModelMismatch(f"a buffer that is no mean (an integer one) differs on rank {rank}: make it a function of the step alone")
 
 
-def _add_scaled(total: np.ndarray, part: np.ndarray, weight: float, *, is_first: bool) -> None:  # type: ignore[type-arg]
+def _add_scaled(total: np.ndarray, part: np.ndarray, weight: float, *, is_first: bool) -> None:
     if is_first:
         np.multiply(part, total.dtype.type(weight), out=total)
     elif weight == 1.0:

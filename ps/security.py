@@ -38,9 +38,12 @@ def member_of(context: grpc.ServicerContext) -> pb.Member:
     if not isinstance(value, bytes):
         raise MalformedFrame(f"the call carries no {_MEMBER}")
     try:
-        return pb.Member.FromString(value)
+        member = pb.Member.FromString(value)
     except DecodeError as error:
         raise MalformedFrame(f"{_MEMBER} cannot be parsed: {error}") from error
+    if not member.incarnation:
+        raise MalformedFrame(f"{_MEMBER} carries no incarnation: register and join first")
+    return member
 
 
 class RunGuard(grpc.ServerInterceptor):

@@ -38,7 +38,11 @@ class Segment:
                 os.ftruncate(self._file, 0)
                 os.posix_fallocate(self._file, 0, size_bytes)
             self._map = mmap.mmap(self._file, size_bytes)
+        except SegmentBusy:
+            os.close(self._file)
+            raise
         except OSError:
+            path.unlink(missing_ok=True)
             os.close(self._file)
             raise
         self.memory: Bytes = np.frombuffer(self._map, np.uint8)
@@ -55,6 +59,7 @@ class Segment:
             return
         if remove:
             self.path.unlink(missing_ok=True)
+        fcntl.flock(self._file, fcntl.LOCK_UN)  # the map holds a duplicate of the file, which would keep the lock
         os.close(self._file)
         self._file = -1
         del self.memory  # the map itself goes with the last view

@@ -9,12 +9,15 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib import metadata
 
+import grpc
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protos import pserver_pb2 as pb
+from ps.addresses import listen_host
 from ps.config import ServerSettings, from_json
 from ps.control_service import ControlClient, Heart
 from ps.errors import ConfigError, PserverError, Stopped
@@ -23,7 +26,7 @@ from ps.ledger import RowBuffer
 from ps.logs import configure_logging
 from ps.security import RunGuard, call_metadata, check_plaintext
 from ps.servicer import ShardServicer
-from ps.transport.rpc import Peer, bind, new_server
+from ps.transport.rpc import Peer, bind, bind_within, new_server
 from ps.transport.shaping import Link
 
 log = logging.getLogger(__name__)
@@ -33,8 +36,8 @@ class Server:
     """A running shard server: `data_port` for streams, `control_port` for health, Join and Stop."""
 
     def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings = replace(settings, host=listen_host(settings.host, settings.comm.interface))
         check_plaintext(settings.host, allowed=settings.security.allow_plaintext)
-        self.settings = settings
         self.rows = RowBuffer()
         self.host = ShardHost(settings, self.rows)
         servicer = ShardServicer(self.host, Link(settings.comm.link_bytes_per_s(settings.shard)), settings.comm.frame_bytes)
@@ -46,8 +49,12 @@ class Server:
         self._control.add_generic_rpc_handlers((servicer.control_handlers(),))
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._control)
-        self.data_port = bind(self._data, settings.host, settings.data_port)
-        self.control_port = bind(self._control, settings.host, settings.control_port)
+        self.data_port = self._bind(self._data, settings.data_port)
+        self.control_port = self._bind(self._control, settings.control_port)
+
+    def _bind(self, server: grpc.Server, port: int) -> int:
+        host = self.settings.host
+        return bind(server, host, port) if port else bind_within(server, host, self.settings.comm.ports)
 
     @property
     def data_address(self) -> str:
@@ -132,7 +139,7 @@ def _attach(server: Server) -> Heart:
     heart = Heart(
         client,
         server.rows,
-        lambda: server.host.version,
+        lambda: (server.host.version, False),
         server.host.request_stop,
         every_s=settings.timeouts.heartbeat_s,
         orphan_after_s=settings.timeouts.orphan_after_s,

@@ -13,6 +13,7 @@ from ps import frame
 from ps.barrier import Verdict
 from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, PserverError, as_status
 from ps.host import ShardHost
+from ps.layout import Run
 from ps.security import member_of
 from ps.shard import Shard, Stream
 from ps.transport.rpc import unary
@@ -53,6 +54,7 @@ class ShardServicer:
         methods = {
             "Join": unary(self.join, pb.JoinRequest),
             "Describe": unary(self.describe, pb.DescribeRequest),
+            "Decide": unary(self.decide, pb.DecideRequest),
             "Stop": unary(self.stop, pb.StopRequest),
         }
         return grpc.method_handlers_generic_handler("pserver.Shard", methods)
@@ -66,6 +68,11 @@ class ShardServicer:
         with as_status(context):
             return self._host.describe()
         raise AssertionError("unreachable")
+
+    def decide(self, request: pb.DecideRequest, context: grpc.ServicerContext) -> pb.DecideReply:
+        with as_status(context):
+            self._host.shard().decide(request.version, request.rate_factor)
+        return pb.DecideReply()
 
     def stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopReply:
         with as_status(context):
@@ -92,8 +99,9 @@ class ShardServicer:
             shard = self._host.shard()
             version = shard.pull_version(request.version)
             stop = request.first_chunk + request.num_chunks if request.num_chunks else len(shard.layout)
-            for run in shard.layout.frames(self._frame_bytes):
-                if request.first_chunk <= run.first and run.stop <= stop:
+            for frame_run in shard.layout.frames(self._frame_bytes):
+                run = Run(max(frame_run.first, request.first_chunk), min(frame_run.stop, stop))
+                if run.first < run.stop:
                     data = shard.encode_params(version, run)
                     self._link.send(len(data))
                     yield data
@@ -136,7 +144,8 @@ class ShardServicer:
             stream.end(None)
         except Exception as error:
             log.exception("stream of rank %d fails", member.rank)
-            stream.end(PserverError(f"server {shard.layout.index} failed on a frame of rank {member.rank}: {error!r}; see its log"))
+            reason = " ".join(repr(error).split())
+            shard.end(PserverError(f"server {shard.layout.index} failed on a frame of rank {member.rank}: {reason}; see its log"))
 
     def _take(self, shard: Shard, member: pb.Member, header: pb.FrameHeader, payload: frame.Bytes, stream: Stream) -> None:
         if header.HasField("member") and header.member != member:
@@ -147,6 +156,8 @@ class ShardServicer:
             run = frame.checked_run(header, payload, shard.layout, with_payload=header.kind == pb.PUSH)
             if run.stop > shard.layout.num_versioned:
                 raise MalformedFrame(f"chunks {run.first}..{run.stop - 1} of shard {shard.layout.index} are frozen: nothing may be pushed to them")
+            if header.step < 0:
+                raise MalformedFrame(f"step {header.step} of a run that starts at 0")
             if not 0.0 <= header.weight < float("inf"):
                 raise MalformedFrame(f"weight {header.weight} is not a number from 0")
             shard.push(member, header, run, payload, lambda verdict: stream.send(_receipt(header, verdict)))

@@ -15,14 +15,15 @@ from protos import pserver_pb2 as pb
 from ps import frame
 from ps.barrier import Action, Answer, Barrier, Complete, Offer, Sum, Verdict
 from ps.config import ServerSettings
-from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, NotInitialised, PserverError, Stopped, VersionGone
+from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, ModelMismatch, NonFinite, NotInitialised, PserverError, Stopped, VersionGone
 from ps.frame import Bytes
 from ps.layout import Layout, Run
-from ps.norms import Decision, NormExchange, Norms, decide
+from ps.norms import Decision, NormDelivery, NormExchange, Norms, decide
+from ps.plan import Plan
 from ps.reduction import Accumulators
 from ps.stats import ServerStats
 from ps.store import Store
-from ps.update import PLAIN, Plan, Updater
+from ps.update import PLAIN, Updater
 
 Send = Callable[[bytes], None]
 """Hands one frame to a stream; never blocks."""
@@ -36,8 +37,6 @@ class Stream:
     """Queues a frame."""
     end: Callable[[PserverError | None], None]
     """Ends the stream, with an error or without."""
-    norms_step: int = -1
-    """Step whose norms it has been sent last."""
 
 
 @dataclass
@@ -57,6 +56,8 @@ class Shard:
         self._index = settings.shard
         self._stats = stats
         self._optimizer = settings.optimizer
+        self._plan = plan
+        self._has_driver = settings.control_address is not None
         self._updater = Updater(layout, store, settings.optimizer, settings.schedule, plan)
         self._sums = Accumulators(self.layout)
         versioned = self.layout.num_versioned
@@ -70,10 +71,12 @@ class Shard:
             settings.comm.out_of_order_bytes,
         )
         self._norms = NormExchange([s.num_optimizer for s in layout.shards], self._index)
+        self._delivery = NormDelivery()
         self._complete: list[Complete] = []
         self._pending: list[list[_Pending]] = [[] for _ in range(settings.num_workers)]
         self._streams: dict[int, Stream] = {}
-        self._ended = False
+        self._ended: PserverError | None = None
+        """What every call raises since the shard has ended."""
 
     # -- members ---------------------------------------------------------------------------------------------
 
@@ -81,7 +84,8 @@ class Shard:
         """Fences older incarnations, ends their streams and returns the version, in one step. Raises Fenced."""
         with self._changed:
             self._check_may_join(member)
-            self._changed.wait_for(lambda: not self._barrier.is_summing(member.rank))
+            self._changed.wait_for(lambda: bool(self._ended) or not self._barrier.is_summing(member.rank))
+            self._check_running()
             self._check_may_join(member)
             if self._barrier.join(member.rank, member.incarnation):
                 self._pending[member.rank].clear()
@@ -112,6 +116,7 @@ class Shard:
             self._check_fence(member)
             former = self._streams.pop(member.rank, None)
             self._streams[member.rank] = stream
+            self._delivery.opened(member.rank)
             self._barrier.join(member.rank, member.incarnation)
             if self.store.initialised:
                 self._send_ready(stream)
@@ -125,14 +130,18 @@ class Shard:
                 del self._streams[member.rank]
 
     def end(self, error: PserverError | None) -> None:
-        """Ends all streams and wakes everything that waits; for good."""
+        """Ends all streams and wakes everything that waits; for good. Only the first error counts."""
         with self._changed:
-            self._ended = True
+            self._ended = self._ended or error or Stopped(f"shard {self._index} ends")
             self._changed.notify_all()
             streams = list(self._streams.values())
             self._streams.clear()
         for stream in streams:
             stream.end(error)
+
+    def _check_running(self) -> None:
+        if self._ended:
+            raise self._ended
 
     def _send_ready(self, stream: Stream) -> None:
         stream.send(frame.encode(pb.FrameHeader(kind=pb.READY, step=self.store.version)))
@@ -157,23 +166,46 @@ class Shard:
                 self._changed.notify_all()
         return True
 
+    # -- decisions -------------------------------------------------------------------------------------------
+
+    def decide(self, version: int, rate_factor: float) -> None:
+        """The driver's decision that holds from step `version` on. Raises EarlyPush if the shard is not there yet."""
+        with self._changed:
+            if self.layout.num_versioned and self.store.version < version:
+                raise EarlyPush(f"a decision for version {version} reached shard {self._index} at version {self.store.version}")
+            if self.store.decided < version:
+                self.store.decide(version, rate_factor)
+
+    def _check_decided(self, step: int) -> None:
+        """A step at which the driver decides may not begin before it has. Without a driver nobody decides."""
+        if self._has_driver and self._plan.decides(step) and self.store.decided < step:
+            raise EarlyPush(f"step {step} was pushed to shard {self._index} before the driver's decision for it")
+
     # -- contributions ---------------------------------------------------------------------------------------
 
     def push(self, member: pb.Member, header: pb.FrameHeader, run: Run, payload: Bytes, receipt: Callable[[Verdict], None]) -> None:
         """A contribution: calls `receipt` once it has been taken, then carries out what became possible.
 
         Blocks while the bound on early payload is reached and it is not the rank's turn. Raises Fenced, EarlyPush,
-        Diverged, NonFinite, ModelMismatch; each of them ends the stream.
+        Diverged, which end the stream, and NonFinite, ModelMismatch, which end the shard: the step can never be whole.
         """
+        try:
+            self._push(member, header, run, payload, receipt)
+        except (NonFinite, ModelMismatch) as error:
+            self.end(error)
+            raise
+
+    def _push(self, member: pb.Member, header: pb.FrameHeader, run: Run, payload: Bytes, receipt: Callable[[Verdict], None]) -> None:
         rank = member.rank
         prints = np.array(header.digests, np.uint64) if header.kind == pb.PUSH else None
         todo, worst = [run], Verdict.ACCEPTED
         actions: list[Action] = []
         while todo:
             with self._changed:
-                if self._ended:
-                    raise Stopped(f"shard {self._index} ends")
+                self._check_running()
                 self._check_fence(member)
+                self._check_decided(int(header.step))
+                self._delivery.pushed(rank, int(header.step))
                 offers = [self._offer(rank, header, run, part, prints, payload) for part in todo]
                 self._changed.notify_all()
                 worst = max(worst, *(offer.verdict for offer in offers))
@@ -184,19 +216,23 @@ class Shard:
             if todo:
                 self._carry_out(actions, rank, run, payload)
                 actions = []
-        if worst is Verdict.EARLY:
-            raise EarlyPush(f"rank {rank} pushed step {header.step} of shard {self._index}, which is at version {self.store.version}")
-        if worst is Verdict.DIVERGED:
-            raise Diverged(
-                f"rank {rank} pushed other bytes for step {header.step}, chunks {run.first}..{run.stop - 1} of shard {self._index} than before: "
-                "its gradient is not a function of parameters, seed, step and rank"
-            )
+        if worst in (Verdict.EARLY, Verdict.DIVERGED):
+            self._carry_out(actions, rank, run, payload)  # what the barrier has given out must come back, or it waits for ever
+            raise self._refusal(worst, rank, int(header.step), run)
         receipt(worst)
         self._stats.received(rank, int(header.step), len(payload))
+        self._send_norms(int(header.step))
         self._carry_out(actions, rank, run, payload)
-        self._send_norms(rank, int(header.step))
 
-    def _offer(self, rank: int, header: pb.FrameHeader, run: Run, part: Run, prints: np.ndarray | None, payload: Bytes) -> Offer:  # type: ignore[type-arg]
+    def _refusal(self, verdict: Verdict, rank: int, step: int, run: Run) -> PserverError:
+        if verdict is Verdict.EARLY:
+            return EarlyPush(f"rank {rank} pushed step {step} of shard {self._index}, which is at version {self.store.version}")
+        return Diverged(
+            f"rank {rank} pushed other bytes for step {step}, chunks {run.first}..{run.stop - 1} of shard {self._index} than before: "
+            "its gradient is not a function of parameters, seed, step and rank"
+        )
+
+    def _offer(self, rank: int, header: pb.FrameHeader, run: Run, part: Run, prints: np.ndarray | None, payload: Bytes) -> Offer:
         marks = None if prints is None else prints[part.first - run.first : part.stop - run.first]
         offer = self._barrier.offer(rank, int(header.step), part, marks, header.weight)
         if prints is not None:
@@ -272,26 +308,27 @@ class Shard:
             self._complete.append(complete)
             if has_norms:
                 self._norms.add_own(run, squares)
-        self._send_norms(None, step)
+        self._send_norms(step)
         return self._decide(step)
 
     def _apply(self, step: int, complete: Complete, decision: Decision, started: float) -> list[Action]:
         run = complete.run
         with self._changed:
             self.store.raise_oldest(step)
-        self._updater.write(step, run, self._sums.of(run), complete.weight, decision)
+        self._updater.write(step, run, self._sums.of(run), complete.weight, decision, rate_factor=self.store.rate_factor)
         with self._changed:
             answers = self._barrier.applied(run)
             self.store.commit(step, run)
-            if self.store.version > step:
+            is_last = self.store.version > step
+            if is_last:
                 self._norms.begin()
             self._changed.notify_all()
         self._answer(answers)
-        self._stats.applied(step, time.perf_counter() - started, is_last=self.store.version > step)
+        self._stats.applied(step, time.perf_counter() - started, is_last=is_last)
         return []
 
     def _answer(self, answers: list[Answer]) -> None:
-        """Sends each run's bytes, encoded once, to everybody they are owed to; bytes that are gone are not sent."""
+        """Sends each run's bytes, encoded once and after the norms, to everybody they are owed to; bytes that are gone are not sent."""
         encoded: dict[tuple[Run, int], bytes | None] = {}
         for answer in answers:
             key = (answer.run, answer.version)
@@ -301,11 +338,18 @@ class Shard:
                 except VersionGone:
                     encoded[key] = None
             data = encoded[key]
-            with self._changed:
-                stream = self._streams.get(answer.rank)
-            if data is not None and stream:
-                stream.send(data)
+            if data is not None and self._send_answer(answer, data):
                 self._stats.sent(answer.version - 1, self.layout.payload_bytes(answer.run))
+
+    def _send_answer(self, answer: Answer, data: bytes) -> bool:
+        step = answer.version - 1
+        with self._changed:
+            stream = self._streams.get(answer.rank)
+            if stream is None or not self._delivery.has_pushed(answer.rank, step):
+                return False
+            self._send_norms(step)
+            stream.send(data)
+        return True
 
     def encode_params(self, version: int, run: Run) -> bytes:
         """A PARAMS frame of a run within one block. Raises VersionGone if the bytes are, or went while they were copied."""
@@ -379,8 +423,8 @@ class Shard:
     def _recorded_decision(self, step: int) -> Decision | None:
         return self._decision(self.store.norms) if self.store.recorded_step == step else None
 
-    def _send_norms(self, rank: int | None, step: int) -> None:
-        """Sends what is known of the step's norms to a rank (None: to all) whose stream has not had them yet."""
+    def _send_norms(self, step: int) -> None:
+        """Sends what is known of the step's norms to the ranks that must have them now."""
         if not self._optimizer.two_phase:
             return
         with self._changed:
@@ -390,9 +434,7 @@ class Shard:
                 vectors = {self._index: self._norms.own}
             else:
                 return
-            streams = [s for r, s in self._streams.items() if (rank is None or r == rank) and s.norms_step < step]
-            for stream in streams:
-                stream.norms_step = step
+            streams = [self._streams[rank] for rank in self._delivery.due(step) if rank in self._streams]
             for shard, squares in vectors.items():
                 header = pb.FrameHeader(kind=pb.NORMS, step=step, norms_shard=shard, norms=squares.tolist())
                 data = frame.encode(header)

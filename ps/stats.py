@@ -57,6 +57,8 @@ class ServerStats:
     def applied(self, step: int, seconds: float, *, is_last: bool) -> None:
         """A run has been applied and its answers encoded; `is_last`: the shard has the next version."""
         with self._lock:
+            if step <= self._newest:
+                return  # the row went with the run that another thread applied last
             row = self._row(step)
             row.apply_s += seconds
             if is_last:

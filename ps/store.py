@@ -64,6 +64,7 @@ class Store:
         self.words[:] = -1
         self._header[1] = -1
         self._header[2] = -1
+        self._header[3] = -1
         self._header[8:12] = self._key
         self._header[0] = _MAGIC
 
@@ -136,6 +137,22 @@ class Store:
         self._header[2] = -1
         self.norms[:] = norms
         self._header[2] = step
+
+    @property
+    def decided(self) -> int:
+        """Version of the newest decision; -1 if there is none."""
+        return int(self._header[3])
+
+    @property
+    def rate_factor(self) -> float:
+        """What the newest decision multiplies the learning rate with."""
+        return float(self._header[4:5].view(np.float64)[0]) if self.decided >= 0 else 1.0
+
+    def decide(self, version: int, rate_factor: float) -> None:
+        """Makes a decision durable: invalidate, write, mark valid last."""
+        self._header[3] = -1
+        self._header[4:5].view(np.float64)[0] = rate_factor
+        self._header[3] = version
 
     def check_readable(self, version: int) -> None:
         """Raises VersionGone unless all bytes of `version` exist; call before and again after copying."""

@@ -1,16 +1,16 @@
 """From the sums of a complete run to the bytes of the next version."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from ps.config import OptimizerConfig, ScheduleConfig
-from ps.errors import NonFinite
+from ps.errors import ConfigError, NonFinite
 from ps.frame import Bytes
+from ps.groups import check_groups
 from ps.layout import Layout, Rule, Run
 from ps.norms import Decision, Norms
 from ps.optimizers import update_rule
+from ps.plan import Plan
 from ps.schedules import learning_rate
 from ps.store import Store
 
@@ -18,17 +18,13 @@ PLAIN = Decision(factor=1.0, skip=False)
 """The decision of a step that needs no norms."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Length of the run, which schedules and epoch sums depend on; the same on every rank."""
-
-    steps_per_epoch: int
-    total_steps: int
-
-
 class Updater:
     """Writes version t + 1 of complete runs into the store's other copy; committing it is the shard's. Runs in any thread,
-    one per run at a time."""
+    one per run at a time.
+
+    What happens to a gradient, in the order of a torch loop: mean over the samples, `optimizer.clip_value`, factor of the
+    global norm (of what the former left), the group's weight decay and update.
+    """
 
     def __init__(self, layout: Layout, store: Store, optimizer: OptimizerConfig, schedule: ScheduleConfig, plan: Plan) -> None:
         self._specs = layout.specs
@@ -37,10 +33,13 @@ class Updater:
         self._optimizer = optimizer
         self._schedule = schedule
         self._plan = plan
-        self._rule = update_rule(optimizer)
+        if optimizer.lr_scaling != "none":
+            raise ConfigError(f'optimizer.lr_scaling = "{optimizer.lr_scaling}" is the driver\'s: give servers the scaled optimizer.lr')
+        check_groups(layout.specs, len(optimizer.groups))
+        self._rules = [update_rule(optimizer, group) for group in range(1 + len(optimizer.groups))]
 
     def to_mean(self, step: int, run: Run, sums: Bytes, weight: float) -> None:
-        """Divides the sums by the total weight, in place. Raises NonFinite where that ends the run."""
+        """Divides the sums by the total weight and clips each element, in place. Raises NonFinite where that ends the run."""
         block = self._layout.block_of(run)
         if block.rule not in (Rule.OPTIMIZER, Rule.MEAN):
             return
@@ -49,6 +48,13 @@ class Updater:
             mean.div_(weight)
         if block.rule is Rule.OPTIMIZER and self._optimizer.nonfinite == "error" and not torch.isfinite(mean.sum()):
             self._raise_nonfinite(step, run, sums)
+        if block.rule is Rule.OPTIMIZER and self._optimizer.clip_value is not None:
+            self._clip(mean, self._optimizer.clip_value)
+
+    def _clip(self, mean: torch.Tensor, limit: float) -> None:
+        """As `torch.nn.utils.clip_grad_value_`, but an infinity stays where the norms are yet to find it and skip the step."""
+        if self._optimizer.nonfinite == "error" or torch.isfinite(mean).all():
+            mean.clamp_(-limit, limit)
 
     def _raise_nonfinite(self, step: int, run: Run, sums: Bytes) -> None:
         """The sum of finite numbers may overflow, so each chunk is looked at before anybody is blamed."""
@@ -75,24 +81,29 @@ class Updater:
             norms[i] = float(values.double().square().sum())
         return norms
 
-    def write(self, step: int, run: Run, mean: Bytes, weight: float, decision: Decision = PLAIN) -> None:
-        """Fills the copy of step + 1 from that of `step` and updates it there; without weight, or skipped, it stays as filled."""
+    def write(self, step: int, run: Run, mean: Bytes, weight: float, decision: Decision = PLAIN, *, rate_factor: float = 1.0) -> None:
+        """Fills the copy of step + 1 from that of `step` and updates it there; without weight, or skipped, it stays as filled.
+
+        `rate_factor` multiplies the scheduled learning rate: what decisions made of it.
+        """
         rule = self._layout.block_of(run).rule
         self._store.fill_next(step, run)
+        if rule is Rule.SUM and step % self._plan.steps_per_epoch == 0:
+            self._store.params(step + 1, run)[:] = 0  # whatever becomes of the epoch's first step
         if weight == 0.0 or decision.skip:
             return
         if rule is Rule.OPTIMIZER:
-            self._write_optimizer(step, run, mean, decision.factor)
+            self._write_optimizer(step, run, mean, decision.factor, rate_factor)
             return
         value = self._store.params(step + 1, run)
-        if rule is Rule.SUM and step % self._plan.steps_per_epoch:
+        if rule is Rule.SUM:
             value.view(np.float64)[:] += mean.view(np.float64)
         else:
             value[:] = mean
 
-    def _write_optimizer(self, step: int, run: Run, mean: Bytes, factor: float) -> None:
+    def _write_optimizer(self, step: int, run: Run, mean: Bytes, factor: float, rate_factor: float) -> None:
         block = self._layout.block_of(run)
-        lr = learning_rate(self._optimizer, self._schedule, step, self._plan.total_steps)
+        lr = self._learning_rate(step, block.group, rate_factor)
         grad = torch.from_numpy(mean.view(block.dtype))
         if factor != 1.0:
             grad.mul_(factor)
@@ -103,8 +114,12 @@ class Updater:
             params = torch.from_numpy(self._store.params(step + 1, part).view(block.dtype))
             slots = [torch.from_numpy(slot.view(block.dtype)) for slot in self._store.state(step + 1, part)]
             updates = self._store.updates(step + 1, part)
-            self._rule(params, grad[inner], slots, int(updates[0]), lr)
+            self._rules[block.group](params, grad[inner], slots, int(updates[0]), lr)
             updates += 1
+
+    def _learning_rate(self, step: int, group: int, rate_factor: float) -> float:
+        plan = self._plan
+        return learning_rate(self._optimizer, self._schedule, step, plan.total_steps, plan.steps_per_epoch, group=group, rate_factor=rate_factor)
 
     def _same_updates(self, version: int, run: Run) -> list[Run]:
         """Parts of the run whose chunks have had equally many updates."""

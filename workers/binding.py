@@ -9,35 +9,37 @@ from torch import nn
 from ps.checkpoint import SUMS
 from ps.errors import ConfigError
 from ps.frame import Bytes, chunk_digests
+from ps.groups import GroupConfig, assign_groups
 from ps.layout import ALIGN_BYTES, DTYPES, Layout, Rule, Run, TensorSpec
 
 SUM_NAMES = ("loss", "weight", "samples", "steps")
 """What the versioned epoch sums hold, in order: weighted loss, weights, samples, and 1 per step."""
 
 
-def specs_of(model: nn.Module) -> tuple[TensorSpec, ...]:
+def specs_of(model: nn.Module, groups: Sequence[GroupConfig] = ()) -> tuple[TensorSpec, ...]:
     """The model's distinct parameters and persistent buffers in state-dict order, then the epoch sums.
 
-    Raises ConfigError for a tensor of a type that is not served.
+    Raises ConfigError for a tensor of a type that is not served, and for a group whose pattern matches no parameter.
     """
     params = dict(model.named_parameters())
+    group_of = assign_groups(params, groups)
     buffers = {name: b for name, b in model.named_buffers() if name in model.state_dict()}
     specs = []
     for name in model.state_dict():
         if name in params:
             rule = Rule.OPTIMIZER if params[name].requires_grad else Rule.FROZEN
-            specs.append(_spec(name, params[name], rule))
+            specs.append(_spec(name, params[name], rule, group_of[name] if rule is Rule.OPTIMIZER else 0))
         elif name in buffers:
             rule = Rule.MEAN if buffers[name].is_floating_point() else Rule.EQUAL
             specs.append(_spec(name, buffers[name], rule))
     return (*specs, TensorSpec(name=SUMS, shape=(len(SUM_NAMES),), dtype="float64", rule=Rule.SUM))
 
 
-def _spec(name: str, tensor: torch.Tensor, rule: Rule) -> TensorSpec:
+def _spec(name: str, tensor: torch.Tensor, rule: Rule, group: int = 0) -> TensorSpec:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise ConfigError(f"tensor {name} of the model is {dtype}: only {', '.join(DTYPES)} can be served")
-    return TensorSpec(name=name, shape=tuple(tensor.shape), dtype=dtype, rule=rule)
+    return TensorSpec(name=name, shape=tuple(tensor.shape), dtype=dtype, rule=rule, group=group)
 
 
 class BoundModel:

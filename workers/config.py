@@ -26,16 +26,31 @@ class TrainConfig:
     """Type of the floating-point parameters."""
     num_threads: int = 1
     """Threads that torch uses inside one operation of a worker, >= 1. Another number may change bits."""
+    data_workers: int = 0
+    """Threads of every worker that prepare batches ahead of their use, >= 0; the bits stay the same. 0: each batch is made when it is needed."""
+    autocast: Literal["none", "bfloat16"] = "none"
+    """`bfloat16`: training's forward and loss use bf16 where torch's autocast deems it safe; weights, gradients and validation keep `dtype`."""
+    validate_every: int = 1
+    """Epochs or steps, as `validate_unit` says, between two validation phases, >= 1; the run ends with one in any case."""
+    validate_unit: Literal["epoch", "step"] = "epoch"
+    """What `validate_every` counts."""
+    loop: str | None = None
+    """The user's own loop in place of a task: "package.module:function" or "path/file.py:function". None: a task."""
+    init: str | None = None
+    """Safetensors file with the model's initial values by name, readable on every worker's host. None: as the model builds itself from `seed`."""
 
     def __post_init__(self) -> None:
         if (self.batch_size is None) == (self.global_batch_size is None):
             raise ValueError("train: set exactly one of train.batch_size (per worker) and train.global_batch_size")
-        for name in ("epochs", "max_steps", "batch_size", "global_batch_size", "accumulate", "num_threads"):
+        for name in ("epochs", "max_steps", "batch_size", "global_batch_size", "accumulate", "num_threads", "validate_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name} = {value} is out of range: >= 1")
-        if self.seed < 0:
-            raise ValueError(f"train.seed = {self.seed} is out of range: >= 0")
+        for name in ("seed", "data_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} = {getattr(self, name)} is out of range: >= 0")
+        if self.autocast != "none" and self.dtype != "float32":
+            raise ValueError(f'train.autocast = "{self.autocast}" needs train.dtype = "float32", not "{self.dtype}"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +71,7 @@ class WorkerSettings:
     """Servers of the run."""
     control_address: str
     """"host:port" of the driver."""
-    task: str
+    task: str | None = None
     """Shipped name ("digits") or import path ("package.module:Class") of the task."""
     task_fields: dict[str, Any] = field(default_factory=dict)
     """Values of the task's fields, as the config file gives them."""

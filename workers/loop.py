@@ -1,51 +1,79 @@
-"""The training loop of one rank."""
+"""The training loop of one rank for a task."""
 
-import time
+from pathlib import Path
 
-from ps.client import StepTiming
-from ps.ledger import WorkerRow
-from workers.context import Context
-from workers.spans import Spans
-from workers.step import Contribution
+import torch
 
-
-def train(context: Context) -> None:
-    """Runs from the version installed to the last one. Every step: data, forward, backward, push, pull, install."""
-    spans = Spans()
-    for step in range(context.version, context.plan.total_steps):
-        contribution = context.gradient.compute(step, spans)
-        exchange_started = time.perf_counter()
-        timing = context.client.exchange(step, contribution.weight, context.bound.gradients, context.bound.is_present)
-        with spans.span("install"):
-            context.bound.install(step + 1)
-        context.version = step + 1
-        exposed_s = time.perf_counter() - exchange_started
-        context.rows.add(_row(context.rank, step, contribution, timing, spans, exposed_s))
-        if context.is_epoch_end(step + 1):
-            context.rows.urgent.set()
-            context.end_epoch(step + 1)
-            spans.take()
+from ps.plan import Plan
+from workers.config import TrainConfig
+from workers.initial import load_initial
+from workers.sampler import BatchPlan
+from workers.session import Session
+from workers.step import GradientStep
+from workers.task import Samples, Task
+from workers.validate import validate
 
 
-def _row(rank: int, step: int, contribution: Contribution, timing: StepTiming, spans: Spans, exposed_s: float) -> WorkerRow:
-    step_s, seconds = spans.take()
-    return WorkerRow(
-        rank=rank,
-        step=step,
-        time_s=time.time(),
-        step_s=step_s,
-        data_wait_s=seconds.get("data_wait", 0.0),
-        compute_s=seconds.get("compute", 0.0),
-        copy_s=seconds.get("copy", 0.0),
-        encode_s=timing.encode_s,
-        send_s=timing.send_s,
-        barrier_wait_s=timing.barrier_wait_s,
-        apply_s=timing.apply_s,
-        receive_s=timing.receive_s,
-        install_s=seconds.get("install", 0.0),
-        exposed_s=seconds.get("copy", 0.0) + exposed_s,
-        waits_for=timing.waits_for,
-        samples=contribution.samples,
-        loss=contribution.loss if contribution.weight else None,
-        shards=timing.shards,
+def train(session: Session, task: Task) -> None:
+    """Every step: data, forward, backward, push, pull, install; a report where the plan says so."""
+    settings, config = session.settings, session.settings.train
+    dtype = getattr(torch, config.dtype)
+    data, validation_data = task.train_data(), task.validation_data()
+    batches = BatchPlan.from_config(config, settings.num_workers, len(data))
+    plan = plan_of(config, batches)
+    bound = session.bind(build_model(task, config), plan)
+    gradient = GradientStep(
+        task,
+        data,
+        batches,
+        bound,
+        dtype,
+        rank=session.rank,
+        nonfinite=settings.optimizer.nonfinite,
+        data_workers=config.data_workers,
+        autocast=config.autocast,
     )
+    try:
+        while True:
+            # first, not last: a rank that was killed before it had reported joins at this version
+            if plan.decides(session.version) and _report(session, task, validation_data, batches.micro_batch_size()):
+                return
+            if session.version == plan.total_steps:
+                return
+            session.step(gradient.compute(session.version, session.spans))
+    finally:
+        gradient.close()
+
+
+def _report(session: Session, task: Task, validation_data: Samples, batch_size: int) -> bool:
+    """The phase that ends here, validated if the plan says so; True if the run ends."""
+    settings = session.settings
+    sums = {}
+    if session.plan.validates(session.version):
+        sums = validate(
+            task,
+            validation_data,
+            session.bound,
+            getattr(torch, settings.train.dtype),
+            rank=session.rank,
+            num_workers=settings.num_workers,
+            batch_size=batch_size,
+        )
+    return session.report(sums)
+
+
+def build_model(task: Task, config: TrainConfig) -> torch.nn.Module:
+    """The task's model at version 0, the same on every rank."""
+    torch.manual_seed(config.seed)
+    model = task.model().to(getattr(torch, config.dtype))
+    if config.init is not None:
+        load_initial(model, Path(config.init))
+    return model
+
+
+def plan_of(config: TrainConfig, batches: BatchPlan) -> Plan:
+    """Length of the run in steps."""
+    per_epoch = batches.steps_per_epoch()
+    total = per_epoch * config.epochs
+    every = config.validate_every * (per_epoch if config.validate_unit == "epoch" else 1)
+    return Plan(per_epoch, total if config.max_steps is None else min(total, config.max_steps), every)

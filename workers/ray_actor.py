@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,23 +19,38 @@ class Place:
     """Where an actor lives; `start_s` tells its process from a later one with the same pid."""
 
     node_id: str
+    host: str
     pid: int
     start_s: float
+    actor_id: str
+    sees_run: bool
+    """Whether the run directory is there too."""
 
 
 class ProcessActor:
     """One process of the run; `run` keeps its main thread until the process' work ends."""
 
-    def __init__(self, python_path: list[str]) -> None:
-        """`python_path`: where the driver finds modules; what is missing here is added behind our own."""
+    def __init__(self, python_path: list[str], probe_path: str, probe: str) -> None:
+        """`python_path`: where the driver finds modules; what is missing here is added behind our own. A file `probe_path`
+        with the text `probe` is the driver's: a folder that is merely called the same has none."""
         sys.path.extend(path for path in python_path if path not in sys.path)
+        self._sees_run = _reads(Path(probe_path), probe)
 
     def place(self) -> Place:
-        return Place(ray.get_runtime_context().get_node_id(), os.getpid(), psutil.Process().create_time())
+        context = ray.get_runtime_context()
+        return Place(
+            node_id=context.get_node_id(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            start_s=psutil.Process().create_time(),
+            actor_id=context.get_actor_id() or "",
+            sees_run=self._sees_run,
+        )
 
     def run(self, target: str, settings_json: str, log_path: str) -> int:
         """Calls `target` ("module:function") with the settings and returns its exit code."""
-        _write_output_to(Path(log_path))
+        if self._sees_run:  # else Ray's own logs keep the output
+            _write_output_to(Path(log_path))
         configure_logging()
         module, _, function = target.partition(":")
         try:
@@ -47,12 +63,17 @@ class ProcessActor:
         return code
 
 
+def _reads(path: Path, text: str) -> bool:
+    try:
+        return path.read_text() == text
+    except OSError:
+        return False
+
+
 def _write_output_to(path: Path) -> None:
-    """Sends output to the run's log; on a host without the run directory Ray's own logs keep it."""
-    if path.parent.is_dir():
-        with path.open("ab") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
+    with path.open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
 
 
 def _with_host(settings_json: str) -> str:

@@ -58,10 +58,14 @@ class BatchPlan:
         return global_indices(self.num_samples, self.seed, epoch, step_in_epoch, self.global_batch)
 
     def micro_batches(self, step: int, rank: int) -> list[Indices]:
-        """Samples of `rank` in `step` by micro-batch, none of them empty; an empty list if it has no samples."""
+        """Samples of `rank` in `step` by micro-batch, none of them empty; an empty list if it has no samples.
+
+        All ranks with samples have equally many micro-batches, so that buffers which count batches stay equal.
+        """
         batch = self.global_indices(step)
         part = batch[part_of(len(batch), self.num_workers, rank)]
-        micro = (part[part_of(len(part), self.accumulate, i)] for i in range(self.accumulate))
+        num_micro = min(self.accumulate, max(len(batch) // self.num_workers, 1))
+        micro = (part[part_of(len(part), num_micro, i)] for i in range(num_micro))
         return [indices for indices in micro if len(indices)]
 
 

@@ -20,6 +20,11 @@ class Spans:
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
+    def rest(self, name: str) -> None:
+        """Counts all time since the last take that belongs to no span as `name`."""
+        elapsed = time.perf_counter() - self._started
+        self._seconds[name] = self._seconds.get(name, 0.0) + elapsed - sum(self._seconds.values())
+
     def take(self) -> tuple[float, dict[str, float]]:
         """Seconds since the last take, and those of each span; starts anew."""
         now = time.perf_counter()

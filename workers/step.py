@@ -1,15 +1,17 @@
-"""One rank's part of one step: from sample indices to a contribution. A pure function of (parameters, seed, step, rank)."""
+"""One rank's part of one step: from a batch to a contribution. A pure function of (parameters, seed, step, rank)."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 
 from ps.errors import NonFinite
+from workers.batches import Batches, MicroBatch
 from workers.binding import BoundModel
-from workers.data import cast, fetch, mean_and_weight
-from workers.sampler import BatchPlan, sample_rng, torch_seed
+from workers.data import mean_and_weight
+from workers.sampler import BatchPlan, torch_seed
 from workers.spans import Spans
 from workers.task import Samples, Task
 
@@ -25,47 +27,69 @@ class Contribution:
 
 
 class GradientStep:
-    """Computes contributions into a bound model's gradient buffer."""
+    """Computes contributions into a bound model's gradient buffer. `close` it: it may own threads."""
 
-    def __init__(self, task: Task, data: Samples, plan: BatchPlan, bound: BoundModel, dtype: torch.dtype, *, rank: int, nonfinite: str) -> None:
+    def __init__(
+        self,
+        task: Task,
+        data: Samples,
+        plan: BatchPlan,
+        bound: BoundModel,
+        dtype: torch.dtype,
+        *,
+        rank: int,
+        nonfinite: str,
+        data_workers: int = 0,
+        autocast: Literal["none", "bfloat16"] = "none",
+    ) -> None:
         self._task = task
-        self._data = data
         self._plan = plan
         self._bound = bound
-        self._dtype = dtype
         self._rank = rank
         self._nonfinite = nonfinite
+        self._autocast = autocast
+        self._batches = Batches(task, data, plan, dtype, rank=rank, num_threads=data_workers)
 
     def compute(self, step: int, spans: Spans) -> Contribution:
         """Forward and backward over the rank's micro-batches. Raises NonFinite where that ends the run."""
-        with spans.span("data_wait"):
-            micro = self._plan.micro_batches(step, self._rank)
         model = self._bound.model
-        model.train()
-        model.zero_grad(set_to_none=True)
+        with spans.span("compute"):
+            model.train()
+            model.zero_grad(set_to_none=True)
         loss_sum = weight = 0.0
         samples = 0
-        for i, indices in enumerate(micro):
-            batch = self._fetch(step, i, indices, spans)
+        several = False
+        for micro in self._batches.of_step(step, spans):
+            several = micro.num_in_step > 1
             with spans.span("compute"):
-                torch.manual_seed(torch_seed(self._plan.seed, step, self._rank, i))
-                mean, its_weight = mean_and_weight(self._task.loss(model, batch), len(indices))
-                samples += len(indices)
+                mean, its_weight = self._forward(step, micro)
+                samples += micro.num_samples
                 if its_weight == 0:
                     continue
                 self._check(step, value := float(mean.detach()))
-                (mean if len(micro) == 1 else mean * its_weight).backward()  # type: ignore[no-untyped-call]
+                (mean * its_weight if several else mean).backward()  # type: ignore[no-untyped-call]
                 loss_sum += value * its_weight
                 weight += its_weight
         with spans.span("copy"):
             sums = (loss_sum, weight, float(samples), 1.0 if self._rank == 0 else 0.0) if weight else None
-            self._bound.gather(weight, divide=len(micro) > 1, sums=sums)
+            self._bound.gather(weight, divide=several, sums=sums)
         return Contribution(weight, samples, loss_sum / weight if weight else math.nan)
 
-    def _fetch(self, step: int, micro: int, indices: Any, spans: Spans) -> Any:
-        with spans.span("data_wait"):
-            rng = sample_rng(self._plan.seed, step, self._rank, micro)
-            return cast(fetch(self._task, self._data, indices, rng, training=True), self._dtype)
+    def close(self) -> None:
+        """Ends the threads that load data; returns after the loads in progress."""
+        self._batches.close()
+
+    def _forward(self, step: int, micro: MicroBatch) -> tuple[torch.Tensor, float]:
+        torch.manual_seed(torch_seed(self._plan.seed, step, self._rank, micro.index))
+        with self._lower_precision():
+            return mean_and_weight(self._task.loss(self._bound.model, micro.batch), micro.num_samples)
+
+    def _lower_precision(self) -> AbstractContextManager[object]:
+        """Torch's autocast on the model's device; weights and gradients keep their type."""
+        if self._autocast == "none":
+            return nullcontext()
+        parameter = next(self._bound.model.parameters(), None)
+        return torch.autocast("cpu" if parameter is None else parameter.device.type, dtype=getattr(torch, self._autocast))
 
     def _check(self, step: int, loss: float) -> None:
         if self._nonfinite == "error" and not math.isfinite(loss):

@@ -1,16 +1,9 @@
 """The user's part of a run: model, data and loss; and how a task travels as a name and its fields."""
 
 import dataclasses
-import difflib
-import importlib
-import importlib.util
 import inspect
-import sys
 import typing
-import zlib
 from abc import ABC, abstractmethod
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from ps.errors import ConfigError
+from workers.imports import import_attribute, import_path, nearest
 from workers.tasks import SHIPPED
-
-FILE_MODULE = "task_file_"
-"""Prefix of the names of modules loaded from a file."""
 
 
 class Samples(Protocol):
@@ -83,7 +74,7 @@ def load_task(name: str, fields: dict[str, Any]) -> Task:
     allowed = [f.name for f in dataclasses.fields(cls) if f.init]
     for key in fields:
         if key not in allowed:
-            raise ConfigError(f"task.{key} is no field of {cls.__name__}: {_nearest(key, allowed)}")
+            raise ConfigError(f"task.{key} is no field of {cls.__name__}: {nearest(key, allowed)}")
     try:
         return pydantic.TypeAdapter(cls).validate_json(pydantic_core.to_json(fields), strict=True)
     except pydantic.ValidationError as error:
@@ -98,9 +89,7 @@ def task_path(task: Task | type[Task]) -> str:
     cls = _checked_class(task if isinstance(task, type) else type(task))
     if "<locals>" in cls.__qualname__:
         raise ConfigError(f"{cls.__name__} is defined inside a function: move it to the top level of its module")
-    if cls.__module__.startswith(FILE_MODULE):
-        return f"{sys.modules[cls.__module__].__file__}:{cls.__qualname__}"
-    return f"{cls.__module__}:{cls.__qualname__}"
+    return import_path(cls)
 
 
 def task_fields(task: Task) -> dict[str, Any]:
@@ -110,50 +99,13 @@ def task_fields(task: Task) -> dict[str, Any]:
 
 
 def _find(name: str) -> object:
-    module_name, colon, class_name = SHIPPED.get(name, name).rpartition(":")
-    if not colon:
+    path = SHIPPED.get(name, name)
+    if ":" not in path:
         own = "an own one is named package.module:Class or path/file.py:Class"
-        raise ConfigError(f"task.name = {name!r} is no shipped task: {_nearest(name, list(SHIPPED))}; {own}")
-    if module_name == "__main__":
-        raise _in_main(class_name)
-    try:
-        module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
-    except Exception as error:  # whatever the user's module raises while it is imported
-        raise ConfigError(f"task.name = {name!r} cannot be imported: {type(error).__name__}: {error}") from error
-    found: object = module
-    for part in class_name.split("."):
-        if not hasattr(found, part):
-            tasks = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Task)]
-            raise ConfigError(f"task.name = {name!r}: no {part} in {module_name}: {_nearest(part, tasks)}")
-        found = getattr(found, part)
-    return found
-
-
-def _load_module(name: str) -> ModuleType:
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # last: an installed package is not hidden by a folder that happens to be here
-    return importlib.import_module(name)
-
-
-def _load_file(path: Path) -> ModuleType:
-    path = path.expanduser().resolve()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    name = f"{FILE_MODULE}{path.stem}_{zlib.crc32(str(path).encode()):08x}"
-    if name in sys.modules:
-        return sys.modules[name]
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))  # first: as for a script
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+        raise ConfigError(f"task.name = {name!r} is no shipped task: {nearest(name, list(SHIPPED))}; {own}")
+    if path.startswith("__main__:"):
+        raise _in_main(path.partition(":")[2])
+    return import_attribute(path, "task.name")
 
 
 def _checked_class(cls: object) -> type[Task]:
@@ -173,11 +125,6 @@ def _checked_class(cls: object) -> type[Task]:
 def _in_main(name: str) -> ConfigError:
     remedy = f"move it to a module of its own file, e.g. mytask.py, and name it mytask:{name}"
     return ConfigError(f"{name} is defined in __main__, which no worker can import: {remedy}")
-
-
-def _nearest(word: str, valid: list[str]) -> str:
-    near = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"there is {', '.join(valid) or 'none'}"
 
 
 def _explain(error: pydantic.ValidationError, cls: type[Task], fields: dict[str, Any]) -> str:

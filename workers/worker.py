@@ -7,24 +7,18 @@ import traceback
 
 import torch
 
-from ps.client import Client
 from ps.config import from_json
-from ps.control import ServerAddress
 from ps.control_service import ControlClient, Heart
 from ps.errors import ConfigError, PserverError, Stopped, WorkerFailed
-from ps.layout import Layout
 from ps.ledger import RowBuffer
 from ps.logs import configure_logging
 from ps.security import call_metadata
 from ps.server import environment
 from ps.transport.rpc import Peer
-from ps.update import Plan
-from workers.binding import BoundModel, specs_of
 from workers.config import WorkerSettings
-from workers.context import Context
+from workers.context import Context, load_loop
 from workers.loop import train
-from workers.sampler import BatchPlan
-from workers.step import GradientStep
+from workers.session import Session
 from workers.task import load_task
 
 log = logging.getLogger(__name__)
@@ -36,15 +30,14 @@ class Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
         self._rows = RowBuffer()
-        self._context: Context | None = None
-        self._client: Client | None = None
+        self._session: Session | None = None
         self._stop_reason: str | None = None
         peer = Peer("the driver", settings.control_address, call_metadata(settings.run_id, settings.token), settings.timeouts)
         self._control = ControlClient(peer, "worker", settings.rank)
         self._heart = Heart(
             self._control,
             self._rows,
-            lambda: self._context.version if self._context else 0,
+            lambda: self._session.progress if self._session else (0, False),
             self.stop,
             every_s=settings.timeouts.heartbeat_s,
             orphan_after_s=settings.timeouts.orphan_after_s,
@@ -55,13 +48,14 @@ class Worker:
         """Registers, joins, trains and says goodbye. An error is reported to the driver and raised."""
         settings = self.settings
         torch.set_num_threads(settings.train.num_threads)
-        self._env = environment(settings.train.num_threads)
-        servers = self._control.register(self._env)
+        servers = self._control.register(environment(settings.train.num_threads))
         self._heart.start()
         try:
-            self._context = self._prepare(servers)
-            train(self._context)
-            self._control.report_finished(self._context.version)
+            self._session = session = Session(settings, self._control, servers, self._rows)
+            if self._stop_reason:
+                raise Stopped(self._stop_reason)
+            self._train(session)
+            self._control.report_finished(session.version)
         except Stopped:
             raise
         except Exception as error:
@@ -69,67 +63,17 @@ class Worker:
             raise
         finally:
             self._heart.stop()
-            if self._client:
-                self._client.close()
+            if self._session:
+                self._session.close()
             self._control.close()
 
-    def _prepare(self, servers: list[ServerAddress]) -> Context:
-        """Builds model and data, joins all shards and installs the version they are at."""
+    def _train(self, session: Session) -> None:
         settings = self.settings
-        dtype = getattr(torch, settings.train.dtype)
-        task = load_task(settings.task, settings.task_fields)
-        torch.manual_seed(settings.train.seed)
-        model = task.model().to(dtype)
-        data = task.train_data()
-        plan = BatchPlan.from_config(settings.train, settings.num_workers, len(data))
-        bound = BoundModel(model, Layout(specs_of(model), settings.num_servers))
-        lengths = Plan(plan.steps_per_epoch(), self._total_steps(plan))
-        self._client = client = Client(
-            member=self._control.member,
-            run_id=settings.run_id,
-            token=settings.token,
-            layout=bound.layout,
-            servers=servers,
-            comm=settings.comm,
-            timeouts=settings.timeouts,
-            landing=bound.landing,
-        )
-        if self._stop_reason:
-            raise Stopped(self._stop_reason)
-        version = self._join(client, bound, lengths)
-        bound.install(version)
-        return Context(
-            rank=settings.rank,
-            num_workers=settings.num_workers,
-            version=version,
-            plan=lengths,
-            task=task,
-            validation_data=task.validation_data(),
-            validation_batch=plan.micro_batch_size(),
-            dtype=dtype,
-            bound=bound,
-            gradient=GradientStep(task, data, plan, bound, dtype, rank=settings.rank, nonfinite=settings.optimizer.nonfinite),
-            client=client,
-            control=self._control,
-            rows=self._rows,
-        )
-
-    def _total_steps(self, plan: BatchPlan) -> int:
-        train_config = self.settings.train
-        steps = plan.steps_per_epoch() * train_config.epochs
-        return steps if train_config.max_steps is None else min(steps, train_config.max_steps)
-
-    def _join(self, client: Client, bound: BoundModel, plan: Plan) -> int:
-        """Joins all shards; brings version 0 or reads the version they are at."""
-        version = client.join(bound.initial_digests(), plan, self._env)
-        if version == -1 and self.settings.rank == 0:
-            client.init(bound.landing[0])
-        client.open()
-        version = max(version, 0)
-        if version > 0:
-            client.pull(version, bound.landing[version % 2])
-            bound.copy_across(version)
-        return version
+        if settings.train.loop is not None:
+            torch.manual_seed(settings.train.seed)
+            load_loop(settings.train.loop)(Context(session))
+        elif settings.task is not None:
+            train(session, load_task(settings.task, settings.task_fields))
 
     def _report_failure(self, error: Exception) -> None:
         ours = isinstance(error, PserverError)
@@ -144,8 +88,8 @@ class Worker:
         """Ends the run of this rank from any thread: calls in progress raise Stopped."""
         log.info("asked to stop: %s", reason)
         self._stop_reason = reason
-        if self._client:
-            self._client.abort(reason)
+        if self._session:
+            self._session.stop(reason)
 
 
 def work(settings_json: str) -> int:

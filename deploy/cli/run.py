@@ -21,6 +21,7 @@ def run(
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; may be repeated.")] = None,
     workers: Annotated[int | None, typer.Option(metavar="N", help="Short for --set scaling.num_workers=N.")] = None,
     servers: Annotated[int | None, typer.Option(metavar="N", help="Short for --set scaling.num_servers=N.")] = None,
+    loop: Annotated[str | None, typer.Option(metavar="FILE.py:FUNCTION", help="Your own loop; short for --set train.loop=...")] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Short for --set run.name=NAME.")] = None,
     launcher: Annotated[LauncherName, typer.Option(help="Ray actors, or plain processes on this machine.")] = LauncherName.RAY,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use. Default: RAY_ADDRESS, else a local one.")] = None,
@@ -33,7 +34,7 @@ def run(
     from deploy.config.write import to_value
     from deploy.rundir import RunDirectory
 
-    flags = {"scaling.num_workers": workers, "scaling.num_servers": servers, "run.name": name}
+    flags = {"train.loop": loop, "scaling.num_workers": workers, "scaling.num_servers": servers, "run.name": name}
     with contextlib.redirect_stdout(sys.stderr):  # the user's module may print
         config = load(config_file, [*(sets or []), *(f"{key}={to_value(value)}" for key, value in flags.items() if value is not None)])
     if print_config:

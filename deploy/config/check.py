@@ -13,8 +13,9 @@ from pydantic_core import ErrorDetails
 from deploy.config.sections import Config, TaskConfig
 from deploy.config.suggest import hint
 from deploy.config.write import to_value
+from ps.groups import GroupConfig
 
-SECTIONS: dict[str, type[Any]] = get_type_hints(Config)
+SECTIONS: dict[str, type[Any]] = {**get_type_hints(Config), "task": TaskConfig}
 """Class of every section, by name."""
 
 _KEYS = {name: [field.name for field in fields(cls)] for name, cls in SECTIONS.items() if cls is not TaskConfig}
@@ -26,8 +27,16 @@ _WANTED = {
     "bool_type": ("boolean", "true"),
     "string_type": ("string", '"text"'),
     "dict_type": ("table", "{ key = 1 }"),
+    "dataclass_type": ("table", "{ key = 1 }"),
+    "tuple_type": ("list", "[1, 2]"),
 }
 """What a pydantic error of a type asks for, and an example."""
+
+
+_ALTERNATIVES = ("str", "tuple[str, ...]")
+"""What pydantic appends to the key of a value that may have one of two types."""
+_NO_KEYS = ("[key]", *_ALTERNATIVES)
+_GROUP_KEYS = [field.name for field in fields(GroupConfig)]
 
 
 def unknown_names(tables: Mapping[str, Any]) -> Iterator[str]:
@@ -60,7 +69,8 @@ def section(name: str, values: Mapping[str, Any]) -> Any:
     try:
         return TypeAdapter(SECTIONS[name]).validate_json(json.dumps(values), strict=True)  # JSON: tables and their keys are no objects yet
     except ValidationError as error:
-        raise ValueError("\n".join(_line(name, mistake) for mistake in error.errors())) from error
+        lines = dict.fromkeys(_line(name, mistake) for mistake in error.errors())
+        raise ValueError("\n".join(lines)) from error
 
 
 def _unknown_section(name: str, values: Any) -> str:
@@ -79,7 +89,13 @@ def _unknown_key(name: str, key: str) -> str:
 def _line(name: str, mistake: ErrorDetails) -> str:
     if mistake["type"] == "value_error":
         return mistake["msg"].removeprefix("Value error, ")
-    key = ".".join([name, *(str(part) for part in mistake["loc"] if part != "[key]")])
+    key = ".".join([name, *(str(part) for part in mistake["loc"] if part not in _NO_KEYS)])
+    if mistake["type"] == "unexpected_keyword_argument":
+        return f"unknown key {key}: {hint(str(mistake['loc'][-1]), _GROUP_KEYS, kind='the keys of a group are')}"
+    if mistake["type"] == "missing":
+        return f'{key} is missing: for example {mistake["loc"][-1]} = "*.bias"'
+    if mistake["loc"][-1] in _ALTERNATIVES:
+        return f'{key} = {to_value(mistake["input"])} is no string and no list of strings: write for example {key} = "text"'
     value = to_value(mistake["input"])
     if mistake["type"] == "literal_error":
         return f"{key} = {value} is not among {mistake['ctx']['expected']}"

@@ -22,7 +22,8 @@ def load(path: str | Path, sets: Sequence[str] = ()) -> Config:
         raise _error(path, set_keys, mistakes)
     try:
         config = _build(tables)
-        _check_task(config.task)
+        if config.task:
+            _check_task(config.task)
     except ValueError as error:
         raise _error(path, set_keys, str(error).splitlines()) from error
     return config
@@ -34,7 +35,8 @@ def _build(tables: Mapping[str, Mapping[str, Any]]) -> Config:
     for name in check.SECTIONS:
         try:
             if name == "task":
-                sections[name] = _task(tables.get("task", {}))
+                if "task" in tables or "loop" not in tables.get("train", {}):
+                    sections[name] = _task(tables.get("task", {}))
             elif name in tables or name == "train":
                 sections[name] = check.section(name, tables.get(name, {}))
         except ValueError as error:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig
+from ps.decisions import EarlyStoppingConfig, PlateauConfig
 from workers.config import TrainConfig
 
 
@@ -31,7 +32,7 @@ class ScalingConfig:
     resources_per_worker: dict[str, float] = field(default_factory=dict)
     """Ray resources of one worker by name, >= 0, for example { CPU = 2 }."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """How Ray places the processes: together or apart, as far as possible or strictly."""
+    """How Ray places the workers: together or apart, as far as possible or strictly. Servers are spread, with STRICT_PACK all are on one node."""
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "num_servers"):
@@ -62,16 +63,20 @@ class RunConfig:
 class Config:
     """A whole config file, checked."""
 
-    task: TaskConfig
+    task: TaskConfig | None = None
     train: TrainConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    plateau: PlateauConfig = field(default_factory=PlateauConfig)
     comm: CommConfig = field(default_factory=CommConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        if (self.task is None) == (self.train.loop is None):
+            raise ValueError('say what is trained: either a task (task.name = "digits") or your own loop (train.loop = "mine.py:train")')
         for shard in self.comm.server_bandwidth:
             if not 0 <= shard < self.scaling.num_servers:
                 raise ValueError(f"comm.server_bandwidth.{shard} names no server: 0 <= shard < scaling.num_servers = {self.scaling.num_servers}")

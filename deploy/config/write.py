@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from deploy.config.sections import Config, TaskConfig
@@ -11,7 +11,8 @@ from deploy.config.sections import Config, TaskConfig
 
 def to_toml(config: Config) -> str:
     """The resolved config, defaults included; None is left out, which reads back as None."""
-    return "\n".join(_table(section.name, _values(getattr(config, section.name))) for section in fields(config))
+    sections = {field.name: getattr(config, field.name) for field in fields(config)}
+    return "\n".join(_table(name, _values(section)) for name, section in sections.items() if section is not None)
 
 
 def to_value(value: object) -> str:
@@ -28,6 +29,8 @@ def to_value(value: object) -> str:
         case dict():
             pairs = ", ".join(f"{to_key(str(key))} = {to_value(inner)}" for key, inner in value.items() if inner is not None)
             return f"{{ {pairs} }}" if pairs else "{}"
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_value(asdict(value))
     raise TypeError(f"{value!r} has no form in TOML")
 
 

@@ -1,34 +1,45 @@
 """Actors of a Ray cluster: a given one, or a local one that lives as long as the launcher."""
 
 import contextlib
+import json
 import logging
 import math
 import os
+import re
+import secrets
 import signal
 import socket
+import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deploy.launch.base import Ending, LogPath, ProcessKey, Role, last_words, module_path
-from deploy.launch.fit import Resources, check_fit
-from ps.errors import ConfigError, ResourcesMissing, Unreachable
+from deploy.launch.code import relative_name, stage
+from deploy.launch.fit import Resources, check_fit, placement
+from ps.errors import ConfigError, PserverError, ResourcesMissing, Unauthenticated, Unreachable
 from workers.ray_actor import Place, ProcessActor
 
+log = logging.getLogger(__name__)
+
 TARGETS: Mapping[Role, str] = {"server": "ps.server:serve", "worker": "workers.worker:work"}
+_IN_SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray for the entry point of `ray job submit`; not documented, but the only sign before `ray.init`."""
 KILL_WAIT_S = 2.0
 """Until an actor killed through Ray is gone; a stopped process never obeys Ray and is then killed by pid."""
 
 
 class RayLauncher:
-    """One actor per process, all in one placement group. Not thread-safe.
+    """One actor per process, in placement groups: workers as the strategy says, servers apart. Not thread-safe.
 
     Uses a Ray that the program has initialised already, else the cluster at `address` (or RAY_ADDRESS),
     else starts a local one and shuts it down in `stop`.
@@ -44,17 +55,22 @@ class RayLauncher:
         use_gpu: bool = False,
         resources_per_worker: Mapping[str, float] | None = None,
         placement_strategy: str = "PACK",
+        code: Path | None = None,
+        say: Callable[[str], None] | None = None,
         timeout_s: float = 10.0,
         targets: Mapping[Role, str] = TARGETS,
     ) -> None:
-        """`timeout_s`: until others must have freed what fits into the cluster but is in use."""
+        """`code`: folder of the user's code, which travels to the nodes of a given cluster. `say`: shows a line to the user.
+        `timeout_s`: until others must have freed what fits into the cluster but is in use."""
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
-        if self._address.startswith("ray://"):
+        if "://" in self._address:
             raise ConfigError(
                 f"{self._address}: the driver must run inside the cluster: use `ray job submit -- pserver run CONFIG.toml`, "
-                "or give the address of a cluster node without ray://"
+                "or give the address of a cluster node as HOST:PORT"
             )
         self._log_path = log_path
+        self._code = code
+        self._say = say
         per_worker = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {}), **(resources_per_worker or {})}
         self._bundles = {ProcessKey("worker", rank): dict(per_worker) for rank in range(num_workers)}
         self._bundles |= {ProcessKey("server", shard): {"CPU": 1.0} for shard in range(num_servers)}
@@ -62,7 +78,12 @@ class RayLauncher:
         self._timeout_s = timeout_s
         self._targets = targets
         self._owns_ray = False
-        self._group: PlacementGroup | None = None
+        self._groups: list[PlacementGroup] = []
+        self._bundle_of: dict[ProcessKey, tuple[PlacementGroup, int]] = {}
+        self._code_root: Path | None = None  # what the nodes have a copy of as their working directory
+        self._probe = secrets.token_hex(16)
+        self._probe_path: Path | None = None
+        self._told_of_logs = False
         self._actors: dict[ProcessKey, Any] = {}
         self._places: dict[ProcessKey, Any] = {}  # refs of Place
         self._runs: dict[ProcessKey, Any] = {}  # refs of exit codes
@@ -77,10 +98,13 @@ class RayLauncher:
     def check(self) -> None:
         self._connect()
         bundles = list(self._bundles.values())
-        check_fit(bundles, _nodes(), self._strategy)
-        if self._group is None:
-            self._group = placement_group(bundles, strategy=self._strategy)
-        if not self._group.wait(self._timeout_s):
+        for keys, strategy in placement(list(self._bundles), self._strategy):
+            check_fit([self._bundles[key] for key in keys], _nodes(), strategy)
+        check_fit(bundles, _nodes(), "STRICT_PACK" if self._strategy == "STRICT_PACK" else "PACK")
+        if not self._groups:
+            self._make_groups()
+        deadline = time.monotonic() + self._timeout_s
+        if not all(group.wait(max(0.0, deadline - time.monotonic())) for group in self._groups):
             free = _text(ray.available_resources())  # type: ignore[no-untyped-call]
             raise ResourcesMissing(
                 f"the Ray cluster is busy: its nodes have room for {len(bundles)} actors, but others use it "
@@ -93,21 +117,45 @@ class RayLauncher:
     def bind_host(self, key: ProcessKey) -> str:
         return "127.0.0.1" if len(_nodes()) == 1 else ""
 
+    def _make_groups(self) -> None:
+        for keys, strategy in placement(list(self._bundles), self._strategy):
+            group = placement_group([self._bundles[key] for key in keys], strategy=strategy)
+            self._groups.append(group)
+            self._bundle_of |= {key: (group, index) for index, key in enumerate(keys)}
+
     def start(self, key: ProcessKey, settings_json: str) -> None:
-        assert self._group is not None, "check() comes first"
+        assert self._groups, "check() comes first"
         bundle = self._bundles[key]
+        group, index = self._bundle_of[key]
         actor = ray.remote(ProcessActor).options(
             num_cpus=bundle.get("CPU", 0),
             num_gpus=bundle.get("GPU", 0),
             resources={name: amount for name, amount in bundle.items() if name not in ("CPU", "GPU")},
             max_restarts=0,
             max_task_retries=0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, list(self._bundles).index(key)),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
         )
         path = self._log_path(key).absolute()
-        self._actors[key] = actor.remote(module_path())
+        self._actors[key] = actor.remote(module_path(), str(self._write_probe(path)), self._probe)
         self._places[key] = self._actors[key].place.remote()
-        self._runs[key] = self._actors[key].run.remote(self._targets[key.role], settings_json, str(path))
+        self._runs[key] = self._actors[key].run.remote(self._targets[key.role], self._as_on_nodes(settings_json), str(path))
+
+    def _write_probe(self, log: Path) -> Path:
+        """By this file a node tells whether it sees the run directory."""
+        if self._probe_path is None:
+            self._probe_path = log.with_name(".seen")
+            self._probe_path.write_text(self._probe)
+        return self._probe_path
+
+    def _as_on_nodes(self, settings_json: str) -> str:
+        """The settings of a worker with the names under which its node finds the user's code."""
+        settings = json.loads(settings_json)
+        if self._code_root is None or "train" not in settings:
+            return settings_json
+        for table, key in ((settings, "task"), (settings["train"], "loop")):
+            if table.get(key):
+                table[key] = relative_name(table[key], self._code_root)
+        return json.dumps(settings)
 
     def ended(self) -> dict[ProcessKey, Ending]:
         running = {ref: key for key, ref in self._runs.items() if key not in self._ended}
@@ -115,6 +163,7 @@ class RayLauncher:
             done, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
             for ref in done:
                 self._ended[running[ref]] = self._ending(running[ref])
+        self._tell_of_logs()
         return dict(self._ended)
 
     def stop(self, grace_s: float) -> None:
@@ -126,9 +175,12 @@ class RayLauncher:
                 self.ended()
         finally:  # a second Ctrl-C ends the wait, not the killing
             self._kill_actors()
-            if self._group is not None:
-                remove_placement_group(self._group)
-                self._group = None
+            for group in self._groups:
+                remove_placement_group(group)
+            self._groups.clear()
+            if self._probe_path:
+                self._probe_path.unlink(missing_ok=True)
+                self._probe_path = None
             if self._owns_ray:
                 ray.shutdown()
                 self._owns_ray = False
@@ -140,28 +192,60 @@ class RayLauncher:
         if not local and self._address != "auto":
             require_listener(self._address, self._timeout_s)
         num_cpus = sum(bundle.get("CPU", 0) for bundle in self._bundles.values())
-        with _quiet_init():
+        with _quiet_init(), tempfile.TemporaryDirectory(prefix="pserver-code-") as folder:
+            runtime_env = None if local else self._staged(Path(folder))
             try:
                 ray.init(
                     self._address,
+                    runtime_env=runtime_env,
                     num_cpus=math.ceil(num_cpus) if local else None,  # logical: the operating system shares the cores
                     include_dashboard=False if local else None,
                     log_to_driver=False,
                     configure_logging=False,
                 )
-            except ConnectionError as error:
-                raise _no_cluster(self._address) from error
+            except (ConnectionError, AuthenticationError) as error:
+                raise _refused(self._address, error) from error
         self._owns_ray = True
+        if _IN_SUBMITTED_JOB in os.environ and ray.get_runtime_context().runtime_env.get("working_dir"):
+            self._code_root = Path.cwd()
+
+    def _staged(self, folder: Path) -> dict[str, Any] | None:
+        """The runtime environment that carries the user's code; a submitted job has brought it already."""
+        if self._code is None or _IN_SUBMITTED_JOB in os.environ:
+            return None
+        stage(self._code, folder, skip=self._log_path(ProcessKey("worker", 0)).parents[2])
+        self._code_root = self._code
+        return {"working_dir": str(folder)}
 
     def _ending(self, key: ProcessKey) -> Ending:
         words = last_words(self._log_path(key))
         try:
             code = ray.get(self._runs[key])
         except RayActorError as error:
-            return Ending(None, _cause(error), words)
+            return Ending(None, _cause(error) + self._where(key), words)
         except RayTaskError as error:
             return Ending(1, f"raised {type(error.cause).__name__}: {error.cause}", words)
         return Ending(code, "ended normally" if code == 0 else f"exited with code {code}", words)
+
+    def _where(self, key: ProcessKey) -> str:
+        """Continues a sentence about a process of a cluster with several nodes."""
+        place = self._place(key)
+        if place is None or len(_nodes()) == 1:
+            return ""
+        return f" on {place.host}" + ("" if place.sees_run else f" (`ray logs actor --id {place.actor_id}` has its log)")
+
+    def _tell_of_logs(self) -> None:
+        """Once all processes have a place: which hosts do not see the run directory."""
+        if self._told_of_logs or set(self._places) != set(self._bundles):
+            return
+        found = [self._place(key) for key in self._places]
+        self._told_of_logs = all(found)
+        blind = sorted({place.host for place in found if place and not place.sees_run})
+        if self._told_of_logs and blind:
+            text = f"logs of processes on {', '.join(blind)} stay there, in Ray's logs: run.storage_path is not shared with the driver's host"
+            log.warning("%s", text)
+            if self._say:
+                self._say(text)
 
     def _kill_actors(self) -> None:
         here = [process for key in self._actors if (process := self._process(key))]
@@ -179,13 +263,21 @@ class RayLauncher:
 
     def _process(self, key: ProcessKey) -> psutil.Process | None:
         """The process of an actor on this host; None if it is elsewhere, gone, or not yet there."""
+        place = self._place(key)
+        if place and place.node_id == ray.get_runtime_context().get_node_id():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(place.pid)
+                if process.create_time() == place.start_s:
+                    return process
+        return None
+
+    def _place(self, key: ProcessKey) -> Place | None:
+        """None while it is not known, or if the actor has never started."""
         ready, _ = ray.wait([self._places[key]], timeout=0)
-        with contextlib.suppress(RayActorError, RayTaskError, psutil.NoSuchProcess):
+        with contextlib.suppress(RayActorError, RayTaskError):
             if ready:
                 place: Place = ray.get(ready[0])
-                process = psutil.Process(place.pid)
-                if place.node_id == ray.get_runtime_context().get_node_id() and process.create_time() == place.start_s:
-                    return process
+                return place
         return None
 
 
@@ -204,6 +296,15 @@ def _no_cluster(address: str) -> Unreachable:
     return Unreachable(f"no Ray cluster answers at {address}: start one there (`ray start --head`), or leave out the address for a local one")
 
 
+def _refused(address: str, error: Exception) -> PserverError:
+    """Ray gives the reason in a text only, after some tries."""
+    if "AuthenticationError" in f"{error!r} {error.__cause__!r}":
+        return Unauthenticated(
+            f"the Ray cluster at {address} wants another token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
+        )
+    return _no_cluster(address)
+
+
 def _nodes() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
@@ -216,7 +317,10 @@ def _cause(error: RayActorError) -> str:
     """Ray cannot tell the signal that ended a process, only that its connection broke."""
     message = str(error)
     if error.actor_init_failed:
-        return f"could not start: {message.strip().splitlines()[-1]}"
+        node = re.search(r"ip=([0-9.]+)", message)
+        words = message.strip().splitlines()[-1]
+        remedy = ": install the same pserver on every node" if "ModuleNotFoundError" in words else ""
+        return f"could not start{f' on {node[1]}' if node else ''}: {words}{remedy}"
     if "node running low on memory" in message:
         return "was killed by Ray because its host ran out of memory"
     if "node has died" in message or "node was terminated" in message:

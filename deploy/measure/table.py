@@ -49,13 +49,13 @@ def _workers(window: Window) -> Table:
 
 
 def _shards(window: Window) -> Table:
-    columns = ["", "pushed", "pulled", "on the wire up*", "down*", "ingress per step", "sum", "apply", "wait"]
+    columns = ["", "pushed", "pulled", "wire up*", "wire down*", "up", "down", "sum", "apply", "wait"]
     sums = dict.fromkeys(TRAFFIC, 0.0)
     rows = []
     for shard, means in sorted(window.shards.items()):
         totals = {name: means[name] * window.num_steps for name in TRAFFIC}
         sums = {name: sums[name] + totals[name] for name in TRAFFIC}
-        spans = [seconds(means[name]) for name in ("ingress_s", "aggregate_s", "apply_s", "wait_s")]
+        spans = [seconds(means[name]) for name in ("push_s", "pull_s", "aggregate_s", "apply_s", "wait_s")]
         rows.append([f"shard {shard}", *(size(totals[name]) for name in TRAFFIC), *spans])
-    rows.append(["total", *(size(sums[name]) for name in TRAFFIC), *[""] * 4])
+    rows.append(["total", *(size(sums[name]) for name in TRAFFIC), *[""] * 5])
     return Table(f"Bytes over {window.num_steps} steps and seconds per step, by shard (* estimated)", columns, rows)

@@ -3,7 +3,9 @@
 
 def seconds(value: float) -> str:
     """For example 0.41 s, 3.2 ms."""
-    return f"{value:.2f} s" if value >= 0.05 or value == 0 else f"{value * 1e3:.1f} ms"
+    if value == 0:
+        return "0"
+    return f"{value:.2f} s" if value >= 0.05 else f"{value * 1e3:.1f} ms"
 
 
 def size(num_bytes: float) -> str:

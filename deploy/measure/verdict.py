@@ -35,7 +35,7 @@ class Verdict:
     resource: str
     evidence: str
     shares: Mapping[str, float] = field(default_factory=dict)
-    """Part of the step by what it was spent on, in the slowest rank; they add up to about 1."""
+    """Part of the step by what it was spent on, in the slowest rank; they add up to 1."""
 
     def __str__(self) -> str:
         return f"{self.resource} {self.evidence}".strip()
@@ -46,10 +46,11 @@ def verdict(window: Window) -> Verdict:
     step_s = window.steps["step_s"]
     if not step_s:
         return Verdict("", "")
-    path, common = window.path, window.common
-    shares = {part: value / step_s for part, value in path.items()}
-    candidates = {part: common[part] for part in OWN_PARTS} | {part: path[part] for part in ("transfers", "apply")}
+    path = window.path
+    path_s = sum(path.values())
+    shares = {part: value / path_s for part, value in path.items()}
     rank, loss = _rank_apart(window, step_s)
+    candidates = {part: value - window.excess.get((rank, part), 0.0) if rank is not None else value for part, value in path.items()}
     part = max(candidates, key=lambda part: candidates[part])
     if rank is not None and FAULT * loss > candidates[part]:
         return Verdict(*_of_rank(window, rank), shares)
@@ -83,7 +84,7 @@ def _rank_apart(window: Window, step_s: float) -> tuple[int | None, float]:
         return None, 0.0
     rank = max(losses, key=lambda rank: losses[rank])
     loss = losses[rank]
-    is_apart = loss >= FELT * step_s and loss >= DOMINANT * sum(losses.values())
+    is_apart = loss >= FELT * step_s and loss >= DOMINANT * sum(losses.values()) and window.is_steady_lag(rank)
     return (rank, loss) if is_apart else (None, 0.0)
 
 
@@ -101,28 +102,31 @@ def _of_apply(window: Window, apply_s: float, step_s: float) -> tuple[str, str]:
 
 
 def _of_transfers(window: Window, transfer_s: float) -> tuple[str, str]:
-    floors = {shard: max(_floor_s(window, shard, way) for way in ("ingress", "egress")) for shard in window.shards}
-    busy = {shard: max(means["ingress_s"], means["busy_s"]) for shard, means in window.shards.items()}
-    if max(floors.values(), default=0.0) >= EXPLAINS * transfer_s:
-        shard = _apart(floors) if len(floors) > 1 else next(iter(floors))
+    ranks = [_rank_floor_s(window, way) for way in ("push", "pull")]
+    floors = {shard: [_floor_s(window, shard, way) for way in ("ingress", "egress")] for shard in window.shards}
+    if max(map(sum, (ranks, *floors.values()))) >= EXPLAINS * transfer_s:
+        longest = {shard: max(ways) for shard, ways in floors.items()}
+        if max(ranks) > max(longest.values(), default=0.0):
+            return _rank_links(window, transfer_s)
+        shard = _apart(longest) if len(longest) > 1 else next(iter(longest))
         return _all_links(window) if shard is None else _of_shard(window, shard)
     if _payload_bytes(window) < LATENCY_BYTES:
         return "latency of the exchange", f"{size(_payload_bytes(window))} per rank and shard in {seconds(transfer_s)}"
-    for times in ({shard: means["ingress_s"] for shard, means in window.shards.items()}, busy):
-        shard = _apart(times)
-        if shard is not None and times[shard] >= EXPLAINS * transfer_s:
-            return _of_shard(window, shard)
+    busy = {shard: means["busy_s"] for shard, means in window.shards.items()}
+    shard = _apart(busy)
+    if shard is not None and busy[shard] >= EXPLAINS * transfer_s:
+        return _of_shard(window, shard)
     return _rank_link(window) or ("transport of all shards", _both_ways(window, transfer_s))
 
 
 def _of_shard(window: Window, shard: int) -> tuple[str, str]:
     means, link = window.shards[shard], window.links.get(shard)
-    floors = {way: _floor_s(window, shard, way) for way in ("ingress", "egress")}
-    ingress_s = max(means["ingress_s"], floors["ingress"])
-    egress_s = max(means["busy_s"] - means["ingress_s"], floors["egress"])
-    is_in = floors["ingress"] >= floors["egress"] if link else means["ingress_s"] >= EXPLAINS * means["busy_s"]
-    way, time_s = ("ingress", ingress_s) if is_in else ("egress", egress_s)
-    rate = means[f"{way}_bytes"] / time_s if time_s else 0.0
+    times = {
+        "ingress": max(means["push_s"], _floor_s(window, shard, "ingress")),
+        "egress": max(means["pull_s"], _floor_s(window, shard, "egress")),
+    }
+    way = max(times, key=lambda way: _floor_s(window, shard, way) if link else times[way])
+    rate = means[f"{way}_bytes"] / times[way] if times[way] else 0.0
     return f"shard {shard} {way}", f"{megabytes_per_s(rate)}{f' of {megabytes_per_s(link)}' if link else ''} MB/s"
 
 
@@ -130,6 +134,13 @@ def _all_links(window: Window) -> tuple[str, str]:
     phrases = [_of_shard(window, shard) for shard in sorted(window.shards)]
     way = phrases[0][0].rpartition(" ")[2]
     return f"{way} of all shards", f"{phrases[0][1]} each"
+
+
+def _rank_links(window: Window, transfer_s: float) -> tuple[str, str]:
+    """The ranks' own links, which are all shaped to one rate."""
+    assert window.rank_link
+    rate = sum(_rank_floor_s(window, way) for way in ("push", "pull")) * window.rank_link / transfer_s / 2
+    return "links of all workers", f"{megabytes_per_s(rate)} of {megabytes_per_s(window.rank_link)} MB/s each way"
 
 
 def _rank_link(window: Window) -> tuple[str, str] | None:
@@ -146,6 +157,12 @@ def _floor_s(window: Window, shard: int, way: str) -> float:
     """Seconds that the shard's bytes take at the rate of its link; 0 if that is not known."""
     link = window.links.get(shard)
     return window.shards[shard][f"{way}_bytes"] / link if link else 0.0
+
+
+def _rank_floor_s(window: Window, way: str) -> float:
+    """Seconds that one rank's bytes take at the rate of its link; 0 if that is not known."""
+    num_bytes = sum(means[f"{way}_bytes"] for means in window.shards.values()) / max(1, len(window.ranks))
+    return num_bytes / window.rank_link if window.rank_link else 0.0
 
 
 def _payload_bytes(window: Window) -> float:

@@ -1,5 +1,6 @@
 """Means of the ledger's rows over a stretch of steps, and the path through each step that its length came from. Pure."""
 
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,7 @@ from ps.ledger import ServerRow, WorkerRow
 
 Key = TypeVar("Key")
 
-SPANS = ("data_wait_s", "compute_s", "copy_s", "encode_s", "send_s", "barrier_wait_s", "apply_s", "receive_s", "install_s")
+SPANS = ("data_wait_s", "compute_s", "copy_s", "encode_s", "send_s", "barrier_wait_s", "apply_s", "receive_s", "install_s", "other_s")
 """Fields of a worker's row that add up to its step."""
 PARTS = {
     "data loading": ("data_wait_s",),
@@ -17,11 +18,15 @@ PARTS = {
     "copies and encoding": ("copy_s", "encode_s", "install_s"),
     "transfers": ("send_s", "receive_s"),
     "apply": ("apply_s",),
+    "bookkeeping": ("other_s",),
 }
 """What a step of a rank that waits for nobody is made of."""
 OWN_PARTS = ("data loading", "compute", "copies and encoding")
 """Parts in which a rank keeps the others waiting by itself."""
+STEADY = 3.0
+"""Standard errors by which a rank's lag must differ from nothing."""
 TRAFFIC = ("push_bytes", "pull_bytes", "push_wire_bytes", "pull_wire_bytes")
+_TIMES = ("push_s", "pull_s", "busy_s")
 _SERVER_FIELDS = ("ingress_bytes", "egress_bytes", "ingress_s", "aggregate_s", "apply_s", "wait_s")
 
 
@@ -52,11 +57,13 @@ class Window:
         self.ranks: defaultdict[int, Means] = defaultdict(Means)
         """By rank: its spans, `step_s`, `exposed_s`, `samples`."""
         self.shards: defaultdict[int, Means] = defaultdict(Means)
-        """By shard: fields of its rows; `busy_s` of the mean rank; the traffic of all ranks together."""
+        """By shard: fields of its rows; the traffic of all ranks together; its times as the rank saw them that was served longest."""
         self.links: dict[int, float | None] = {}
         """By shard: rate its link is shaped to, bytes/s; None if it is not."""
+        self.rank_link: float | None = None
+        """Rate the links of the ranks are shaped to, bytes/s; None if they are not."""
+        self._lags: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])  # sums of first and second powers
         self._path: defaultdict[str, float] = defaultdict(float)
-        self._common: defaultdict[str, float] = defaultdict(float)
         self._excess: defaultdict[tuple[int, str], float] = defaultdict(float)
         self._waits: defaultdict[int, float] = defaultdict(float)
 
@@ -80,19 +87,20 @@ class Window:
         return self._per_step(self._path)
 
     @property
-    def common(self) -> dict[str, float]:
-        """What of `path` the median of the other ranks spent as well."""
-        return self._per_step(self._common)
-
-    @property
     def excess(self) -> dict[tuple[int, str], float]:
-        """What of `path` only the rank itself spent, by rank and part."""
+        """What of `path` the rank spent beyond the median of the others, by rank and part."""
         return self._per_step(self._excess)
 
     @property
     def waits(self) -> dict[int, float]:
         """Seconds per step that the most patient rank waited, by the rank it waited for."""
         return self._per_step(self._waits)
+
+    def is_steady_lag(self, rank: int) -> bool:
+        """Whether what the rank spends more than the others on its own parts is no noise of a few steps."""
+        mean, mean_square = (power / self.num_steps for power in self._lags[rank])
+        error = math.sqrt(max(0.0, mean_square - mean * mean) / max(1, self.num_steps - 1))
+        return mean >= STEADY * error
 
     def part_s(self, rank: int, part: str) -> float:
         """Seconds per step that `rank` spent on one of PARTS."""
@@ -127,28 +135,37 @@ class Window:
         for row in rows:
             for name in (*SPANS, "step_s", "exposed_s", "samples"):
                 self.ranks[row.rank].add(name, getattr(row, name))
-            for traffic in row.shards:
-                self.shards[traffic.shard].add("busy_s", traffic.busy_s)
+            self.rank_link = row.link_bytes_per_s
         for name in ("step_s", "exposed_s"):
             self.steps.add(name, statistics.fmean(getattr(row, name) for row in rows))
         for shard in {traffic.shard for row in rows for traffic in row.shards}:
+            traffics = [traffic for row in rows for traffic in row.shards if traffic.shard == shard]
             for name in TRAFFIC:
-                self.shards[shard].add(name, sum(getattr(traffic, name) for row in rows for traffic in row.shards if traffic.shard == shard))
+                self.shards[shard].add(name, sum(getattr(traffic, name) for traffic in traffics))
+            for name in _TIMES:
+                self.shards[shard].add(name, max(getattr(traffic, name) for traffic in traffics))
         self._add_path(rows)
 
     def _add_path(self, rows: Sequence[WorkerRow]) -> None:
         """Follows the barrier to its end: the rank that waited least kept all others waiting."""
-        slowest = min(rows, key=lambda row: (row.barrier_wait_s, -sum(_part(row, part) for part in OWN_PARTS), row.rank))
+        slowest = min(rows, key=lambda row: (row.barrier_wait_s, -_own(row), row.rank))
         others = [row for row in rows if row is not slowest]
         for part in PARTS:
             own = _part(slowest, part)
             common = min(own, statistics.median(_part(row, part) for row in others)) if others else own
             self._path[part] += own
-            self._common[part] += common
             self._excess[slowest.rank, part] += own - common
         self._path["transfers"] += slowest.barrier_wait_s  # even the slowest waits while the last bytes of others travel
+        for row in rows:
+            lag = _own(row) - statistics.median([_own(other) for other in rows if other is not row] or [_own(row)])
+            self._lags[row.rank][0] += lag
+            self._lags[row.rank][1] += lag * lag
         for rank in {row.waits_for for row in rows if row.waits_for is not None}:
             self._waits[rank] += max(row.barrier_wait_s for row in rows if row.waits_for == rank)
+
+
+def _own(row: WorkerRow) -> float:
+    return sum(_part(row, part) for part in OWN_PARTS)
 
 
 def _part(row: WorkerRow, part: str) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
+import socket
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
@@ -25,7 +28,7 @@ _COMMON = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]
-_SERVER = [*_COMMON, ("grpc.so_reuseport", 0), ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MS // 2)]
+_SERVER = [*_COMMON, ("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2)]
 _CLIENT = [*_COMMON, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
 
 
@@ -48,6 +51,28 @@ def bind(server: grpc.Server, host: str, port: int) -> int:
     return bound
 
 
+def bind_within(server: grpc.Server, host: str, ports: range | None) -> int:
+    """Binds the first free port of `ports` (None: any) and returns it. Raises ConfigError if all are taken."""
+    if ports is None:
+        return bind(server, host, 0)
+    for port in ports:
+        if _is_free(host, port):
+            with contextlib.suppress(ConfigError):  # another process was quicker
+                return bind(server, host, port)
+    raise ConfigError(f"no port of comm.port_range = {ports[0]}-{ports[-1]} is free on {host}: widen it, or leave it out for any free ones")
+
+
+def _is_free(host: str, port: int) -> bool:
+    """Asked first, since gRPC writes to the log about every port that is not."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE  # any other reason is bind's to tell
+        return True
+
+
 class Peer:
     """One channel to one server, made at first use, so that it is never inherited by a fork. Thread-safe."""
 
@@ -62,7 +87,7 @@ class Peer:
         """A unary call with a deadline of `control_s` unless another is given (inf: none). Raises ours: Unreachable after
         the deadline, or what the peer raised."""
         deadline_s = timeout_s or self._timeouts.control_s
-        stub = self._channel.unary_unary(
+        stub: Any = self._channel.unary_unary(
             f"/pserver.{service}/{method}", request_serializer=type(request).SerializeToString, response_deserializer=reply.FromString
         )
         try:
@@ -72,7 +97,7 @@ class Peer:
 
     def send_frames(self, method: str, frames: Iterator[bytes], reply: type[Any], metadata: Metadata, *, timeout_s: float) -> Any:
         """A stream of frames up, one message down."""
-        stub = self._channel.stream_unary(f"/pserver.Shard/{method}", request_serializer=None, response_deserializer=reply.FromString)
+        stub: Any = self._channel.stream_unary(f"/pserver.Shard/{method}", request_serializer=None, response_deserializer=reply.FromString)
         try:
             return stub(frames, metadata=metadata, timeout=timeout_s)
         except grpc.RpcError as error:
@@ -80,7 +105,9 @@ class Peer:
 
     def receive_frames(self, method: str, request: Any) -> Iterator[bytes]:
         """One message up, a stream of frames down. Raises ours while it is read."""
-        stub = self._channel.unary_stream(f"/pserver.Shard/{method}", request_serializer=type(request).SerializeToString, response_deserializer=None)
+        stub: Any = self._channel.unary_stream(
+            f"/pserver.Shard/{method}", request_serializer=type(request).SerializeToString, response_deserializer=None
+        )
         try:
             yield from stub(request, metadata=self._metadata)
         except grpc.RpcError as error:
@@ -88,7 +115,7 @@ class Peer:
 
     def open_stream(self, method: str, frames: Iterator[bytes], metadata: Metadata) -> Any:
         """Frames both ways; iterate over what is returned, `cancel()` ends it."""
-        stub = self._channel.stream_stream(f"/pserver.Shard/{method}", request_serializer=None, response_deserializer=None)
+        stub: Any = self._channel.stream_stream(f"/pserver.Shard/{method}", request_serializer=None, response_deserializer=None)
         return stub(frames, metadata=metadata)
 
     def wait_ready(self) -> None:

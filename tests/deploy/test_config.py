@@ -67,7 +67,13 @@ def test_keys_of_the_task_become_its_fields(tmp_path: Path) -> None:
         ("[optimizer]\nlr = -1", "job.toml: optimizer.lr = -1.0 is out of range: > 0"),
         ("[optimizer]\nlr = inf", "job.toml: optimizer.lr = inf is out of range: a finite number"),
         ('[optimizer]\nlr = "0.1"', 'job.toml: optimizer.lr = "0.1" is no number'),
-        ('[optimizer]\nname = "adm"', "job.toml: optimizer.name = \"adm\" is not among 'sgd' or 'adam'"),
+        ("[optimizer]\ngroups = 3", "job.toml: optimizer.groups = 3 is no list: write for example"),
+        ("[optimizer]\ngroups = [3]", "job.toml: optimizer.groups.0 = 3 is no table"),
+        ("[optimizer]\ngroups = [{ lr = 1.0 }]", "job.toml: optimizer.groups.0.pattern is missing: for example pattern = "),
+        ("[[optimizer.groups]]\npattern = 3", "job.toml: optimizer.groups.0.pattern = 3 is no string and no list of strings"),
+        ('[[optimizer.groups]]\npattern = "a"\nweightdecay = 0', "job.toml: unknown key optimizer.groups.0.weightdecay: did you mean weight_decay?"),
+        ("[optimizer]\nrho = 0.9", 'job.toml: optimizer.rho = 0.9 does not belong to optimizer.name = "sgd": leave it out'),
+        ('[optimizer]\nname = "adm"', "job.toml: optimizer.name = \"adm\" is not among 'sgd', 'adam', 'adamw', 'rmsprop' or 'adagrad'"),
         (
             "[security]\nallow_plaintext = 1",
             "job.toml: security.allow_plaintext = 1 is no boolean: write for example security.allow_plaintext = true",
@@ -178,7 +184,8 @@ def test_an_unknown_task_is_led_to_the_nearest(tmp_path: Path) -> None:
 
 def test_a_written_config_reads_back_equal(tmp_path: Path) -> None:
     sets = [
-        *("train.max_steps=7", "optimizer.eps=1e-12", "optimizer.lr=0.25", "optimizer.max_grad_norm=1", "run.name=a.b", "task.hidden=16"),
+        *("train.max_steps=7", "optimizer.name=adam", "optimizer.eps=1e-12", "optimizer.lr=0.25", "optimizer.max_grad_norm=1", "run.name=a.b"),
+        *("task.hidden=16", "optimizer.groups=[{pattern = ['*.bias'], weight_decay = 0}]"),
         *("comm.server_bandwidth={0 = '1mbit'}", "scaling.resources_per_worker={'a b' = 0.5}", "scaling.placement_strategy=SPREAD"),
     ]
     config = load(written(tmp_path, MINIMAL), sets)

@@ -13,22 +13,25 @@ from ps.errors import MalformedFrame
 from ps.ledger import ServerRow, ShardTraffic, WorkerRow, by_step, to_line
 
 MB = 1_000_000
+TIMES = ("push_s", "pull_s", "busy_s")
 
 
 def step_of(
     workers: Sequence[dict[str, float]],
-    shards: Sequence[dict[str, Any]] = ({"ingress_s": 0.02}, {"ingress_s": 0.02}),
+    shards: Sequence[dict[str, Any]] = ({"push_s": 0.02}, {"push_s": 0.02}),
     step: int = 0,
     shard_bytes: int = MB,
 ) -> list[WorkerRow | ServerRow]:
     """One step; ranks that are done early wait for the slowest. `busy_s` of a shard: what every rank saw of it."""
-    lengths = [sum(spans.values()) for spans in workers]
+    lengths = [sum(value for name, value in spans.items() if name != "link_bytes_per_s") for spans in workers]
     slowest = lengths.index(max(lengths))
     rows: list[WorkerRow | ServerRow] = []
     for rank, spans in enumerate(workers):
         wait_s = max(lengths) - lengths[rank]
         traffic = [
-            ShardTraffic(shard=shard, push_bytes=shard_bytes, pull_bytes=shard_bytes, busy_s=fields.get("busy_s", 0.04))
+            ShardTraffic(
+                shard=shard, push_bytes=shard_bytes, pull_bytes=shard_bytes, **({"busy_s": 0.04} | {k: v for k, v in fields.items() if k in TIMES})
+            )
             for shard, fields in enumerate(shards)
         ]
         rows.append(
@@ -45,7 +48,7 @@ def step_of(
             )
         )
     for shard, fields in enumerate(shards):
-        own = {name: value for name, value in fields.items() if name != "busy_s"}
+        own = {name: value for name, value in fields.items() if name not in TIMES}
         moved = {"ingress_bytes": shard_bytes * len(workers), "egress_bytes": shard_bytes * len(workers)}
         rows.append(ServerRow(shard=shard, step=step, time_s=0.0, **(moved | own)))
     return rows
@@ -64,7 +67,7 @@ def ranks(number: int, **spans: float) -> list[dict[str, float]]:
 
 COMPUTE = {"data_wait_s": 0.01, "compute_s": 0.30, "apply_s": 0.02, "receive_s": 0.04}
 THIN = {"compute_s": 0.05, "send_s": 0.25, "receive_s": 0.10, "apply_s": 0.01}
-FAST_SHARD = {"ingress_s": 0.05, "busy_s": 0.08}
+FAST_SHARD = {"push_s": 0.05, "busy_s": 0.08}
 
 PLANTED = [
     pytest.param(step_of(ranks(4, **COMPUTE)), "compute 0.30 s of 0.37 s", id="compute-bound"),
@@ -78,42 +81,47 @@ PLANTED = [
     pytest.param(step_of(ranks(2, data_wait_s=0.5, compute_s=0.1, receive_s=0.05)), "data loading 0.50 s of 0.65 s", id="all loaders slow"),
     pytest.param(step_of([COMPUTE | {"compute_s": 0.32}, COMPUTE]), "compute 0.32 s of 0.39 s", id="a rank slightly slower is no bottleneck"),
     pytest.param(
-        step_of(ranks(2, **THIN), [FAST_SHARD, {"ingress_s": 0.3, "busy_s": 0.35}]),
+        step_of(ranks(2, **THIN), [FAST_SHARD, {"push_s": 0.3, "busy_s": 0.35}]),
         "shard 1 ingress 6.7 MB/s",
         id="one shard throttled in, rate unknown",
     ),
     pytest.param(
-        step_of(ranks(2, **THIN), [FAST_SHARD, {"ingress_s": 0.06, "busy_s": 0.36}]),
+        step_of(ranks(2, **THIN), [FAST_SHARD, {"push_s": 0.06, "pull_s": 0.30, "busy_s": 0.36}]),
         "shard 1 egress 6.7 MB/s",
         id="one shard throttled out, rate unknown",
     ),
     pytest.param(
-        step_of(ranks(2, **THIN), [{"ingress_s": 0.2, "busy_s": 0.34}, {"ingress_s": 0.213, "busy_s": 0.35, "link_bytes_per_s": 10.0 * MB}]),
+        step_of(ranks(2, **THIN), [{"push_s": 0.2, "busy_s": 0.34}, {"push_s": 0.213, "busy_s": 0.35, "link_bytes_per_s": 10.0 * MB}]),
         "shard 1 ingress 9.4 of 10.0 MB/s",
         id="one shard shaped: its full window slows the frames of the other one too",
     ),
     pytest.param(
-        step_of([*ranks(3, **THIN), THIN | {"send_s": 0.29}], [FAST_SHARD, {"ingress_s": 0.36, "busy_s": 0.4}]),
+        step_of([*ranks(3, **THIN), THIN | {"send_s": 0.29}], [FAST_SHARD, {"push_s": 0.36, "busy_s": 0.4}]),
         "shard 1 ingress 11.1 MB/s",
         id="the rank served last by a throttled shard is not to blame",
     ),
     pytest.param(
-        step_of(ranks(4, **THIN), [{"ingress_s": 0.4, "busy_s": 0.4, "link_bytes_per_s": 10.0 * MB}] * 2),
+        step_of(ranks(4, **THIN), [{"push_s": 0.4, "busy_s": 0.4, "link_bytes_per_s": 10.0 * MB}] * 2),
         "ingress of all shards 10.0 of 10.0 MB/s each",
         id="all links thin, rate known",
     ),
     pytest.param(
-        step_of(ranks(4, **THIN), [{"ingress_s": 0.4, "busy_s": 0.4}] * 2), "transport of all shards 22.9 MB/s in, 22.9 MB/s out", id="all links thin"
+        step_of(ranks(2, link_bytes_per_s=10.0 * MB, **THIN), [{"link_bytes_per_s": 10.0 * MB}] * 3),
+        "links of all workers 8.6 of 10.0 MB/s each way",
+        id="more servers than workers on links of one rate",
     ),
     pytest.param(
-        step_of([*ranks(3, compute_s=0.05, send_s=0.02, receive_s=0.03), THIN], [{"ingress_s": 0.3, "busy_s": 0.3}] * 2),
+        step_of(ranks(4, **THIN), [{"push_s": 0.4, "busy_s": 0.4}] * 2), "transport of all shards 22.9 MB/s in, 22.9 MB/s out", id="all links thin"
+    ),
+    pytest.param(
+        step_of([*ranks(3, compute_s=0.05, send_s=0.02, receive_s=0.03), THIN], [{"push_s": 0.3, "busy_s": 0.3}] * 2),
         "rank 3's transfers 0.35 s, others 0.05 s",
         id="one rank's link thin",
     ),
     pytest.param(
         step_of(
             ranks(2, compute_s=0.0005, send_s=0.0001, receive_s=0.002, apply_s=0.0002),
-            [{"ingress_s": 0.0001}, {"ingress_s": 0.0004}],
+            [{"push_s": 0.0001}, {"push_s": 0.0004}],
             shard_bytes=5000,
         ),
         "latency of the exchange 5.0 kB per rank and shard in 2.1 ms",
@@ -134,7 +142,7 @@ PLANTED = [
     ),
     pytest.param(step_of(ranks(1, **COMPUTE), [{}]), "compute 0.30 s of 0.37 s", id="one process of each kind"),
     pytest.param(
-        step_of(ranks(1, **THIN), [{"ingress_s": 0.1, "link_bytes_per_s": 5.0 * MB}]), "shard 0 ingress 5.0 of 5.0 MB/s", id="the only shard, shaped"
+        step_of(ranks(1, **THIN), [{"push_s": 0.1, "link_bytes_per_s": 5.0 * MB}]), "shard 0 ingress 5.0 of 5.0 MB/s", id="the only shard, shaped"
     ),
 ]
 
@@ -159,7 +167,7 @@ def test_no_step_is_no_verdict() -> None:
 
 
 def test_the_log_line_names_step_time_exposure_bottleneck_and_wait() -> None:
-    shards = [{"ingress_s": 0.2}, {"ingress_s": 0.425, "link_bytes_per_s": 10.0 * MB}]
+    shards = [{"push_s": 0.2}, {"push_s": 0.425, "link_bytes_per_s": 10.0 * MB}]
     rows = step_of([*ranks(3, **THIN), THIN | {"compute_s": 0.13}], shards)
     assert log_line(1200, window_of(rows)) == (
         "step 1200 | 0.49 s | exposed comm 86% | bottleneck: shard 1 ingress 9.4 of 10.0 MB/s | waits for rank 3: 0.08 s"

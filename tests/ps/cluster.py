@@ -2,9 +2,11 @@
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 
 import torch
 from torch import nn
@@ -15,9 +17,9 @@ from ps.client import Client
 from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, ServerSettings, Timeouts
 from ps.control import ServerAddress
 from ps.layout import Layout
+from ps.plan import Plan
 from ps.reader import Reader
 from ps.server import Server, build_server, environment
-from ps.update import Plan
 from workers.binding import BoundModel, specs_of
 
 TOKEN = "t" * 64
@@ -50,7 +52,7 @@ class Cluster:
         return [ServerAddress(i, s.data_address, s.control_address) for i, s in enumerate(self.servers)]
 
     def member(self, rank: int, model: nn.Module, *, incarnation: int = 1, comm: CommConfig | None = None) -> Member:
-        bound = BoundModel(model, Layout(specs_of(model), self.num_servers))
+        bound = BoundModel(model, Layout(specs_of(model, self.settings.optimizer.groups), self.num_servers))
         member = pb.Member(rank=rank, incarnation=incarnation, generation=self.settings.generation)
         client = Client(
             member=member,
@@ -116,24 +118,27 @@ def cluster(
             server.stop(0.2)
 
 
-def in_threads(calls: list[Callable[[], None]], timeout_s: float = 60.0) -> None:
-    """Runs the calls side by side; raises the first error of any."""
-    errors: list[Exception] = []
+def in_threads(calls: Sequence[Callable[[], object]], timeout_s: float = 50.0) -> None:
+    """Runs the calls side by side; raises the first error of any at once, others may still wait for that one then."""
+    ends: SimpleQueue[Exception | None] = SimpleQueue()
 
-    def guarded(call: Callable[[], None]) -> None:
+    def guarded(call: Callable[[], object]) -> None:
         try:
             call()
+            ends.put(None)
         except Exception as error:
-            errors.append(error)
+            ends.put(error)
 
-    threads = [threading.Thread(target=guarded, args=(call,), daemon=True) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout_s)
-    if errors:
-        raise errors[0]
-    assert not any(thread.is_alive() for thread in threads), "a member hangs"
+    for call in calls:
+        threading.Thread(target=guarded, args=(call,), daemon=True).start()
+    deadline = time.monotonic() + timeout_s
+    for _ in calls:
+        try:
+            error = ends.get(timeout=max(0.0, deadline - time.monotonic()))
+        except Empty:
+            raise AssertionError("a member hangs") from None
+        if error:
+            raise error
 
 
 def start(member: Member) -> int:

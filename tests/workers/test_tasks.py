@@ -45,7 +45,7 @@ def test_a_task_trains_in_plain_torch(name: str, fields: dict[str, Any]) -> None
     assert last < first / 2
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, OWN])
+@pytest.mark.parametrize("name", [*sorted(SHIPPED.keys() - {"fashion-mnist"}), OWN])
 def test_data_and_seeded_models_are_the_same_every_time(name: str) -> None:
     task = load_task(name, SMALL if name == "synthetic-mlp" else {})
     for make in (task.train_data, task.validation_data):

@@ -1,0 +1,106 @@
+"""The books of a run: epochs, decisions, the weights worth keeping."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploy.config import Config
+from deploy.rundir import RunDirectory
+from ps.checkpoint import load_weights, save_weights, sha256_of, tensors_of
+from ps.control import Epoch
+from ps.decisions import Decider, Decision
+from ps.reader import Reader
+
+log = logging.getLogger(__name__)
+
+_NO_METRICS = ("epoch", "step", "time_s")
+
+
+@dataclass
+class Books:
+    """What is known of a run, whichever way it ends. Written by one thread at a time: ranks wait while an epoch is entered."""
+
+    config: Config
+    rundir: RunDirectory
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One row per epoch, as in metrics.jsonl."""
+    best: dict[str, float] | None = None
+    """version, epoch and metrics of the best epoch."""
+    steps: int = 0
+    stopped_early: bool = False
+    restored_version: int | None = None
+    """Version whose weights are the last ones, if the run ended early and the best were restored."""
+    params_sha256: str | None = None
+    buffers_sha256: str | None = None
+    imbalance: float | None = None
+    """Largest shard over the mean, in bytes."""
+
+    def __post_init__(self) -> None:
+        self._decider = Decider(self.config.early_stopping, self.config.plateau)
+
+    def enter(self, epoch: Epoch, reader: Reader, say: Callable[[str], None]) -> Decision:
+        """Decides on an epoch that every rank has reported, tells every shard, and keeps the weights.
+
+        Nothing of the next step is on its way before the ranks are answered, so the version can be pulled.
+        """
+        _, plan = reader.model
+        row = {"epoch": -(-epoch.version // plan.steps_per_epoch), "step": epoch.version, "time_s": time.time(), **means(epoch)}
+        former = self._decider.log[-1].rate_factor if self._decider.log else 1.0
+        decision = self._decider.decide(epoch.version, metrics_of(row), validated=plan.own_loop or plan.validates(epoch.version))
+        reader.decide(decision.version, decision.rate_factor)
+        self.history.append(row)
+        self.steps = max(self.steps, epoch.version)
+        self.rundir.append_metrics(row)
+        self._keep(row, decision, reader)
+        if decision.rate_factor != former:
+            watched = self.config.plateau.metric
+            say(f"epoch {row['epoch']}: {watched} has not improved: learning rate x {decision.rate_factor:g} from step {epoch.version}")
+        if decision.stop and epoch.version < plan.total_steps:
+            self.stopped_early = True
+            patience = self.config.early_stopping.patience
+            say(f"epoch {row['epoch']}: no improvement in {patience} validations, stopping early; the best is version {self._decider.best_version}")
+        return decision
+
+    def _keep(self, row: dict[str, Any], decision: Decision, reader: Reader) -> None:
+        tensors = tensors_of(reader.layout, reader.pull(decision.version))
+        save_weights(self.rundir.weights("last"), tensors, decision.version)
+        if decision.is_best:
+            self.best = {"version": decision.version, "epoch": row["epoch"], **metrics_of(row)}
+            save_weights(self.rundir.weights("best"), tensors, decision.version)
+
+    def close(self, version: int, reader: Reader) -> None:
+        """The last version has landed everywhere: keeps it, or the best one if the run ended early."""
+        layout = reader.layout
+        flat = reader.pull(version)
+        self.steps = version
+        if self.stopped_early and self.config.early_stopping.restore_best and self._decider.best_version not in (None, version):
+            self.restored_version = version = self._decider.best_version or version
+            flat = load_weights(self.rundir.weights("best"), layout)
+        self.params_sha256 = sha256_of(layout, flat, buffers=False)
+        self.buffers_sha256 = sha256_of(layout, flat, buffers=True)
+        save_weights(self.rundir.weights("last"), tensors_of(layout, flat), version)
+
+
+def metrics_of(row: dict[str, Any]) -> dict[str, float]:
+    """The metrics of an epoch's row."""
+    return {name: value for name, value in row.items() if name not in _NO_METRICS}
+
+
+def means(epoch: Epoch) -> dict[str, float]:
+    """Exact means over all samples of the phases: `train_loss`, `validation_loss`, `validation_NAME`; what an own loop
+    reports keeps its names."""
+    training, validation = epoch.training, epoch.validation
+    found = {}
+    if training.get("weight") and training["loss"]:
+        found["train_loss"] = training["loss"] / training["weight"]
+    if validation.get("weight") and "loss" in validation:
+        found["validation_loss"] = validation["loss"] / validation["weight"]
+    for name, value in validation.items():
+        kind, _, rest = name.partition(".")
+        if kind == "metric":
+            found[f"validation_{rest}"] = value / validation["samples"]
+        elif kind == "user":
+            found[rest] = value / validation["weight"] if validation["weight"] else float("nan")
+    return found

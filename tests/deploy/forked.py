@@ -1,0 +1,116 @@
+"""Runs whose processes are forked from one that has imported everything: real processes, without seconds for each."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig
+from deploy.launch.base import Ending, ProcessKey
+from deploy.launch.process import ProcessLauncher
+from deploy.result import Result
+from deploy.rundir import RunDirectory
+from deploy.trainer import Trainer
+from ps.config import CommConfig, OptimizerConfig, Timeouts
+from workers.config import TrainConfig
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["ps.server", "workers.worker"])
+
+
+class _Forked:
+    """What the process launcher uses of `subprocess.Popen`."""
+
+    def __init__(self, key: ProcessKey, settings_json: str, log: Path) -> None:
+        self._process = CONTEXT.Process(target=_live, args=(key.role, settings_json, log))
+        self._process.start()
+        assert self._process.pid
+        self.pid = self._process.pid
+        self.terminate = self._process.terminate
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if timeout is None:
+            self._process.kill()
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("forked", timeout or 0)
+        return self._process.exitcode
+
+
+class ForkedLauncher(ProcessLauncher):
+    """The process launcher, but for how a process begins; kills `victim` once, as soon as `when` says so."""
+
+    victim: ProcessKey | None = None
+    when: Callable[[], bool] = staticmethod(lambda: True)
+    has_killed = False
+
+    def start(self, key: ProcessKey, settings_json: str) -> None:
+        self._running[key] = _Forked(key, settings_json, self._log_path(key))  # type: ignore[assignment]
+
+    def ended(self) -> dict[ProcessKey, Ending]:
+        if self.victim in self._running and not self.has_killed and self.when():
+            os.kill(self._running[self.victim].pid, signal.SIGKILL)
+            self.has_killed = True
+        return super().ended()
+
+
+class ForkedTrainer(Trainer):
+    """A trainer whose processes are forked."""
+
+    launcher: ForkedLauncher
+
+    def _make_launcher(self, rundir: RunDirectory, *_: Any) -> ForkedLauncher:
+        self.launcher = ForkedLauncher(lambda key: rundir.process_log(key.role, key.index))
+        self.prepare(self.launcher, rundir)
+        return self.launcher
+
+    def prepare(self, launcher: ForkedLauncher, rundir: RunDirectory) -> None:
+        """For tests that plan a fault."""
+
+
+def trainer(
+    storage: Path, task: str, fields: dict[str, Any] | None = None, *, optimizer: OptimizerConfig | None = None, **options: Any
+) -> ForkedTrainer:
+    """For a task by its name; `options` are fields of the sections train, scaling and comm, which share none."""
+
+    def of(section: Any) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name in section.__dataclass_fields__}
+
+    config = Config(
+        task=TaskConfig(name=task, fields=fields or {}),
+        train=TrainConfig(**of(TrainConfig)),
+        optimizer=options.get("optimizer", OptimizerConfig()),
+        scaling=ScalingConfig(**of(ScalingConfig)),
+        comm=CommConfig(**of(CommConfig)),
+        run=RunConfig(storage_path=str(storage)),
+    )
+    made = ForkedTrainer.from_config(config, quiet=True)
+    made._timeouts = Timeouts(heartbeat_s=0.2)
+    return made
+
+
+def train(storage: Path, task: str, fields: dict[str, Any] | None = None, **options: Any) -> Result:
+    """Trains to the end; see `trainer`."""
+    return trainer(storage, task, fields, **options).fit()
+
+
+def _live(role: str, settings_json: str, log: Path) -> None:
+    from ps.logs import configure_logging
+    from ps.server import serve
+    from workers.worker import work
+
+    with contextlib.suppress(PermissionError):
+        os.setpgid(0, 0)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    configure_logging()
+    sys.exit((serve if role == "server" else work)(settings_json))

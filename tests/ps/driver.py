@@ -1,0 +1,49 @@
+"""The driver's end of Control over real gRPC, without the rest of a driver."""
+
+from protos import pserver_pb2 as pb
+from ps.config import Timeouts
+from ps.control import Control, Epoch
+from ps.control_service import ControlClient, ControlServicer
+from ps.security import RunGuard, call_metadata
+from ps.transport.rpc import Peer, bind, new_server
+from tests.ps.cluster import TOKEN
+
+TIMEOUTS = Timeouts(connect_s=5, control_s=5)
+
+
+class Driver:
+    """A driver of two workers and one server that notes what it is told."""
+
+    def __init__(self, run_id: str = "run", generation: int = 3) -> None:
+        self.run_id = run_id
+        self.control = Control(num_workers=2, num_servers=1)
+        self.epochs: list[Epoch] = []
+        self.rows: list[str] = []
+        self.steps: list[tuple[int, int]] = []
+        self.ends_at = 8
+        self.servicer = ControlServicer(
+            self.control, generation, on_epoch=self.decide, on_rows=self.rows.extend, on_step=lambda rank, step: self.steps.append((rank, step))
+        )
+        self.server = new_server("driver", RunGuard(run_id, TOKEN), max_workers=8)
+        self.server.add_generic_rpc_handlers((self.servicer.handlers(),))
+        self.port = bind(self.server, "127.0.0.1", 0)
+        self.server.start()
+        self.clients: list[ControlClient] = []
+
+    def decide(self, epoch: Epoch) -> bool:
+        self.epochs.append(epoch)
+        return epoch.version >= self.ends_at
+
+    def peer(self) -> Peer:
+        return Peer("the driver", f"127.0.0.1:{self.port}", call_metadata(self.run_id, TOKEN), TIMEOUTS)
+
+    def client(self, index: int, role: str = "worker") -> ControlClient:
+        client = ControlClient(self.peer(), role, index)  # type: ignore[arg-type]
+        self.clients.append(client)
+        client.register(pb.Environment(), "data:1", "control:2")
+        return client
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        self.server.stop(0).wait()

@@ -1,0 +1,96 @@
+import dataclasses
+import math
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, ServerSettings, from_json, parse_rate, to_json
+
+FULL = ServerSettings(
+    run_id="r",
+    token="t",
+    shard=1,
+    num_servers=2,
+    num_workers=3,
+    optimizer=OptimizerConfig(name="adam", lr=0.1, max_grad_norm=1.0),
+    schedule=ScheduleConfig(name="cosine", warmup_steps=3),
+    comm=CommConfig(bandwidth="200mbit", server_bandwidth={1: "10mbit"}),
+)
+
+
+@pytest.mark.parametrize(
+    ("cls", "key", "value"),
+    [
+        (OptimizerConfig, "lr", 0.0),
+        (OptimizerConfig, "lr", math.nan),
+        (OptimizerConfig, "momentum", 1.0),
+        (OptimizerConfig, "momentum", -0.1),
+        (OptimizerConfig, "weight_decay", -1.0),
+        (OptimizerConfig, "max_grad_norm", 0.0),
+        (ScheduleConfig, "warmup_steps", -1),
+        (CommConfig, "frame_bytes", 4095),
+        (CommConfig, "frame_bytes", (4 << 20) + 1),
+        (CommConfig, "window_frames", 0),
+        (CommConfig, "out_of_order_bytes", -1),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_limit(cls: type, key: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{key} = {value!r} is out of range: "):
+        cls(**{key: value})
+
+
+@pytest.mark.parametrize("change", [{"beta1": 1.0}, {"beta2": math.nan}, {"eps": 0.0}])
+def test_a_value_of_adam_out_of_range_is_named(change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=rf"optimizer.{next(iter(change))} = .* is out of range"):
+        OptimizerConfig(name="adam", **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"shard": 2}, {"shard": -1}, {"num_workers": 0}])
+def test_a_place_outside_of_the_run_is_refused(change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="is out of range"):
+        dataclasses.replace(FULL, **change)
+
+
+def test_settings_cross_a_process_boundary_unchanged() -> None:
+    assert from_json(ServerSettings, to_json(FULL)) == FULL
+
+
+@pytest.mark.parametrize(
+    "text", ['{"name": "sdg"}', '{"lr": "fast"}', '{"momentum": 2}', "{}x", '{"nonfinite": "ignore"}', '{"momentum_form": "nesterov"}']
+)
+def test_wrong_json_is_refused(text: str) -> None:
+    with pytest.raises((ValueError, pydantic.ValidationError)):
+        from_json(OptimizerConfig, text)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "two_phase"),
+    [(OptimizerConfig(), False), (OptimizerConfig(max_grad_norm=1.0), True), (OptimizerConfig(nonfinite="skip"), True)],
+)
+def test_clipping_and_skipping_need_two_phases(optimizer: OptimizerConfig, two_phase: bool) -> None:
+    assert optimizer.two_phase is two_phase
+
+
+@pytest.mark.parametrize(("text", "rate"), [("8kbit", 1e3), ("200mbit", 25e6), ("1gbit", 125e6), (" 1.5 MBIT ", 187_500.0)])
+def test_rates_are_decimal_bits(text: str, rate: float) -> None:
+    assert parse_rate(text) == rate
+
+
+@given(st.text(max_size=12))
+def test_any_other_text_is_no_rate(text: str) -> None:
+    with pytest.raises(ValueError, match="is no rate: write a number above 0"):
+        parse_rate(text + "bit")
+
+
+@pytest.mark.parametrize(("key", "change"), [("bandwidth", {"bandwidth": "fast"}), ("server_bandwidth.1", {"server_bandwidth": {1: "0mbit"}})])
+def test_a_wrong_rate_is_named_by_its_key(key: str, change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"comm.{key}: .* is no rate"):
+        CommConfig(**change)  # type: ignore[arg-type]
+
+
+def test_a_servers_own_rate_goes_before_the_common_one() -> None:
+    comm = FULL.comm
+    assert [comm.link_bytes_per_s(shard) for shard in (None, 0, 1)] == [25e6, 25e6, 1.25e6]
+    assert CommConfig(server_bandwidth={1: "8kbit"}).link_bytes_per_s(0) is None

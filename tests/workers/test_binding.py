@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ps.checkpoint import SUMS
+from ps.errors import ConfigError
+from ps.layout import ALIGN_BYTES, Layout, Rule
+from workers.binding import SUM_NAMES, BoundModel, specs_of
+
+
+class Everything(nn.Module):
+    """Parameters, tied, frozen, empty and scalar ones; buffers of both rules, and one that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.tied = nn.Linear(3, 5, bias=False)
+        self.tied.weight = self.inner.weight
+        self.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+        self.scalar = nn.Parameter(torch.tensor(3.0))
+        self.empty = nn.Parameter(torch.zeros(0, 4))
+        self.register_buffer("cache", torch.ones(9), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.inner(x)) * self.scalar
+
+
+def bound(num_servers: int = 2) -> BoundModel:
+    torch.manual_seed(1)
+    model = Everything()
+    return BoundModel(model, Layout(specs_of(model), num_servers))
+
+
+def view(made: BoundModel, memory: int, name: str) -> torch.Tensor:
+    """A tensor in landing[0], landing[1] or the gradients (2)."""
+    return made._views[memory][[spec.name for spec in made.layout.specs].index(name)]
+
+
+def set_version(made: BoundModel, version: int, value: float) -> None:
+    """Fills what landed as a version."""
+    for view, spec in zip(made._views[version % 2], made.layout.specs, strict=True):
+        if spec.rule is not Rule.FROZEN:
+            view.fill_(value)
+
+
+def test_every_distinct_tensor_has_its_rule_and_the_sums_come_last() -> None:
+    rules = {spec.name: spec.rule for spec in specs_of(Everything())}
+    assert rules == {
+        "inner.weight": Rule.OPTIMIZER,
+        "inner.bias": Rule.OPTIMIZER,
+        "norm.weight": Rule.OPTIMIZER,
+        "norm.bias": Rule.OPTIMIZER,
+        "norm.running_mean": Rule.MEAN,
+        "norm.running_var": Rule.MEAN,
+        "norm.num_batches_tracked": Rule.EQUAL,
+        "frozen": Rule.FROZEN,
+        "scalar": Rule.OPTIMIZER,
+        "empty": Rule.OPTIMIZER,
+        SUMS: Rule.SUM,
+    }
+    assert list(rules)[-1] == SUMS
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float16])
+def test_a_type_that_is_not_served_is_refused_by_name(dtype: torch.dtype) -> None:
+    model = nn.Module()
+    model.odd = nn.Parameter(torch.zeros(2, dtype=dtype))
+    with pytest.raises(ConfigError, match="tensor odd of the model is (complex64|float16)"):
+        specs_of(model)
+
+
+def test_an_installed_version_is_what_the_model_computes_with_without_a_copy() -> None:
+    made = bound()
+    set_version(made, 1, 2.0)
+    made.install(1)
+    model = made.model
+    assert torch.equal(model.inner.weight, torch.full((5, 3), 2.0)) and model.tied.weight is model.inner.weight
+    assert (model.frozen == 1).all() and model.norm.num_batches_tracked == 2
+    view(made, 1, "inner.weight").fill_(7.0)
+    assert (model.inner.weight == 7.0).all(), "parameters are views of what landed"
+    model.norm.running_mean.fill_(9.0)
+    assert float(view(made, 1, "norm.running_mean")[0]) == 2.0, "forward changes buffers, never what landed"
+
+
+def test_memory_and_tensors_are_aligned() -> None:
+    made = bound()
+    for memory in (*made.landing, made.gradients):
+        assert memory.ctypes.data % ALIGN_BYTES == 0
+    made.install(0)
+    assert all(p.data_ptr() % ALIGN_BYTES == 0 for p in made.model.parameters() if p.numel())
+
+
+def test_gradients_are_gathered_and_what_has_none_is_absent() -> None:
+    made = bound()
+    made.install(0)
+    made.model(torch.randn(4, 3, generator=torch.Generator().manual_seed(0))).sum().backward()
+    made.gather(4.0, divide=False, sums=(1.0, 4.0, 4.0, 1.0))
+    names = [spec.name for spec in made.layout.specs]
+    present = {name for i, name in enumerate(names) if made.is_present(i)}
+    assert present == set(names) - {"frozen", "empty"}
+    assert torch.equal(view(made, 2, "inner.weight"), made.model.inner.weight.grad)
+    assert torch.equal(view(made, 2, "norm.running_mean"), made.model.norm.running_mean)
+    assert view(made, 2, SUMS).tolist() == [1.0, 4.0, 4.0, 1.0]
+    made.model.zero_grad(set_to_none=True)
+    made.gather(4.0, divide=False, sums=(1.0, 4.0, 4.0, 1.0))
+    assert not made.is_present(names.index("inner.weight")) and made.is_present(names.index("norm.running_mean"))
+
+
+def test_gradients_of_micro_batches_are_divided_buffers_are_not() -> None:
+    made = bound()
+    made.install(0)
+    made.model(torch.ones(4, 3)).sum().backward()
+    made.gather(8.0, divide=True, sums=(1.0, 8.0, 8.0, 1.0))
+    assert torch.equal(view(made, 2, "inner.weight"), made.model.inner.weight.grad / 8)
+    assert torch.equal(view(made, 2, "norm.running_mean"), made.model.norm.running_mean)
+
+
+def test_without_samples_everything_is_absent() -> None:
+    made = bound()
+    made.model(torch.ones(4, 3)).sum().backward()
+    made.gather(0.0, divide=False, sums=None)
+    assert not any(made.is_present(i) for i in range(len(made.layout.specs)))
+
+
+@given(st.integers(1, 5))
+def test_initial_digests_do_not_depend_on_the_number_of_servers(num_servers: int) -> None:
+    assert bound(num_servers).initial_digests() == bound(1).initial_digests()
+    torch.manual_seed(2)
+    other = Everything()
+    assert BoundModel(other, Layout(specs_of(other), 1)).initial_digests() != bound(1).initial_digests()
+
+
+def test_copying_across_gives_both_parities_everything() -> None:
+    made = bound()
+    set_version(made, 3, 5.0)
+    made.copy_across(3)
+    assert np.array_equal(made.landing[0], made.landing[1])
+
+
+def test_epoch_sums_have_their_names() -> None:
+    made = bound()
+    set_version(made, 2, 6.0)
+    assert made.epoch_sums(2) == dict.fromkeys(SUM_NAMES, 6.0)
