@@ -83,16 +83,18 @@ FINISHED: Event
 FAILED: Event
 
 class Member(_message.Message):
-    __slots__ = ("rank", "stage", "incarnation", "generation")
+    __slots__ = ("rank", "stage", "incarnation", "generation", "session")
     RANK_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     rank: int
     stage: int
     incarnation: int
     generation: int
-    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., incarnation: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
+    session: int
+    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., incarnation: _Optional[int] = ..., generation: _Optional[int] = ..., session: _Optional[int] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "shape", "dtype", "rule", "group")
@@ -147,16 +149,18 @@ class JoinRequest(_message.Message):
     def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., chunk_digests: _Optional[_Iterable[int]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., steps_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ..., validate_every: _Optional[int] = ..., own_loop: bool = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("version", "shard", "num_servers", "num_chunks")
+    __slots__ = ("version", "shard", "num_servers", "num_chunks", "session")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SERVERS_FIELD_NUMBER: _ClassVar[int]
     NUM_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     version: int
     shard: int
     num_servers: int
     num_chunks: int
-    def __init__(self, version: _Optional[int] = ..., shard: _Optional[int] = ..., num_servers: _Optional[int] = ..., num_chunks: _Optional[int] = ...) -> None: ...
+    session: int
+    def __init__(self, version: _Optional[int] = ..., shard: _Optional[int] = ..., num_servers: _Optional[int] = ..., num_chunks: _Optional[int] = ..., session: _Optional[int] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()

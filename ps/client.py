@@ -3,6 +3,7 @@
 All or error: a step either lands every chunk of every shard or raises.
 """
 
+import functools
 import logging
 import math
 import queue
@@ -45,6 +46,8 @@ class _Shard:
     data: Peer
     control: Peer
     frames: list[Run]
+    member: pb.Member
+    """Who we are here: with the session of the last Join."""
     outgoing: "queue.SimpleQueue[bytes]" = field(default_factory=queue.SimpleQueue)
     stream: object = None
     ready: bool = False
@@ -97,15 +100,16 @@ class Client:
         self.layout = layout
         self._landing = landing
         self._timeouts = timeouts
-        self._metadata = call_metadata(run_id, token, member)
+        self._call_metadata = functools.partial(call_metadata, run_id, token)
         self._link = Link(comm.link_bytes_per_s())
-        plain = call_metadata(run_id, token)
+        plain = self._call_metadata()
         self._shards = [
             _Shard(
                 address.shard,
                 Peer(f"server {address.shard}", address.data, plain, timeouts),
                 Peer(f"server {address.shard}", address.control, plain, timeouts),
                 [run for run in layout.shards[address.shard].frames(comm.frame_bytes) if run.stop <= layout.shards[address.shard].num_versioned],
+                pb.Member.FromString(member.SerializeToString()),
             )
             for address in servers
         ]
@@ -146,6 +150,7 @@ class Client:
         expected = (shard.index, len(self._shards), len(self.layout.shards[shard.index]))
         if (reply.shard, reply.num_servers, reply.num_chunks) != expected:
             raise Unreachable(f"{shard.control} is shard {reply.shard} of {reply.num_servers}, expected {expected[0]} of {expected[1]}")
+        shard.member.session = reply.session
         return int(reply.version)
 
     def init(self, values: Bytes) -> None:
@@ -153,7 +158,7 @@ class Client:
         for shard in self._shards:
             runs = self.layout.shards[shard.index].frames(1 << 20)
             frames = (self._encode(pb.INIT, shard.index, run, values, 0, 0.0) for run in runs)
-            shard.data.send_frames("Init", frames, pb.InitReply, self._metadata, timeout_s=600.0)
+            shard.data.send_frames("Init", frames, pb.InitReply, self._call_metadata(shard.member), timeout_s=600.0)
 
     def pull(self, version: int, into: Bytes) -> int:
         """All tensors of one version, pinned, into a flat layout; returns the version. Raises VersionGone: join again."""
@@ -256,7 +261,7 @@ class Client:
     def _encode(self, kind: pb.Kind, shard: int, run: Run, values: Bytes, step: int, weight: float, sequence: int = 0) -> bytes:
         layout = self.layout.shards[shard]
         header = pb.FrameHeader(
-            kind=kind, member=self.member, step=step, first_chunk=run.first, num_chunks=len(run), weight=weight, sequence=sequence
+            kind=kind, member=self._shards[shard].member, step=step, first_chunk=run.first, num_chunks=len(run), weight=weight, sequence=sequence
         )
         if kind == pb.ABSENT:
             return frame.encode(header)
@@ -294,7 +299,7 @@ class Client:
         outgoing: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         with self._changed:
             shard.outgoing, shard.ready, shard.sequence, shard.sent = outgoing, False, 0, {}
-        stream = shard.data.open_stream("Steps", self._outgoing(outgoing), self._metadata)
+        stream = shard.data.open_stream("Steps", self._outgoing(outgoing), self._call_metadata(shard.member))
         shard.stream = stream
         threading.Thread(target=self._receive, args=(shard, stream), name=f"receive-{shard.index}", daemon=True).start()
 
@@ -394,7 +399,7 @@ class Client:
             self._relay_norms(self._shards[index], int(header.step), header.norms_shard, list(header.norms))
 
     def _relay_norms(self, shard: _Shard, step: int, source: int, squares: list[float]) -> None:
-        header = pb.FrameHeader(kind=pb.NORMS, member=self.member, step=step, norms_shard=source, norms=squares)
+        header = pb.FrameHeader(kind=pb.NORMS, member=shard.member, step=step, norms_shard=source, norms=squares)
         shard.outgoing.put(frame.encode(header))
 
     # -- ends ------------------------------------------------------------------------------------------------

@@ -44,8 +44,8 @@ class ShardHost:
         model = model_from(request)
         with self._lock:
             shard = self._agreed(model)
-        version = shard.join(request.member)
-        return pb.JoinReply(version=version, shard=settings.shard, num_servers=settings.num_servers, num_chunks=len(shard.layout))
+        version, session = shard.join(request.member)
+        return pb.JoinReply(version=version, shard=settings.shard, num_servers=settings.num_servers, num_chunks=len(shard.layout), session=session)
 
     def _agreed(self, model: Model) -> Shard:
         if self._model and self._layout and self._shard:

@@ -15,7 +15,8 @@ from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, PserverError,
 from ps.host import ShardHost
 from ps.layout import Run
 from ps.security import member_of
-from ps.shard import Shard, Stream
+from ps.shard import Shard
+from ps.streams import Stream
 from ps.transport.rpc import unary
 from ps.transport.shaping import Link
 

@@ -7,7 +7,6 @@ sums and updates out, outside the lock, each on the runs that the barrier has gi
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,33 +17,15 @@ from ps.config import ServerSettings
 from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, ModelMismatch, NonFinite, NotInitialised, PserverError, Stopped, VersionGone
 from ps.frame import Bytes
 from ps.layout import Layout, Run
-from ps.norms import Decision, NormDelivery, NormExchange, Norms, decide
+from ps.norms import Decision
+from ps.pending import Part, PendingPayload
 from ps.plan import Plan
 from ps.reduction import Accumulators
 from ps.stats import ServerStats
 from ps.store import Store
+from ps.streams import Stream, Streams
+from ps.two_phase import TwoPhase
 from ps.update import PLAIN, Updater
-
-Send = Callable[[bytes], None]
-"""Hands one frame to a stream; never blocks."""
-
-
-@dataclass
-class Stream:
-    """The living stream of one member."""
-
-    send: Send
-    """Queues a frame."""
-    end: Callable[[PserverError | None], None]
-    """Ends the stream, with an error or without."""
-
-
-@dataclass
-class _Pending:
-    """Payload that waits for its turn in the sum."""
-
-    run: Run
-    payload: Bytes = field(repr=False)
 
 
 class Shard:
@@ -55,7 +36,6 @@ class Shard:
         self.store = store
         self._index = settings.shard
         self._stats = stats
-        self._optimizer = settings.optimizer
         self._plan = plan
         self._has_driver = settings.control_address is not None
         self._updater = Updater(layout, store, settings.optimizer, settings.schedule, plan)
@@ -70,30 +50,28 @@ class Shard:
             settings.generation,
             settings.comm.out_of_order_bytes,
         )
-        self._norms = NormExchange([s.num_optimizer for s in layout.shards], self._index)
-        self._delivery = NormDelivery()
-        self._complete: list[Complete] = []
-        self._pending: list[list[_Pending]] = [[] for _ in range(settings.num_workers)]
-        self._streams: dict[int, Stream] = {}
+        self._two_phase = TwoPhase([s.num_optimizer for s in layout.shards], self._index, settings.optimizer, store)
+        self._pending = PendingPayload(self.layout, settings.num_workers)
+        self._streams = Streams(settings.num_workers)
         self._ended: PserverError | None = None
         """What every call raises since the shard has ended."""
 
     # -- members ---------------------------------------------------------------------------------------------
 
-    def join(self, member: pb.Member) -> int:
-        """Fences older incarnations, ends their streams and returns the version, in one step. Raises Fenced."""
+    def join(self, member: pb.Member) -> tuple[int, int]:
+        """Fences older incarnations, ends their streams and returns version and session, in one step. Raises Fenced."""
         with self._changed:
             self._check_may_join(member)
             self._changed.wait_for(lambda: bool(self._ended) or not self._barrier.is_summing(member.rank))
             self._check_running()
             self._check_may_join(member)
             if self._barrier.join(member.rank, member.incarnation):
-                self._pending[member.rank].clear()
-            stream = self._streams.pop(member.rank, None)
+                self._pending.forget(member.rank)
+            session, stream = self._streams.join(member.rank)
             version = self.store.version
         if stream:
             stream.end(Fenced(f"rank {member.rank} has joined again as incarnation {member.incarnation}"))
-        return version
+        return version, session
 
     def _check_may_join(self, member: pb.Member) -> None:
         if self._barrier.may_join(member.rank, member.incarnation, member.generation) is not Verdict.ACCEPTED:
@@ -109,14 +87,15 @@ class Shard:
             raise MalformedFrame(f"rank {member.rank} of a run of {self._barrier.num_workers} workers")
         if self._barrier.is_fenced(member.rank, member.incarnation, member.generation):
             raise Fenced(f"rank {member.rank} incarnation {member.incarnation} of generation {member.generation} is not the one that joined")
+        if not self._streams.is_current(member.rank, member.session):
+            raise Fenced(f"rank {member.rank} has joined again since session {member.session}")
 
     def open_stream(self, member: pb.Member, stream: Stream) -> None:
         """Makes `stream` the member's; it is told READY as soon as version 0 is there. Raises Fenced."""
         with self._changed:
             self._check_fence(member)
-            former = self._streams.pop(member.rank, None)
-            self._streams[member.rank] = stream
-            self._delivery.opened(member.rank)
+            former = self._streams.open(member.rank, stream)
+            self._two_phase.delivery.opened(member.rank)
             self._barrier.join(member.rank, member.incarnation)
             if self.store.initialised:
                 self._send_ready(stream)
@@ -126,16 +105,14 @@ class Shard:
     def close_stream(self, member: pb.Member, stream: Stream) -> None:
         """Forgets a stream that has ended."""
         with self._changed:
-            if self._streams.get(member.rank) is stream:
-                del self._streams[member.rank]
+            self._streams.close(member.rank, stream)
 
     def end(self, error: PserverError | None) -> None:
         """Ends all streams and wakes everything that waits; for good. Only the first error counts."""
         with self._changed:
             self._ended = self._ended or error or Stopped(f"shard {self._index} ends")
             self._changed.notify_all()
-            streams = list(self._streams.values())
-            self._streams.clear()
+            streams = self._streams.take_all()
         for stream in streams:
             stream.end(error)
 
@@ -161,7 +138,7 @@ class Shard:
             frame.land(payload, self.store.copy_of(0, run), self.layout, run, flat=False)
             self.store.words[run.span] = 0
             if self.store.initialised:
-                for stream in self._streams.values():
+                for stream in self._streams.living():
                     self._send_ready(stream)
                 self._changed.notify_all()
         return True
@@ -205,7 +182,7 @@ class Shard:
                 self._check_running()
                 self._check_fence(member)
                 self._check_decided(int(header.step))
-                self._delivery.pushed(rank, int(header.step))
+                self._two_phase.delivery.pushed(rank, int(header.step))
                 offers = [self._offer(rank, header, run, part, prints, payload) for part in todo]
                 self._changed.notify_all()
                 worst = max(worst, *(offer.verdict for offer in offers))
@@ -236,12 +213,9 @@ class Shard:
         marks = None if prints is None else prints[part.first - run.first : part.stop - run.first]
         offer = self._barrier.offer(rank, int(header.step), part, marks, header.weight)
         if prints is not None:
-            self._pending[rank] += [_Pending(piece, self._cut(payload, run, piece)) for piece in offer.queued]
+            for piece in offer.queued:
+                self._pending.keep(rank, self._pending.cut(Part(run, payload), piece))
         return offer
-
-    def _cut(self, payload: Bytes, run: Run, part: Run) -> Bytes:
-        start = self.layout.payload_bytes(Run(run.first, part.first))
-        return payload[start : start + self.layout.payload_bytes(part)]
 
     def _carry_out(self, actions: list[Action], rank: int, run: Run, payload: Bytes) -> None:
         """Sums, updates and answers; sums of other ranks take their payload from what is pending."""
@@ -250,16 +224,17 @@ class Shard:
             if isinstance(action, Sum):
                 actions += self._sum(action, rank, run, payload)
             elif isinstance(action, Complete):
-                actions += self._completed(action)
+                self._completed(action)
             else:
                 self._answer([action])
 
     def _sum(self, action: Sum, rank: int, run: Run, payload: Bytes) -> list[Action]:
         started = time.perf_counter()
         if action.rank == rank and run.first <= action.run.first and action.run.stop <= run.stop:
-            parts = [_Pending(action.run, self._cut(payload, run, action.run))]
+            parts = [self._pending.cut(Part(run, payload), action.run)]
         else:
-            parts = self._take_pending(action.rank, action.run)
+            with self._changed:
+                parts = self._pending.take(action.rank, action.run)
         for part in parts:
             self._sums.add(action.rank, part.run, part.payload, action.weight, is_first=action.is_first)
         self._stats.aggregated(time.perf_counter() - started)
@@ -267,51 +242,41 @@ class Shard:
             self._changed.notify_all()
             return self._barrier.summed(action.rank, action.run)
 
-    def _take_pending(self, rank: int, run: Run) -> list[_Pending]:
-        """Payload kept of the rank for the run; what lies outside of it stays pending."""
-        taken, left = [], []
-        with self._changed:
-            for kept in self._pending[rank]:
-                inner = Run(max(kept.run.first, run.first), min(kept.run.stop, run.stop))
-                if inner.first >= inner.stop:
-                    left.append(kept)
-                    continue
-                taken.append(_Pending(inner, self._cut(kept.payload, kept.run, inner)))
-                for rest in (Run(kept.run.first, inner.first), Run(inner.stop, kept.run.stop)):
-                    if len(rest):
-                        left.append(_Pending(rest, self._cut(kept.payload, kept.run, rest)))
-            self._pending[rank] = left
-        return taken
-
     # -- a complete run --------------------------------------------------------------------------------------
 
-    def _completed(self, complete: Complete) -> list[Action]:
+    def _completed(self, complete: Complete) -> None:
         step = int(self.store.words[complete.run.first])
-        sums = self._sums.of(complete.run)
         started = time.perf_counter()
         if complete.weight:
-            self._updater.to_mean(step, complete.run, sums, complete.weight)
-        if not self._optimizer.two_phase:
-            return self._apply(step, complete, PLAIN, started)
+            self._updater.to_mean(step, complete.run, self._sums.of(complete.run), complete.weight)
         with self._changed:
-            decision = self._recorded_decision(step)
+            decision = self._two_phase.recorded(step) if self._two_phase.needed else PLAIN
         if decision:
-            return self._apply(step, complete, decision, started)
-        return self._hold(step, complete, sums)
+            self._apply(step, complete, decision, started)
+        else:
+            self._hold(step, complete)
 
-    def _hold(self, step: int, complete: Complete, mean: Bytes) -> list[Action]:
+    def _hold(self, step: int, complete: Complete) -> None:
         """Keeps a complete run of a two-phase step until all shards' norms are known."""
         run = complete.run
-        has_norms = run.stop <= self.layout.num_optimizer
-        squares = self._updater.squares(run, mean) if has_norms and complete.weight else np.zeros(len(run))
+        squares = None
+        if run.stop <= self.layout.num_optimizer:
+            squares = self._updater.squares(run, self._sums.of(run)) if complete.weight else np.zeros(len(run))
         with self._changed:
-            self._complete.append(complete)
-            if has_norms:
-                self._norms.add_own(run, squares)
+            self._two_phase.hold(complete, squares)
         self._send_norms(step)
-        return self._decide(step)
+        self._release(step)
 
-    def _apply(self, step: int, complete: Complete, decision: Decision, started: float) -> list[Action]:
+    def _release(self, step: int) -> None:
+        """Applies the whole shard once the decision can be taken."""
+        with self._changed:
+            released = self._two_phase.release(step) if self._barrier.is_complete() else None
+        if released:
+            runs, decision = released
+            for complete in runs:
+                self._apply(step, complete, decision, time.perf_counter())
+
+    def _apply(self, step: int, complete: Complete, decision: Decision, started: float) -> None:
         run = complete.run
         with self._changed:
             self.store.raise_oldest(step)
@@ -321,11 +286,10 @@ class Shard:
             self.store.commit(step, run)
             is_last = self.store.version > step
             if is_last:
-                self._norms.begin()
+                self._two_phase.begin()
             self._changed.notify_all()
         self._answer(answers)
         self._stats.applied(step, time.perf_counter() - started, is_last=is_last)
-        return []
 
     def _answer(self, answers: list[Answer]) -> None:
         """Sends each run's bytes, encoded once and after the norms, to everybody they are owed to; bytes that are gone are not sent."""
@@ -344,8 +308,8 @@ class Shard:
     def _send_answer(self, answer: Answer, data: bytes) -> bool:
         step = answer.version - 1
         with self._changed:
-            stream = self._streams.get(answer.rank)
-            if stream is None or not self._delivery.has_pushed(answer.rank, step):
+            stream = self._streams.of(answer.rank)
+            if stream is None or not self._two_phase.delivery.has_pushed(answer.rank, step):
                 return False
             self._send_norms(step)
             stream.send(data)
@@ -395,48 +359,20 @@ class Shard:
         step = int(header.step)
         with self._changed:
             self._check_fence(member)
-            if step != self.store.version or header.norms_shard == self._index:
+            if step != self.store.version:
                 return
-            try:
-                self._norms.learn(header.norms_shard, np.array(header.norms, np.float64))
-            except (ValueError, IndexError) as error:
-                raise MalformedFrame(f"norms of shard {header.norms_shard}: {error}") from error
-        self._carry_out(self._decide(step), member.rank, Run(0, 0), np.empty(0, np.uint8))
-
-    def _decide(self, step: int) -> list[Action]:
-        """Applies the whole shard once every vector is known and every run complete: records first, then applies."""
-        with self._changed:
-            vectors = self._norms.all_vectors() if self._barrier.is_complete() else None
-            held = sum(len(complete.run) for complete in self._complete)
-            if vectors is None or step != self.store.version or held < self.layout.num_versioned:
-                return []
-            self.store.record(step, vectors)
-            decision = self._decision(vectors)
-            runs, self._complete = self._complete, []
-        for complete in runs:
-            self._apply(step, complete, decision, time.perf_counter())
-        return []
-
-    def _decision(self, squares: Norms) -> Decision:
-        return decide(squares, self._optimizer.max_grad_norm, skip_nonfinite=self._optimizer.nonfinite == "skip")
-
-    def _recorded_decision(self, step: int) -> Decision | None:
-        return self._decision(self.store.norms) if self.store.recorded_step == step else None
+            self._two_phase.learn(header.norms_shard, header.norms)
+        self._release(step)
 
     def _send_norms(self, step: int) -> None:
         """Sends what is known of the step's norms to the ranks that must have them now."""
-        if not self._optimizer.two_phase:
+        if not self._two_phase.needed:
             return
         with self._changed:
-            if self.store.recorded_step == step:
-                vectors = dict(enumerate(self._norms.split(self.store.norms)))
-            elif step == self.store.version and self._norms.own is not None:
-                vectors = {self._index: self._norms.own}
-            else:
+            if not (frames := self._two_phase.frames(step)):
                 return
-            streams = [self._streams[rank] for rank in self._delivery.due(step) if rank in self._streams]
-            for shard, squares in vectors.items():
-                header = pb.FrameHeader(kind=pb.NORMS, step=step, norms_shard=shard, norms=squares.tolist())
-                data = frame.encode(header)
+            streams = [self._streams.of(rank) for rank in self._two_phase.delivery.due(step)]
+            for data in frames:
                 for stream in streams:
-                    stream.send(data)
+                    if stream:
+                        stream.send(data)

@@ -76,10 +76,8 @@ class ForkedTrainer(Trainer):
         """For tests that plan a fault."""
 
 
-def trainer(
-    storage: Path, task: str, fields: dict[str, Any] | None = None, *, optimizer: OptimizerConfig | None = None, **options: Any
-) -> ForkedTrainer:
-    """For a task by its name; `options` are fields of the sections train, scaling and comm, which share none."""
+def trainer(storage: Path, task: str, fields: dict[str, Any] | None = None, **options: Any) -> ForkedTrainer:
+    """For a task by its name; `options` are `optimizer` and fields of the sections train, scaling and comm, which share none."""
 
     def of(section: Any) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name in section.__dataclass_fields__}

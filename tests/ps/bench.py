@@ -14,9 +14,10 @@ from ps.layout import Layout, Rule, Run, TensorSpec
 from ps.ledger import RowBuffer
 from ps.optimizers import num_slots
 from ps.plan import Plan
-from ps.shard import Shard, Stream
+from ps.shard import Shard
 from ps.stats import ServerStats
 from ps.store import Store
+from ps.streams import Stream
 
 KEY = bytes(range(32))
 PLAN = Plan(steps_per_epoch=4, total_steps=1000)
@@ -66,6 +67,7 @@ class Bench:
         stats = ServerStats(config.shard, config.num_workers, RowBuffer(), None)
         self.shard = Shard(self.layout, self.store, config, plan, stats)
         self.verdicts: list[tuple[int, str]] = []
+        self.sessions: dict[int, int] = {}
         self.lines = [self.join(rank) for rank in range(config.num_workers)]
         """The members' first streams."""
 
@@ -85,11 +87,11 @@ class Bench:
         return np.concatenate(frame.payload_parts(flat, self.mine, run, flat=True))
 
     def member(self, rank: int, incarnation: int = 1) -> pb.Member:
-        return pb.Member(rank=rank, incarnation=incarnation, generation=1)
+        return pb.Member(rank=rank, incarnation=incarnation, generation=1, session=self.sessions.get(rank, 0))
 
     def join(self, rank: int, incarnation: int = 1) -> Line:
         line = Line()
-        self.shard.join(self.member(rank, incarnation))
+        _, self.sessions[rank] = self.shard.join(self.member(rank, incarnation))
         self.shard.open_stream(self.member(rank, incarnation), line.stream)
         return line
 

@@ -35,7 +35,10 @@ class Raw:
         tensors = [pb.Tensor(name=name, shape=[size], dtype=dtype, rule=rule) for name, size, dtype, rule in specs]
         digests = [xxhash.xxh3_64_intdigest(value.tobytes()) for value in values]
         request = pb.JoinRequest(member=self.member, tensors=tensors, chunk_digests=digests, steps_per_epoch=5, total_steps=100)
-        return self._call("Join", request, pb.JoinReply)  # type: ignore[return-value]
+        reply = self._call("Join", request, pb.JoinReply)
+        assert isinstance(reply, pb.JoinReply)
+        self.member.session = reply.session
+        return reply
 
     @property
     def _as_member(self) -> tuple[tuple[str, str | bytes], ...]:

@@ -16,7 +16,7 @@ from ps.errors import Diverged, EarlyPush, Fenced, ModelMismatch, NonFinite, Sto
 from ps.frame import Bytes
 from ps.layout import Rule, Run, TensorSpec
 from ps.plan import Plan
-from tests.ps.bench import Bench, settings, specs_of
+from tests.ps.bench import Bench, Line, settings, specs_of
 from tests.ps.cluster import in_threads
 
 SGD = OptimizerConfig(lr=0.5)
@@ -78,7 +78,7 @@ def test_threads_give_the_same_bits_under_any_bound_on_early_payload(bound: int)
 
         in_threads([lambda rank=rank: member(rank) for rank in (3, 2, 1, 0)])
         assert same(made.values(), expected(made, [1.0] * 4))
-        assert made.shard._barrier.early_bytes == 0 and not any(made.shard._pending)
+        assert made.shard._barrier.early_bytes == 0 and not made.shard._pending
         assert most <= bound
 
 
@@ -204,6 +204,17 @@ def test_an_older_incarnation_is_fenced_everywhere() -> None:
     ):
         with pytest.raises(Fenced):
             call()
+
+
+def test_a_late_stream_of_an_older_session_does_not_end_the_living_one() -> None:
+    made = bench(1)
+    old = made.member(0)
+    living = made.join(0)
+    with pytest.raises(Fenced, match="has joined again since session"):
+        made.shard.open_stream(old, Line().stream)
+    assert living.ended is False
+    made.push_all(0, 0, gradient(made, 0))
+    assert living.of_kind(pb.PARAMS)
 
 
 def test_another_generation_is_fenced() -> None:

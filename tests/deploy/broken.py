@@ -1,0 +1,69 @@
+"""A task that goes wrong in the way that it is told to."""
+
+import math
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workers.data import TensorData
+from workers.sampler import torch_seed
+from workers.task import Task
+
+
+@dataclass(frozen=True)
+class Broken(Task):
+    """`how` it goes wrong; `mark` is a file by which the test and the ranks tell each other."""
+
+    how: str = ""
+    mark: str = ""
+
+    def model(self) -> nn.Module:
+        if self.how == "model":
+            raise RuntimeError("there is no\nsuch layer")
+        return nn.Sequential(nn.Linear(8, 5 if self.how == "shapes" and self._is_first() else 4), nn.ReLU(), nn.Linear(4, 1))
+
+    def train_data(self) -> TensorData:
+        if self.how == "train_data":
+            raise FileNotFoundError(2, "No such file or directory", "/data/missing")
+        return _samples(0 if self.how == "empty" else 256)
+
+    def validation_data(self) -> TensorData:
+        return _samples(0 if self.how == "no validation" else 32)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        inputs, targets = batch
+        if model.training:
+            self._train()
+        elif self.how == "long validation":
+            Path(self.mark).touch()
+            signal.pause()
+        loss = (model(inputs) - targets).square().mean()
+        if self.how == "no scalar":
+            return loss.reshape(1)
+        return loss * math.nan if self.how == "nan" and torch.initial_seed() == torch_seed(0, 7, 1) else loss
+
+    def _train(self) -> None:
+        if self.how == "loss":
+            raise ValueError("labels are\nmissing")
+        if self.how == "suicide" and torch.initial_seed() == torch_seed(0, 5, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "long":
+            time.sleep(0.01)
+
+    def _is_first(self) -> bool:
+        try:
+            os.close(os.open(self.mark, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+
+def _samples(number: int) -> TensorData:
+    inputs = torch.randn(number, 8, generator=torch.Generator().manual_seed(7))
+    return TensorData(inputs, inputs.sum(1, keepdim=True))

@@ -1,0 +1,233 @@
+"""Processes that are killed or interrupted: the run ends soon, says by whom, and leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from deploy.config import RunConfig
+from deploy.launch.base import ProcessKey
+from deploy.result import Result
+from deploy.rundir import RunDirectory
+from deploy.trainer import LauncherName, Trainer
+from ps.errors import ProcessDied
+from tests.deploy.conftest import gone
+from tests.deploy.forked import ForkedLauncher, ForkedTrainer, train, trainer
+from tests.deploy.leftovers import nothing_left
+from workers.config import TrainConfig
+
+BROKEN = "tests.deploy.broken:Broken"
+ENDLESS = {"batch_size": 8, "epochs": 1_000_000}
+SOON_S = 10.0
+"""From a kill to the end of the run."""
+
+
+def killed(made: ForkedTrainer, victim: ProcessKey, when: Callable[[RunDirectory], bool]) -> tuple[Result, float]:
+    """The run whose `victim` is killed when `when` holds, and the seconds from then to its end."""
+    since: list[float] = []
+
+    def prepare(launcher: ForkedLauncher, rundir: RunDirectory) -> None:
+        def now() -> bool:
+            if when(rundir):
+                since.append(time.monotonic())
+            return bool(since)
+
+        launcher.victim, launcher.when = victim, now
+
+    made.prepare = prepare  # type: ignore[method-assign]
+    with nothing_left():
+        result = made.fit()
+        took_s = time.monotonic() - since[0]
+    assert made.launcher.has_killed
+    return result, took_s
+
+
+def at_once(rundir: RunDirectory) -> bool:
+    return True
+
+
+def in_training(rundir: RunDirectory) -> bool:
+    return rundir.comm.exists() and rundir.comm.stat().st_size > 0
+
+
+@pytest.mark.parametrize("victim", [ProcessKey("worker", 1), ProcessKey("server", 0)], ids=str)
+@pytest.mark.parametrize("when", [at_once, in_training], ids=["at the start", "in mid-training"])
+def test_a_killed_process_ends_the_run_and_is_named(victim: ProcessKey, when: Callable[[RunDirectory], bool], tmp_path: Path) -> None:
+    result, took_s = killed(trainer(tmp_path, BROKEN, {"how": "long"}, **ENDLESS), victim, when)
+    assert took_s < SOON_S
+    assert isinstance(result.error, ProcessDied)
+    log = result.path / "logs" / f"{victim.role}-{victim.index}.log"
+    assert str(result.error).startswith(f"{victim} was killed by SIGKILL")
+    assert str(result.error).endswith(f"see {log}")
+    assert "\n" not in str(result.error)
+    assert json.loads((result.path / "summary.json").read_text())["error_type"] == "ProcessDied"
+
+
+@pytest.mark.parametrize("victim", [ProcessKey("worker", 0), ProcessKey("server", 1)], ids=str)
+def test_a_process_killed_during_validation_is_named(victim: ProcessKey, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    made = trainer(tmp_path, BROKEN, {"how": "long validation", "mark": str(mark)}, batch_size=64, epochs=1)
+    result, took_s = killed(made, victim, lambda _: mark.exists())
+    assert took_s < SOON_S
+    assert str(result.error).startswith(f"{victim} was killed by SIGKILL")
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_step_is_named(tmp_path: Path) -> None:
+    with nothing_left():
+        result = train(tmp_path, BROKEN, {"how": "suicide"}, **ENDLESS)
+    assert str(result.error).startswith("worker 1 was killed by SIGKILL; its last words: ")
+
+
+def test_an_actor_that_is_killed_is_named(tmp_path: Path, ray_cluster: str) -> None:
+    """By the process of its task, since Ray has started it."""
+    from tests.deploy.broken import Broken
+
+    made = Trainer(Broken(how="suicide"), train_config=TrainConfig(**ENDLESS), run_config=RunConfig(storage_path=str(tmp_path)), quiet=True)
+    with nothing_left():
+        result = made.fit()
+    assert str(result.error).startswith("worker 1 was killed or has crashed; its last words: ")
+    assert ray.is_initialized()
+
+
+PROGRAM = """
+import sys
+from deploy.config import RunConfig
+from deploy.trainer import Trainer
+from ps.config import Timeouts
+from tests.deploy.broken import Broken
+from workers.config import TrainConfig
+
+Trainer(
+    Broken(how="long"),
+    train_config=TrainConfig(batch_size=8, epochs=1_000_000),
+    run_config=RunConfig(storage_path=sys.argv[1], name="run"),
+    launcher="process",
+    timeouts=Timeouts(heartbeat_s=0.2, orphan_after_s=1.0),
+).fit()
+"""
+JOB = """
+[task]
+name = "tests.deploy.broken:Broken"
+how = "long"
+[train]
+batch_size = 8
+epochs = 1000000
+[run]
+name = "run"
+"""
+
+
+class Driver:
+    """A driver in a process of its own, in a folder of its own."""
+
+    def __init__(self, folder: Path, *command: str, address: str = "") -> None:
+        self.rundir = RunDirectory(folder / "runs" / "run")
+        env = {**os.environ, "PYTHONPATH": os.getcwd(), **({"RAY_ADDRESS": address} if address else {})}
+        self._output = folder / "output.txt"
+        with self._output.open("w") as file:
+            self.process = subprocess.Popen([sys.executable, *command], cwd=folder, env=env, stdout=file, stderr=file, process_group=0)
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def wait_for(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 50
+        while not done():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.output
+            time.sleep(0.02)
+
+    def children(self) -> list[int]:
+        return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def command(folder: Path, launcher: LauncherName, address: str = "") -> Driver:
+    (folder / "job.toml").write_text(JOB)
+    return Driver(folder, "-c", "from deploy.cli.main import main; main()", "run", "job.toml", "--launcher", launcher, address=address)
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> tuple[Driver, float, list[int]]:
+    """A run of plain processes that was interrupted twice in the middle of training; the seconds it took, and its processes."""
+    driver = command(tmp_path, "process")
+    try:
+        driver.wait_for(lambda: in_training(driver.rundir))
+        children = driver.children()
+        started = time.monotonic()
+        driver.process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        driver.process.send_signal(signal.SIGINT)
+        driver.process.wait(20)
+        return driver, time.monotonic() - started, children
+    finally:
+        driver.end()
+
+
+def test_ctrl_c_ends_within_five_seconds_and_leaves_a_whole_directory(interrupted: tuple[Driver, float, list[int]]) -> None:
+    driver, took_s, children = interrupted
+    assert driver.process.returncode == 130
+    assert took_s < 5
+    assert len(children) == 4 and all(gone(pid, 0) for pid in children)
+    summary = json.loads(driver.rundir.summary.read_text())
+    assert summary["status"] == "interrupted"
+    assert summary["comm"]["steps"] > 0
+    assert "Traceback" not in driver.output
+    assert "error: interrupted" in driver.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_while_servers_start_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    driver = command(tmp_path, "process")
+    try:
+        with nothing_left():
+            driver.wait_for(driver.rundir.process_log("server", 0).exists)
+            started = time.monotonic()
+            driver.process.send_signal(number)
+            assert driver.process.wait(20) == 130
+        assert time.monotonic() - started < 5
+    finally:
+        driver.end()
+    assert json.loads(driver.rundir.summary.read_text())["status"] == "interrupted"
+    assert f"interrupted before an epoch had ended: {Path('runs/run')} holds no weights" in driver.output
+
+
+def test_sigterm_ends_a_run_on_ray(tmp_path: Path, ray_cluster: str) -> None:
+    driver = command(tmp_path, "ray", ray_cluster)
+    try:
+        driver.wait_for(lambda: in_training(driver.rundir))
+        started = time.monotonic()
+        driver.process.send_signal(signal.SIGTERM)
+        assert driver.process.wait(20) == 130
+        assert time.monotonic() - started < 5
+    finally:
+        driver.end()
+    assert json.loads(driver.rundir.summary.read_text())["status"] == "interrupted"
+    assert "Traceback" not in driver.output
+
+
+def test_processes_whose_driver_was_killed_end_and_remove_their_memory(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    driver = Driver(tmp_path, "-c", PROGRAM, str(tmp_path / "runs"))
+    try:
+        with nothing_left():
+            driver.wait_for(lambda: in_training(driver.rundir))
+            children = driver.children()
+            assert len(children) == 4
+            driver.process.kill()
+            driver.process.wait()
+            assert all(gone(pid) for pid in children)
+    finally:
+        driver.end()
