@@ -1,5 +1,6 @@
 """What the driver knows and decides: who has registered, what has been reported, when the run ends. Pure."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ps.errors import Fenced, MalformedFrame, ModelMismatch
@@ -112,6 +113,7 @@ class Control:
         reports = self._reports.setdefault(sums.version, {})
         is_new = rank not in reports
         reports.setdefault(rank, sums)
+        self._check_left()
         return self._epoch(sums.version) if is_new and len(reports) == self.num_workers else None
 
     def is_reported(self, version: int) -> bool:
@@ -128,13 +130,22 @@ class Control:
     def finish(self, rank: int, version: int) -> None:
         """The rank has landed `version`, the last one."""
         self._finished[rank] = version
+        self._check_left()
+
+    def _check_left(self) -> None:
+        """A rank that has left its loop will not report any more: whoever waits for it would wait for ever."""
+        for at, reports in self._reports.items():
+            for rank, version in self._finished.items():
+                if rank not in reports:
+                    self._fail(
+                        rank, f"rank {rank} left its loop at version {version}, rank {_ranks(reports)} waits in ctx.report at version {at}: every rank must call it"
+                    )
 
     def exchanges(self, rank: int, step: int) -> None:
         """The rank is past version `step`: others that wait for it there, or have ended there, would wait for ever."""
         for version, reports in self._reports.items():
             if version <= step and rank not in reports and len(reports) < self.num_workers:
-                others = ", ".join(map(str, sorted(reports)))
-                self._fail(rank, f"rank {rank} pushes step {step}, rank {others} waits in ctx.report at version {version}: every rank must call it")
+                self._fail(rank, f"rank {rank} pushes step {step}, rank {_ranks(reports)} waits in ctx.report at version {version}: every rank must call it")
         for other, version in self._finished.items():
             if version <= step:
                 self._fail(rank, f"rank {other} left its loop at version {version}, rank {rank} goes on: end all together, when ctx.report says so")
@@ -156,6 +167,10 @@ class Control:
             named = failure.rank is None or f"rank {failure.rank}" in failure.error
             where = "" if named or failure.rank is None else self.on_host("worker", failure.rank)
             self.failure = replace(failure, error=f"rank {failure.rank}{where}: {failure.error}") if where else failure
+
+
+def _ranks(ranks: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(ranks)))
 
 
 def _name(role: str, index: int) -> str:

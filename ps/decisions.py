@@ -19,8 +19,8 @@ class EarlyStoppingConfig:
     """When the run ends before its last epoch, and which version counts as the best."""
 
     metric: str | None = None
-    """What is watched: train_loss, validation_loss or validation_NAME of the task's metric NAME. None: validation_loss, or
-    train_loss if the task has no validation data."""
+    """What is watched: train_loss, validation_loss or validation_NAME of the task's metric NAME; of an own loop what it reports.
+    None: validation_loss, or train_loss if there is no such."""
     mode: Literal["min", "max"] = "min"
     """Whether small (`min`) or large (`max`) values are good."""
     patience: int | None = None
@@ -115,8 +115,10 @@ class Decider:
 
     def _judge(self, version: int, metrics: Metrics, *, validated: bool) -> bool:
         config = self.early_stopping
-        default = "validation_loss" if "validation_loss" in metrics else "train_loss"
-        value = _watched("early_stopping", config.metric or default, metrics, validated=validated)
+        name = config.metric or next((name for name in ("validation_loss", "train_loss") if name in metrics), None)
+        if name is None and validated and config.patience is not None:
+            raise ConfigError(f"early_stopping.patience needs early_stopping.metric: one of {', '.join(sorted(metrics)) or 'none, nothing was reported'}")
+        value = None if name is None else _watched("early_stopping", name, metrics, validated=validated)
         if value is None:
             return False
         sign = 1.0 if config.mode == "min" else -1.0
@@ -155,5 +157,5 @@ def _watched(section: str, name: str, metrics: Metrics, *, validated: bool) -> f
     if not validated:
         return None
     if name not in metrics:
-        raise ConfigError(f"{section}.metric = {name!r} is none of this task's metrics: {', '.join(sorted(metrics))}")
+        raise ConfigError(f"{section}.metric = {name!r} is none of the metrics: {', '.join(sorted(metrics))}")
     return metrics[name]

@@ -14,7 +14,7 @@ from ps.errors import MalformedFrame, ModelMismatch, NotInitialised, PserverErro
 from ps.layout import Layout, Run
 from ps.ledger import RowBuffer
 from ps.optimizers import num_slots
-from ps.segments import Segment, segment_folder
+from ps.segments import Segment, run_prefix, segment_folder
 from ps.shard import Shard
 from ps.stats import ServerStats
 from ps.store import Store
@@ -140,8 +140,7 @@ class ShardHost:
 
 def segment_path(settings: ServerSettings, size_bytes: int) -> Path:
     """File of a shard's memory: one per run, generation and shard."""
-    run = hashlib.blake2b(settings.run_id.encode(), digest_size=8).hexdigest()
-    return segment_folder(size_bytes) / f"pserver-{run}-g{settings.generation}-s{settings.shard}"
+    return segment_folder(size_bytes) / f"{run_prefix(settings.run_id)}g{settings.generation}-s{settings.shard}"
 
 
 def _share(layout: Layout, shard: int) -> float:

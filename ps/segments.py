@@ -4,6 +4,7 @@ Not `multiprocessing.shared_memory`: its tracker unlinks a segment when a mere r
 """
 
 import fcntl
+import hashlib
 import mmap
 import os
 import tempfile
@@ -72,3 +73,15 @@ def segment_folder(size_bytes: int) -> Path:
         if room.f_bavail * room.f_frsize > size_bytes:
             return SHM
     return Path(tempfile.gettempdir())
+
+
+def run_prefix(run_id: str) -> str:
+    """How the names of all segments of a run begin."""
+    return f"pserver-{hashlib.blake2b(run_id.encode(), digest_size=8).hexdigest()}-"
+
+
+def remove_segments(run_id: str) -> None:
+    """Removes what killed processes of a run have left on this host; the run has ended."""
+    for folder in (SHM, Path(tempfile.gettempdir())):
+        for path in folder.glob(f"{run_prefix(run_id)}*"):
+            path.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from ps.client import Client, StepTiming
+from ps.client import Client
 from ps.control import EpochSums, ServerAddress
 from ps.control_service import ControlClient
 from ps.errors import Stopped
@@ -15,6 +15,7 @@ from ps.layout import Layout
 from ps.ledger import RowBuffer, WorkerRow
 from ps.plan import Plan
 from ps.server import environment
+from ps.step_clock import StepTiming
 from workers.binding import BoundModel, specs_of
 from workers.config import WorkerSettings
 from workers.spans import Spans

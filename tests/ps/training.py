@@ -133,8 +133,8 @@ def run(job: Job) -> Outcome:
 
 
 def _shuffle_frames(member: Member, seed: int) -> None:
-    for shard in member.client._shards:
-        random.Random(seed * 100 + member.rank).shuffle(shard.frames)
+    for frames in member.client._frames:
+        random.Random(seed * 100 + member.rank).shuffle(frames)
 
 
 def train(job: Job, member: Member, sums: list[dict[str, float]]) -> None:
@@ -146,8 +146,8 @@ def train(job: Job, member: Member, sums: list[dict[str, float]]) -> None:
     for step in range(job.steps):
         contribution = gradient.compute(step, Spans())
         if job.breaks and (step + member.rank) % 3 == 0:
-            shard = member.client._shards[step % job.num_servers]
-            threading.Thread(target=shard.stream.cancel, daemon=True).start()  # type: ignore[attr-defined]
+            line = member.client._lines[step % job.num_servers]
+            threading.Thread(target=line._stream.cancel, daemon=True).start()
         member.client.exchange(step, contribution.weight, member.bound.gradients, member.bound.is_present)
         member.bound.install(step + 1)
         sums.append(member.bound.epoch_sums(step + 1))

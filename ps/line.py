@@ -1,0 +1,140 @@
+"""A worker's line to one shard: two channels, the session, and the training stream with its receiving thread."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from protos import pserver_pb2 as pb
+from ps import frame
+from ps.config import Timeouts
+from ps.control import ServerAddress
+from ps.errors import PserverError, Unreachable, from_rpc_error
+from ps.frame import Bytes
+from ps.layout import Run, ShardLayout
+from ps.security import call_metadata
+from ps.transport.rpc import Peer
+from ps.transport.shaping import Link
+
+_END = b""
+
+OnFrame = Callable[["Line", pb.FrameHeader, Bytes, int], None]
+"""(line, header, payload, bytes received): called in the line's receiving thread."""
+OnEnd = Callable[["Line", PserverError], None]
+"""The stream that was open has ended: Unreachable if the connection broke, else what the server raised."""
+
+
+class Line:
+    """One shard as a worker sees it. The client locks; only the stream's queue is used by several threads."""
+
+    def __init__(
+        self, address: ServerAddress, layout: ShardLayout, link: Link, *, member: pb.Member, run_id: str, token: str, timeouts: Timeouts
+    ) -> None:
+        self.index = address.shard
+        self.layout = layout
+        self.member = pb.Member.FromString(member.SerializeToString())
+        """Who we are here: with the session of the last Join."""
+        self.ready = False
+        """Whether the stream may be used."""
+        self._credentials = (run_id, token)
+        metadata = call_metadata(run_id, token)
+        self._data = Peer(f"server {address.shard}", address.data, metadata, timeouts)
+        self._control = Peer(f"server {address.shard}", address.control, metadata, timeouts)
+        self._link = link
+        self._outgoing: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._stream: Any = None
+        self._sequence = 0
+        self._frames: dict[int, int] = {}
+
+    def join(self, request: pb.JoinRequest, num_servers: int) -> int:
+        """Joins the shard; returns its version. Raises ModelMismatch, Fenced, Unreachable."""
+        self._control.wait_ready()
+        reply = self._control.call("Shard", "Join", request, pb.JoinReply)
+        expected = (self.index, num_servers, len(self.layout))
+        if (reply.shard, reply.num_servers, reply.num_chunks) != expected:
+            raise Unreachable(f"{self._control} is shard {reply.shard} of {reply.num_servers}, expected {expected[0]} of {expected[1]}")
+        self.member.session = reply.session
+        return int(reply.version)
+
+    def init(self, values: Bytes) -> None:
+        """Brings version 0 from a flat layout."""
+        runs = self.layout.frames(1 << 20)
+        frames = (self.encode(pb.INIT, run, values) for run in runs)
+        self._data.send_frames("Init", frames, pb.InitReply, call_metadata(*self._credentials, self.member), timeout_s=600.0)
+
+    def pull(self, version: int, into: Bytes) -> int:
+        """All of the shard's bytes of `version` into a flat layout; returns the version. Raises VersionGone."""
+        pulled = version
+        for data in self._data.receive_frames("Pull", pb.PullRequest(member=self.member, version=version)):
+            self._link.receive(len(data))
+            header, payload = frame.decode(data)
+            run = frame.checked_run(header, payload, self.layout, with_payload=True)
+            frame.land(payload, into, self.layout, run, flat=True)
+            if run.stop <= self.layout.num_versioned:
+                pulled = int(header.step)
+        return pulled
+
+    def encode(self, kind: pb.Kind, run: Run, values: Bytes, *, step: int = 0, weight: float = 0.0, sequence: int = 0) -> bytes:
+        """A frame of a run, with its bytes of a flat layout unless it is absent."""
+        header = pb.FrameHeader(
+            kind=kind, member=self.member, step=step, first_chunk=run.first, num_chunks=len(run), weight=weight, sequence=sequence
+        )
+        if kind == pb.ABSENT:
+            return frame.encode(header)
+        header.dtype = self.layout.block_of(run).dtype
+        header.digests.extend(frame.chunk_digests(values, self.layout, run, flat=True))
+        return frame.encode(header, frame.payload_parts(values, self.layout, run, flat=True))
+
+    # -- the stream ------------------------------------------------------------------------------------------
+
+    def open(self, on_frame: OnFrame, on_end: OnEnd) -> None:
+        """Opens the training stream, after Join; a former one is dropped."""
+        self._outgoing = queue.SimpleQueue()
+        self.ready, self._sequence, self._frames = False, 0, {}
+        self._stream = self._data.open_stream("Steps", self._to_send(self._outgoing), call_metadata(*self._credentials, self.member))
+        arguments = (self._stream, self._outgoing, on_frame, on_end)
+        threading.Thread(target=self._receive, args=arguments, name=f"receive-{self.index}", daemon=True).start()
+
+    def next_sequence(self, frame_index: int) -> int:
+        """A number for the next frame; its receipt gives `frame_index` back."""
+        self._sequence += 1
+        self._frames[self._sequence] = frame_index
+        return self._sequence
+
+    def frame_of(self, sequence: int) -> int | None:
+        """The frame that a receipt is for, once; None if the stream does not know it."""
+        return self._frames.pop(sequence, None)
+
+    def send(self, data: bytes) -> None:
+        """Queues a frame."""
+        self._outgoing.put(data)
+
+    def _to_send(self, frames: "queue.SimpleQueue[bytes]") -> Iterator[bytes]:
+        while (data := frames.get()) is not _END:
+            self._link.send(len(data))
+            yield data
+
+    def _receive(self, stream: Any, outgoing: "queue.SimpleQueue[bytes]", on_frame: OnFrame, on_end: OnEnd) -> None:
+        error: PserverError = Unreachable(f"{self._data} has ended the stream")
+        try:
+            for data in stream:
+                self._link.receive(len(data))
+                header, payload = frame.decode(data)
+                on_frame(self, header, payload, len(data))
+        except grpc.RpcError as broken:
+            error = from_rpc_error(broken, str(self._data))
+        except PserverError as ours:
+            error = ours
+        outgoing.put(_END)
+        if stream is self._stream:
+            on_end(self, error)
+
+    def close(self) -> None:
+        """Ends the stream and the channels."""
+        self._outgoing.put(_END)
+        if self._stream is not None:
+            self._stream.cancel()
+        self._data.close()
+        self._control.close()

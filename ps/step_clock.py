@@ -1,0 +1,108 @@
+"""Where the time of one exchange went, and what each shard moved."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from protos import pserver_pb2 as pb
+from ps.ledger import WIRE_OVERHEAD, ShardTraffic, covered
+
+
+@dataclass
+class StepTiming:
+    """Exclusive spans of the training thread, in seconds, and the traffic by shard."""
+
+    encode_s: float = 0.0
+    send_s: float = 0.0
+    barrier_wait_s: float = 0.0
+    apply_s: float = 0.0
+    receive_s: float = 0.0
+    waits_for: int | None = None
+    shards: list[ShardTraffic] = field(default_factory=list)
+
+
+@dataclass
+class _ShardClock:
+    traffic: ShardTraffic
+    offset_s: float
+    """Our clock less the server's, from the quickest receipt ever seen."""
+    sent_s: dict[int, float] = field(default_factory=dict)
+    """Our clock when each frame was handed to the stream."""
+    received_s: float = -math.inf
+    """The server's clock at the last receipt."""
+    intervals: list[tuple[float, float, bool]] = field(default_factory=list)
+    """By our clock: when a frame (True) or an answer (False) was on its way."""
+    last: pb.FrameHeader | None = None
+    """Header of the answer that landed last."""
+    landed_s: float = 0.0
+
+
+class StepClock:
+    """Times the steps of one rank, one after the other. Not thread-safe: the client locks."""
+
+    def __init__(self, rank: int, num_servers: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rank = rank
+        self._clock = clock
+        self._shards = [_ShardClock(ShardTraffic(shard=i), math.inf) for i in range(num_servers)]
+        self.begin()
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._shards = [_ShardClock(ShardTraffic(shard=i), shard.offset_s) for i, shard in enumerate(self._shards)]
+        self._started_s = self._clock()
+        self.encode_s = 0.0
+        """Spent on digests and frames."""
+        self.send_s = 0.0
+        """Blocked by the window."""
+
+    def sent(self, shard: int, frame: int, payload_bytes: int, wire_bytes: int) -> None:
+        """A frame has been handed to the stream."""
+        its = self._shards[shard]
+        its.sent_s[frame] = self._clock()
+        its.traffic.push_bytes += payload_bytes
+        its.traffic.push_wire_bytes += int(wire_bytes * WIRE_OVERHEAD)
+
+    def received(self, shard: int, frame: int, server_clock_s: float) -> None:
+        """The receipt of a frame has come."""
+        its = self._shards[shard]
+        its.offset_s = min(its.offset_s, self._clock() - server_clock_s)
+        if frame in its.sent_s:
+            its.received_s = max(its.received_s, server_clock_s)
+            its.intervals.append((its.sent_s[frame], max(its.sent_s[frame], server_clock_s + its.offset_s), True))
+
+    def landed(self, shard: int, header: pb.FrameHeader, payload_bytes: int, wire_bytes: int) -> None:
+        """An answer is in place."""
+        its = self._shards[shard]
+        its.traffic.pull_bytes += payload_bytes
+        its.traffic.pull_wire_bytes += int(wire_bytes * WIRE_OVERHEAD)
+        its.last = header
+        its.landed_s = self._clock()
+        its.intervals.append((min(its.landed_s, header.clock_s + its.offset_s), its.landed_s, False))
+
+    def finish(self) -> StepTiming:
+        """Splits the wait for the answers by the clock of the shard that landed last: for other ranks, for its work, for bytes."""
+        wait = max(0.0, self._clock() - self._started_s - self.encode_s - self.send_s)
+        timing = StepTiming(encode_s=self.encode_s, send_s=self.send_s, shards=[shard.traffic for shard in self._shards])
+        for shard in self._shards:
+            _close(shard)
+        last = max(self._shards, key=lambda shard: shard.landed_s)
+        if last.last is not None:
+            header = last.last
+            timing.barrier_wait_s = min(wait, last.traffic.wait_s)
+            timing.apply_s = min(wait - timing.barrier_wait_s, max(0.0, header.clock_s - header.complete_s))
+            if timing.barrier_wait_s > 0 and header.last_rank != self._rank:
+                timing.waits_for = header.last_rank
+        timing.receive_s = wait - timing.barrier_wait_s - timing.apply_s
+        return timing
+
+
+def _close(shard: _ShardClock) -> None:
+    if shard.last is None:
+        return
+    arrived_s = shard.received_s if math.isfinite(shard.received_s) else shard.last.complete_s
+    traffic, intervals = shard.traffic, sorted(shard.intervals)
+    traffic.wait_s = max(0.0, shard.last.complete_s - arrived_s)
+    traffic.push_s = covered([(start, end) for start, end, is_up in intervals if is_up])
+    traffic.pull_s = covered([(start, end) for start, end, is_up in intervals if not is_up])
+    traffic.busy_s = covered([(start, end) for start, end, _ in intervals])
