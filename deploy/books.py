@@ -25,10 +25,13 @@ class Books:
     config: Config
     rundir: RunDirectory
     history: list[dict[str, Any]] = field(default_factory=list)
-    """One row per epoch, as in metrics.jsonl."""
+    """One row per decision point, as in metrics.jsonl."""
     best: dict[str, float] | None = None
     """version, epoch and metrics of the best epoch."""
     steps: int = 0
+    steps_per_epoch: int = 1
+    epochs: int = 0
+    """Epochs that have ended."""
     stopped_early: bool = False
     restored_version: int | None = None
     """Version whose weights are the last ones, if the run ended early and the best were restored."""
@@ -46,22 +49,33 @@ class Books:
         Nothing of the next step is on its way before the ranks are answered, so the version can be pulled.
         """
         _, plan = reader.model
-        row = {"epoch": -(-epoch.version // plan.steps_per_epoch), "step": epoch.version, "time_s": time.time(), **means(epoch)}
+        self.steps_per_epoch = plan.steps_per_epoch
+        row = {
+            "epoch": -(-epoch.version // plan.steps_per_epoch),
+            "step": epoch.version,
+            "time_s": time.time(),
+            **means(epoch, own_loop=plan.own_loop),
+        }
         former = self._decider.log[-1].rate_factor if self._decider.log else 1.0
         decision = self._decider.decide(epoch.version, metrics_of(row), validated=plan.own_loop or plan.validates(epoch.version))
         reader.decide(decision.version, decision.rate_factor)
         self.history.append(row)
         self.steps = max(self.steps, epoch.version)
+        self.epochs = epoch.version // plan.steps_per_epoch
         self.rundir.append_metrics(row)
         self._keep(row, decision, reader)
         if decision.rate_factor != former:
             watched = self.config.plateau.metric
-            say(f"epoch {row['epoch']}: {watched} has not improved: learning rate x {decision.rate_factor:g} from step {epoch.version}")
+            say(f"epoch {row['epoch']}: {watched} has not improved: learning rate x {decision.rate_factor:g} from step {epoch.version} on")
         if decision.stop and epoch.version < plan.total_steps:
             self.stopped_early = True
             patience = self.config.early_stopping.patience
             say(f"epoch {row['epoch']}: no improvement in {patience} validations, stopping early; the best is version {self._decider.best_version}")
         return decision
+
+    def ends_epoch(self, row: dict[str, Any]) -> bool:
+        """Whether the row of `history` stands at the end of an epoch, not within it."""
+        return bool(row["step"] == row["epoch"] * self.steps_per_epoch)
 
     def _keep(self, row: dict[str, Any], decision: Decision, reader: Reader) -> None:
         tensors = tensors_of(reader.layout, reader.pull(decision.version))
@@ -72,9 +86,9 @@ class Books:
 
     def close(self, version: int, reader: Reader) -> None:
         """The last version has landed everywhere: keeps it, or the best one if the run ended early."""
-        layout = reader.layout
+        layout, plan = reader.model
         flat = reader.pull(version)
-        self.steps = version
+        self.steps, self.epochs = version, version // plan.steps_per_epoch
         if self.stopped_early and self.config.early_stopping.restore_best and self._decider.best_version not in (None, version):
             self.restored_version = version = self._decider.best_version or version
             flat = load_weights(self.rundir.weights("best"), layout)
@@ -88,12 +102,12 @@ def metrics_of(row: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name not in _NO_METRICS}
 
 
-def means(epoch: Epoch) -> dict[str, float]:
-    """Exact means over all samples of the phases: `train_loss`, `validation_loss`, `validation_NAME`; what an own loop
-    reports keeps its names."""
+def means(epoch: Epoch, *, own_loop: bool = False) -> dict[str, float]:
+    """Exact means over all samples of the phases: `train_loss`, `validation_loss`, `validation_NAME`. An own loop has those
+    that it reports, under its names; NaN for one whose weights are all 0."""
     training, validation = epoch.training, epoch.validation
     found = {}
-    if training.get("weight") and training["loss"]:
+    if training.get("weight") and not own_loop:
         found["train_loss"] = training["loss"] / training["weight"]
     if validation.get("weight") and "loss" in validation:
         found["validation_loss"] = validation["loss"] / validation["weight"]
@@ -102,5 +116,6 @@ def means(epoch: Epoch) -> dict[str, float]:
         if kind == "metric":
             found[f"validation_{rest}"] = value / validation["samples"]
         elif kind == "user":
-            found[rest] = value / validation["weight"] if validation["weight"] else float("nan")
+            weight = validation[f"weight.{rest}"]
+            found[rest] = value / weight if weight else float("nan")
     return found

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TextIO
 
+import rich.box
 import rich.table
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -69,21 +70,24 @@ class Console:
         with self._lock:
             self._print(text)
 
-    def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Epoch `epoch` (from 1) has ended with its validation."""
-        self.line(f"epoch {epoch}/{self._epochs} | {_numbers(metrics)}")
+    def epoch(self, epoch: int, metrics: Mapping[str, float], mid_epoch_step: int | None = None) -> None:
+        """Epoch `epoch` (from 1) has ended, or so many steps of the run within it, with the validation there."""
+        where = "" if mid_epoch_step is None else f", step {mid_epoch_step}"
+        self.line(f"epoch {epoch}/{self._epochs}{where} | {_numbers(metrics)}")
 
     def table(self, table: Table) -> None:
         with self._lock:
             if not self._rich.is_terminal:
                 self._print(table.plain())
                 return
-            drawn = rich.table.Table(title=table.title, title_justify="left")
+            if table.width > self._rich.width:
+                table = min(table, table.transposed(), key=lambda form: form.width)
+            drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
             for number, column in enumerate(table.columns):
                 drawn.add_column(column, justify="right" if number else "left")
             for row in table.rows:
                 drawn.add_row(*row)
-            self._rich.print(drawn)
+            self._rich.print(Text(f"\n{table.title}", "italic"), drawn, soft_wrap=True)
 
     def curve(self, name: str, values: Sequence[float]) -> None:
         """A small plot of one value per epoch; nothing to see below two of them."""

@@ -1,9 +1,9 @@
 """One run from its first process to its last: starts them, watches them, keeps the books, and leaves none behind."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from deploy.books import Books, metrics_of
 from deploy.config import Config, apply_batch_rule
@@ -21,10 +21,10 @@ from ps.errors import NotInitialised, ProcessDied, PserverError, Unreachable, by
 from ps.ledger import WorkerRow, from_line
 from ps.reader import Reader
 from ps.security import RunGuard, check_plaintext, new_token
+from ps.segments import remove_segments
 from ps.transport.rpc import bind_within, new_server
 from workers.config import WorkerSettings
-from workers.context import load_loop
-from workers.imports import import_path
+from workers.context import for_any_process
 from workers.task import load_task, task_fields, task_path
 
 log = logging.getLogger(__name__)
@@ -54,14 +54,16 @@ class Driver:
         self._control = Control(num_workers=scaling.num_workers, num_servers=scaling.num_servers)
         self._ledger = LedgerWriter(rundir.comm, scaling.num_workers, scaling.num_servers)
         self._service = ControlServicer(self._control, 1, on_epoch=self._on_epoch, on_rows=self._on_rows, on_step=self._on_step)
+        self._interrupted = threading.Event()
         self._reader: Reader | None = None
         self._loss: float | None = None
         self._logged_s = time.monotonic()
         self._log_at: int | None = None
         """Version of the last epoch that has ended without a line about its bottleneck."""
 
-    def run(self) -> None:
-        """Trains to the end. Raises what ended the run; no process is left in any case."""
+    def run(self, interrupted: threading.Event) -> None:
+        """Trains to the end, or until `interrupted` is set. Raises what ended the run; no process is left in any case."""
+        self._interrupted = interrupted
         server = None
         try:
             self._launcher.check()
@@ -119,9 +121,7 @@ class Driver:
     def _start_workers(self, control_address: str) -> None:
         config = self._config
         task = load_task(config.task.name, config.task.fields) if config.task else None
-        train = config.train
-        if train.loop is not None:
-            train = replace(train, loop=import_path(load_loop(train.loop)))
+        train = for_any_process(config.train)
         for rank in range(config.scaling.num_workers):
             settings = WorkerSettings(
                 run_id=self._run_id,
@@ -129,6 +129,7 @@ class Driver:
                 rank=rank,
                 num_workers=config.scaling.num_workers,
                 num_servers=config.scaling.num_servers,
+                gpus=config.scaling.gpus_per_worker,
                 control_address=control_address,
                 task=task_path(task) if task else None,
                 task_fields=task_fields(task) if task else {},
@@ -160,7 +161,10 @@ class Driver:
 
     def _end_processes(self) -> None:
         self._service.stop()
-        self._launcher.stop(self._timeouts.stop_s)
+        try:
+            self._launcher.stop(self._timeouts.stop_s)
+        finally:
+            remove_segments(self._run_id)
 
     # -- watching --------------------------------------------------------------------------------------------
 
@@ -173,6 +177,8 @@ class Driver:
             with self._service.changed:
                 self._service.changed.wait(_POLL_S)
                 failure = self._control.failure
+            if self._interrupted.is_set():
+                raise KeyboardInterrupt
             if failure:
                 self._raise_failure(by_name(failure.error_type, _named(failure.rank, failure.error)), failure.traceback)
             self._raise_deaths()
@@ -267,7 +273,7 @@ class Driver:
         assert self._reader
         decision = self.books.enter(epoch, self._reader, self._say)
         row = self.books.history[-1]
-        self._console.epoch(row["epoch"], metrics_of(row))
+        self._console.epoch(row["epoch"], metrics_of(row), mid_epoch_step=None if self.books.ends_epoch(row) else row["step"])
         log.info("epoch %d: %s", row["epoch"], row)
         self._log_at = epoch.version
         return decision.stop

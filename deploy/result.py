@@ -44,6 +44,10 @@ class Summary:
     """Versions applied."""
     epochs: int = 0
     """Epochs ended."""
+    stopped_early: bool = False
+    """Whether early stopping ended the run before its last step."""
+    restored_version: int | None = None
+    """The best version, if its weights are the last ones since the run stopped early; else None."""
     wall_s: float = 0.0
     """From the start of the first process to the end of the last one, seconds."""
     params_sha256: str | None = None

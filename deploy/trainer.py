@@ -1,17 +1,17 @@
 """`Trainer(...).fit() -> Result`: a run from Python, in the vocabulary of Ray Train."""
 
 import logging
-import signal
-import threading
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig, to_toml
 from deploy.console import Console
 from deploy.driver import Driver
+from deploy.interrupts import interruptible, uninterrupted
 from deploy.launch.base import Launcher, ProcessKey
 from deploy.measure.table import closing_line, tables
 from deploy.measure.window import Window
@@ -87,19 +87,19 @@ class Trainer:
         rundir = RunDirectory.create(config.run.storage_path, config.run.name, self._what())
         rundir.write_config(to_toml(config))
         started = time.monotonic()
-        with _log_to(rundir), Console(self._quiet, stderr=False) as console, _interruptible():
+        with _log_to(rundir), Console(self._quiet, stderr=False) as console, interruptible() as interrupted:
             console.line(f"run {rundir.name}: {rundir.path}")
             driver = None
             error: Exception | None = None
             try:
                 driver = Driver(config, rundir, self._make_launcher(rundir, console), console, self._timeouts)
-                driver.run()
+                driver.run(interrupted)
             except KeyboardInterrupt:
                 error = Stopped(_where_it_stands(rundir, driver))
             except Exception as caught:
                 error = caught
                 logging.getLogger(__name__).exception("the run fails")
-            with _uninterrupted():
+            with uninterrupted():
                 window = driver.window if driver else Window()
                 summary = _summary(config, rundir, driver, window, error, time.monotonic() - started)
                 rundir.write_summary(summary.to_dict())
@@ -118,7 +118,7 @@ class Trainer:
         if self._launcher == "process":
             from deploy.launch.process import ProcessLauncher
 
-            return ProcessLauncher(log_path, num_gpus=scaling.num_workers if scaling.use_gpu else 0)
+            return ProcessLauncher(log_path, num_gpus=math.ceil(scaling.num_workers * scaling.gpus_per_worker))
         from deploy.launch.code import code_folder
         from deploy.launch.ray import RayLauncher
 
@@ -153,7 +153,9 @@ def _summary(config: Config, rundir: RunDirectory, driver: Driver | None, window
         metrics={k: v for k, v in history[-1].items() if k not in ("epoch", "step", "time_s")} if history else {},
         best=books.best if books else None,
         steps=books.steps if books else 0,
-        epochs=len(history),
+        epochs=books.epochs if books else 0,
+        stopped_early=books.stopped_early if books else False,
+        restored_version=books.restored_version if books else None,
         wall_s=wall_s,
         params_sha256=books.params_sha256 if books else None,
         buffers_sha256=books.buffers_sha256 if books else None,
@@ -210,34 +212,3 @@ def _log_to(rundir: RunDirectory) -> Iterator[None]:
             logger.removeHandler(handler)
             logger.setLevel(level)
         handler.close()
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the run like Ctrl-C does."""
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C out of impatience must not cost the summary."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

@@ -12,7 +12,7 @@ from workers.context import Context
 
 def train(ctx: Context) -> None:
     images, labels = load_digits(return_X_y=True)
-    x, y = torch.from_numpy(images).float() / 16, torch.from_numpy(labels)
+    x, y = (torch.from_numpy(images).float() / 16).to(ctx.device), torch.from_numpy(labels).to(ctx.device)
     train_x, train_y, test_x, test_y = x[:1437], y[:1437], x[1437:], y[1437:]
 
     torch.manual_seed(ctx.seed)  # the same model on every worker

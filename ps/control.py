@@ -1,6 +1,5 @@
 """What the driver knows and decides: who has registered, what has been reported, when the run ends. Pure."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ps.errors import Fenced, MalformedFrame, ModelMismatch
@@ -137,18 +136,20 @@ class Control:
         for at, reports in self._reports.items():
             for rank, version in self._finished.items():
                 if rank not in reports:
-                    self._fail(
-                        rank, f"rank {rank} left its loop at version {version}, rank {_ranks(reports)} waits in ctx.report at version {at}: every rank must call it"
-                    )
+                    self._fail_report(rank, f"left its loop at version {version}", at)
 
     def exchanges(self, rank: int, step: int) -> None:
         """The rank is past version `step`: others that wait for it there, or have ended there, would wait for ever."""
         for version, reports in self._reports.items():
             if version <= step and rank not in reports and len(reports) < self.num_workers:
-                self._fail(rank, f"rank {rank} pushes step {step}, rank {_ranks(reports)} waits in ctx.report at version {version}: every rank must call it")
+                self._fail_report(rank, f"pushes step {step}", version)
         for other, version in self._finished.items():
             if version <= step:
                 self._fail(rank, f"rank {other} left its loop at version {version}, rank {rank} goes on: end all together, when ctx.report says so")
+
+    def _fail_report(self, rank: int, what: str, version: int) -> None:
+        others = ", ".join(map(str, sorted(self._reports[version])))
+        self._fail(rank, f"rank {rank} {what}, rank {others} waits in ctx.report at version {version}: every rank must call it")
 
     def _fail(self, rank: int, error: str) -> None:
         self.fail(Failure(rank, "ConfigError", error, ""))
@@ -167,10 +168,6 @@ class Control:
             named = failure.rank is None or f"rank {failure.rank}" in failure.error
             where = "" if named or failure.rank is None else self.on_host("worker", failure.rank)
             self.failure = replace(failure, error=f"rank {failure.rank}{where}: {failure.error}") if where else failure
-
-
-def _ranks(ranks: Iterable[int]) -> str:
-    return ", ".join(map(str, sorted(ranks)))
 
 
 def _name(role: str, index: int) -> str:

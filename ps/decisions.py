@@ -117,7 +117,7 @@ class Decider:
         config = self.early_stopping
         name = config.metric or next((name for name in ("validation_loss", "train_loss") if name in metrics), None)
         if name is None and validated and config.patience is not None:
-            raise ConfigError(f"early_stopping.patience needs early_stopping.metric: one of {', '.join(sorted(metrics)) or 'none, nothing was reported'}")
+            raise ConfigError(f"early_stopping.patience needs early_stopping.metric, one of: {', '.join(sorted(metrics))}")
         value = None if name is None else _watched("early_stopping", name, metrics, validated=validated)
         if value is None:
             return False

@@ -1,17 +1,19 @@
 """The batches of one rank in the order of the steps, prepared ahead by background threads."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 import torch
 
-from workers.data import cast, fetch
+from workers.data import cast, fetch, move
 from workers.prefetch import Prefetcher
 from workers.sampler import BatchPlan, Indices, sample_rng
 from workers.spans import Spans
 from workers.task import Samples, Task
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,21 @@ class MicroBatch:
     """Micro-batches the rank has in the step; 0 in the stand-in of a step without samples."""
     num_samples: int
     batch: Any
-    """What `loss` gets, floating-point tensors cast; None in the stand-in."""
+    """What `loss` gets, floating-point tensors cast; on the device once `of_step` yields it. None in the stand-in."""
 
 
 class Batches:
     """A pure function of (seed, step, rank), read step by step: `num_threads` changes when a batch is made, not what is in it."""
 
-    def __init__(self, task: Task, data: Samples, plan: BatchPlan, dtype: torch.dtype, *, rank: int, num_threads: int) -> None:
+    def __init__(
+        self, task: Task, data: Samples, plan: BatchPlan, dtype: torch.dtype, *, rank: int, num_threads: int, device: torch.device = CPU
+    ) -> None:
         self._task = task
         self._data = data
         self._plan = plan
         self._dtype = dtype
         self._rank = rank
+        self._device = device
         self._prefetcher = Prefetcher(num_threads)
         self._stream: Iterator[MicroBatch] = iter(())
         self._next_step = -1
@@ -55,7 +60,7 @@ class Batches:
                 micro = next(self._stream)
             last = micro.index + 1 >= micro.num_in_step
             if micro.num_in_step:
-                yield micro
+                yield replace(micro, batch=move(micro.batch, self._device))
         self._next_step = step + 1
 
     def close(self) -> None:
@@ -76,5 +81,5 @@ class Batches:
         if indices is None:
             return MicroBatch(index, num_in_step, 0, None)
         rng = sample_rng(self._plan.seed, step, self._rank, index)
-        batch = cast(fetch(self._task, self._data, indices, rng, training=True), self._dtype)
+        batch = cast(fetch(self._task, self._data, indices, rng, training=True), self._dtype, pin=self._device.type == "cuda")
         return MicroBatch(index, num_in_step, len(indices), batch)

@@ -1,8 +1,7 @@
-"""A torch model bound to flat memory: parameters are views of landed versions, gradients are gathered into one buffer."""
+"""A torch model bound to flat host memory: landed versions are what it computes with, gradients are gathered into one buffer."""
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -10,7 +9,8 @@ from ps.checkpoint import SUMS
 from ps.errors import ConfigError
 from ps.frame import Bytes, chunk_digests
 from ps.groups import GroupConfig, assign_groups
-from ps.layout import ALIGN_BYTES, DTYPES, Layout, Rule, Run, TensorSpec
+from ps.layout import DTYPES, Layout, Rule, Run, TensorSpec
+from workers.device import Mover
 
 SUM_NAMES = ("loss", "weight", "samples", "steps")
 """What the versioned epoch sums hold, in order: weighted loss, weights, samples, and 1 per step."""
@@ -43,17 +43,27 @@ def _spec(name: str, tensor: torch.Tensor, rule: Rule, group: int = 0) -> Tensor
 
 
 class BoundModel:
-    """`model` with its parameters in `landing[v % 2]` once version v is installed; gradients go to `gradients`."""
+    """`model` computes with `landing[v % 2]` once version v is installed; gradients go to `gradients`.
 
-    def __init__(self, model: nn.Module, layout: Layout) -> None:
+    On the CPU parameters are views of what landed. On another device they stay there, and copies travel; the three pieces
+    of memory are pinned then.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, *, copies: bool | None = None) -> None:
+        """`copies`: whether parameters keep their own memory. None: unless they are on the CPU."""
         self.model = model
         self.layout = layout
-        self.landing: tuple[Bytes, Bytes] = (_aligned_zeros(layout.flat_bytes), _aligned_zeros(layout.flat_bytes))
-        self.gradients: Bytes = _aligned_zeros(layout.flat_bytes)
-        """Contributions of the step: mean gradients, buffers, sums."""
         params = dict(model.named_parameters())
         buffers = dict(model.named_buffers())
         self._tensors: list[torch.Tensor | None] = [params.get(s.name, buffers.get(s.name)) for s in layout.specs]
+        self.device = next((tensor.device for tensor in self._tensors if tensor is not None), torch.device("cpu"))
+        """Where the model is: batches must be there too."""
+        self.mover = mover = Mover(self.device)
+        self._copies = self.device.type != "cpu" if copies is None else copies
+        self._holds_frozen = False
+        self.landing: tuple[Bytes, Bytes] = (mover.memory(layout.flat_bytes), mover.memory(layout.flat_bytes))
+        self.gradients: Bytes = mover.memory(layout.flat_bytes)
+        """Contributions of the step: mean gradients, buffers, sums."""
         self._views = [self._views_of(memory) for memory in (*self.landing, self.gradients)]
         self._present = [False] * len(layout.specs)
         self._sums = next(i for i, spec in enumerate(layout.specs) if spec.name == SUMS)
@@ -84,32 +94,43 @@ class BoundModel:
         self.landing[(version + 1) % 2][:] = self.landing[version % 2]
 
     def install(self, version: int) -> None:
-        """Makes the model compute with `version`. Parameters become views; buffers are copied, since forward changes them."""
-        for spec, tensor, view in zip(self.layout.specs, self._tensors, self._views[version % 2], strict=True):
-            if tensor is None:
-                continue
-            if spec.rule in (Rule.MEAN, Rule.EQUAL):
-                tensor.copy_(view)
-            else:
-                tensor.data = view
+        """Makes the model compute with `version`. Parameters become views, or copies; buffers are copied, since forward changes them.
 
+        `mover.wait()` tells when the copies have ended; what the device computes from now on waits for them by itself.
+        """
+        with self.mover.copies():
+            for spec, tensor, view in zip(self.layout.specs, self._tensors, self._views[version % 2], strict=True):
+                if tensor is None or (spec.rule is Rule.FROZEN and self._holds_frozen):
+                    continue
+                if self._copies or spec.rule in (Rule.MEAN, Rule.EQUAL):
+                    tensor.detach().copy_(view, non_blocking=True)
+                else:
+                    tensor.data = view
+        self._holds_frozen = self._copies
+
+    @torch.no_grad()
     def gather(self, total_weight: float, *, divide: bool, sums: Sequence[float] | None) -> None:
         """Collects the step's contribution; gradients are divided by `total_weight` if they were added up over micro-batches.
 
-        Without `sums` the rank had no samples: everything is absent.
+        Without `sums` the rank had no samples: everything is absent. Returns when all copies have ended, those of `install` too:
+        `gradients` may be read, and the memory of the installed version be landed in.
         """
-        for i, (spec, tensor, view) in enumerate(zip(self.layout.specs, self._tensors, self._views[2], strict=True)):
-            source = tensor.grad if tensor is not None and spec.rule is Rule.OPTIMIZER else tensor
-            self._present[i] = sums is not None and spec.rule is not Rule.FROZEN and source is not None
-            if not self._present[i] or source is None:
-                continue
-            if divide and spec.rule is Rule.OPTIMIZER:
-                torch.div(source, total_weight, out=view)
-            else:
-                view.copy_(source)
+        with self.mover.copies():
+            for i, (spec, tensor, view) in enumerate(zip(self.layout.specs, self._tensors, self._views[2], strict=True)):
+                source = tensor.grad if tensor is not None and spec.rule is Rule.OPTIMIZER else tensor
+                self._present[i] = sums is not None and spec.rule is not Rule.FROZEN and source is not None
+                if not self._present[i] or source is None:
+                    continue
+                if not (divide and spec.rule is Rule.OPTIMIZER):
+                    view.copy_(source, non_blocking=True)
+                elif self._copies:
+                    view.copy_(source / total_weight, non_blocking=True)
+                else:
+                    torch.div(source, total_weight, out=view)
         if sums is not None:
             self._views[2][self._sums].copy_(torch.tensor(sums, dtype=torch.float64))
             self._present[self._sums] = True
+        self.mover.wait()
 
     def is_present(self, tensor: int) -> bool:
         """Whether tensor i has a contribution in `gradients`."""
@@ -118,9 +139,3 @@ class BoundModel:
     def epoch_sums(self, version: int) -> dict[str, float]:
         """The versioned sums of the epoch so far."""
         return dict(zip(SUM_NAMES, self._views[version % 2][self._sums].tolist(), strict=True))
-
-
-def _aligned_zeros(size: int) -> Bytes:
-    memory = np.zeros(size + ALIGN_BYTES, np.uint8)
-    start = -memory.ctypes.data % ALIGN_BYTES
-    return memory[start : start + size]

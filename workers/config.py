@@ -49,8 +49,16 @@ class TrainConfig:
         for name in ("seed", "data_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} = {getattr(self, name)} is out of range: >= 0")
+        if self.loop is not None:
+            self._check_own_loop()
         if self.autocast != "none" and self.dtype != "float32":
             raise ValueError(f'train.autocast = "{self.autocast}" needs train.dtype = "float32", not "{self.dtype}"')
+
+    def _check_own_loop(self) -> None:
+        """What only the loop of a task reads must not seem to act."""
+        for name in ("dtype", "data_workers", "autocast", "validate_every", "validate_unit"):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"train.{name} is for tasks: an own loop (train.loop) does that itself, leave the key out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +77,8 @@ class WorkerSettings:
     """Ranks of the run."""
     num_servers: int
     """Servers of the run."""
+    gpus: float = 0.0
+    """GPUs that every worker was promised; below 1 a part of one, 0: the model is on the CPU."""
     control_address: str
     """"host:port" of the driver."""
     task: str | None = None

@@ -1,7 +1,10 @@
 """What a user's own loop works with: `def train(ctx): ...`, called in every worker."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,14 +12,19 @@ from torch import nn
 
 from ps.errors import ConfigError
 from ps.plan import Plan
-from workers.imports import import_attribute
+from workers.config import TrainConfig
+from workers.imports import absolute_name, import_attribute
+from workers.initial import load_initial
 from workers.loop import plan_of
 from workers.optimizer import DistributedOptimizer
-from workers.sampler import BatchPlan, Indices
+from workers.sampler import BatchPlan, Indices, sample_rng, torch_seed
 from workers.session import Session
 from workers.step import Contribution
 
 Loop = Callable[["Context"], None]
+
+_NO_METRICS = ("epoch", "step", "time_s")
+"""Names that a row of metrics.jsonl has already."""
 
 
 class Sampler:
@@ -30,6 +38,13 @@ class Sampler:
         """Indices of this worker's samples in `step`, all micro-batches together; may be empty in the last step of an epoch."""
         parts = self._batches.micro_batches(step, self._rank)
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def micro_batches(self, step: int) -> Iterator[Indices]:
+        """The same samples in the parts that `train.accumulate` says, none of them empty: one backward of `loss * len(part)`
+        for each, then `opt.step(weight=..., divide=True)`. Torch's generator is seeded before each of them, as for a task."""
+        for index, part in enumerate(self._batches.micro_batches(step, self._rank)):
+            torch.manual_seed(torch_seed(self._batches.seed, step, self._rank, index))
+            yield part
 
     @property
     def steps_per_epoch(self) -> int:
@@ -50,15 +65,25 @@ class Context:
                     loss_of(model, batch).backward()
                 opt.step(weight=len(batch))
 
-    Torch's generators are seeded from `train.seed` before the loop begins, the same on every rank.
+    Torch's generators are seeded from `train.seed` before the loop begins, the same on every rank, and by `steps` for every
+    step, different on every rank.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._plan: Plan | None = None
-        self._bound = False
-        self.device = torch.device("cpu")
-        """Where the model should be."""
+        self._batches: BatchPlan | None = None
+        self._optimizer: DistributedOptimizer | None = None
+        self._current: int | None = None
+        """The step in whose body the loop over `steps` is."""
+        self._reported: int | None = None
+        """Version of the last report."""
+        self._ends = False
+        """The driver has said that no step follows."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model must be, and its batches: this worker's GPU with `scaling.use_gpu`, else the CPU."""
+        return self._session.device
 
     @property
     def rank(self) -> int:
@@ -75,66 +100,154 @@ class Context:
         """`train.seed`: derive every generator from it and the step, so that a step can be computed again."""
         return self._session.settings.train.seed
 
+    def rng(self, step: int, part: int = 0) -> np.random.Generator:
+        """The worker's generator for augmentation in `step` (and micro-batch `part`): the one that a task's `augment` gets."""
+        return sample_rng(self.seed, step, self.rank, part)
+
     def sampler(self, num_samples: int) -> Sampler:
         """Deals `num_samples` training samples by the `[train]` section; fixes the length of the run."""
+        if num_samples < 1:
+            raise ConfigError(f"ctx.sampler({num_samples}): the training data is empty")
+        if self._batches and self._batches.num_samples != num_samples:
+            raise ConfigError(
+                f"ctx.sampler({num_samples}) after ctx.sampler({self._batches.num_samples}): it deals the training samples, which fix the length "
+                "of the run; to validate, take every ctx.num_workers-th sample from ctx.rank on"
+            )
         settings = self._session.settings
-        batches = BatchPlan.from_config(settings.train, settings.num_workers, num_samples)
-        self._plan = plan_of(settings.train, batches)
-        return Sampler(batches, self.rank)
+        self._batches = BatchPlan.from_config(settings.train, settings.num_workers, num_samples)
+        return Sampler(self._batches, self.rank)
 
     def optimizer(self, model: nn.Module) -> DistributedOptimizer:
         """Joins the servers with the model (the same on every rank) and returns its optimizer. Once.
 
-        Raises ConfigError without a sampler unless `train.max_steps` says how long the run is, and ModelMismatch.
+        The model takes the values of `train.init`, if that is set. Raises ConfigError without a sampler unless
+        `train.max_steps` says how long the run is, and ModelMismatch.
         """
-        if self._bound:
+        if self._optimizer:
             raise ConfigError("ctx.optimizer(model) was called twice: a run trains one model; put several networks into one nn.ModuleDict")
-        max_steps = self._session.settings.train.max_steps
-        if self._plan is None and max_steps is None:
-            raise ConfigError("ctx.optimizer(model) needs the length of the run: call ctx.sampler(len(data)) before it, or set train.max_steps")
-        plan = self._plan or Plan(max_steps or 1, max_steps or 1)
-        self._plan = Plan(plan.steps_per_epoch, plan.total_steps, own_loop=True)
-        self._session.bind(model, self._plan)
-        self._bound = True
-        return DistributedOptimizer(model, self._step)
+        init = self._session.settings.train.init
+        plan = self._plan()
+        if init is not None:
+            load_initial(model, Path(init))
+        self._session.bind(model, plan)
+        self._optimizer = DistributedOptimizer(model, self._step)
+        return self._optimizer
 
-    def _step(self, weight: float) -> None:
+    def _plan(self) -> Plan:
+        config = self._session.settings.train
+        if self._batches:
+            plan = plan_of(config, self._batches)
+            return Plan(plan.steps_per_epoch, plan.total_steps, own_loop=True)
+        if config.max_steps is None:
+            raise ConfigError("ctx.optimizer(model) needs the length of the run: call ctx.sampler(len(data)) before it, or set train.max_steps")
+        return Plan(config.max_steps, config.max_steps, own_loop=True)
+
+    def _step(self, weight: float, divide: bool) -> None:
         session = self._session
-        if session.version >= session.plan.total_steps:
-            raise ConfigError(f"opt.step() after the last of {session.plan.total_steps} steps: iterate over ctx.steps(), or raise train.epochs")
+        self._check_may_step()
+        session.bound.mover.wait_for_compute()
         session.spans.rest("compute")
         with session.spans.span("copy"):
             sums = (0.0, weight, weight, 1.0 if self.rank == 0 else 0.0) if weight else None
-            session.bound.gather(1.0, divide=False, sums=sums)
+            session.bound.gather(weight if divide else 1.0, divide=divide, sums=sums)
         session.step(Contribution(weight, int(weight), math.nan))
 
+    def _check_may_step(self) -> None:
+        version, total = self._session.version, self._session.plan.total_steps
+        if self._current not in (None, version):
+            raise ConfigError(f"opt.step() was called twice in step {self._current} of rank {self.rank}: call it once in every step")
+        if self._ends:
+            raise ConfigError("opt.step() after ctx.report had returned True: the run ends there, leave the loop")
+        if version >= total:
+            raise ConfigError(f"opt.step() after the last of {total} steps: iterate over ctx.steps(), or raise train.epochs")
+
     def steps(self) -> Iterator[int]:
-        """The steps from the version installed to the last one. Raises ConfigError if the body does not call `opt.step` once."""
-        if not self._bound:
+        """The steps from the version installed to the last one, or to the `report` that returned True.
+
+        Before each, torch's generator (dropout) is seeded from (seed, step, rank), as for a task. Raises ConfigError if the body
+        does not call `opt.step` once.
+        """
+        session = self._session
+        if not self._optimizer:
             raise ConfigError("ctx.steps() before ctx.optimizer(model): the optimizer knows where the run stands")
-        while (step := self._session.version) < self._session.plan.total_steps:
-            yield step
-            if self._session.version != step + 1:
-                calls = self._session.version - step
-                raise ConfigError(f"opt.step() was called {calls} times in step {step} of rank {self.rank}: call it once in every step")
+        while not self._ends and (step := session.version) < session.plan.total_steps:
+            torch.manual_seed(torch_seed(self.seed, step, self.rank))
+            self._current = step
+            try:
+                yield step
+            finally:
+                self._current = None
+            if session.version == step and not self._ends:
+                raise ConfigError(
+                    f"opt.step() was not called in step {step} of rank {self.rank}: call it in every step, weight=0 if it has no samples"
+                )
 
     def report(self, metrics: Mapping[str, float], weight: float = 1.0) -> bool:
         """Means of `metrics` over all workers, weighted by `weight`, go to the log, to metrics.jsonl and to the decisions
         (`[early_stopping]`, `[plateau]`). True if the loop should end, on all workers alike.
 
-        Collective: every worker calls it after the same step, and all wait for each other; so once per epoch or so.
+        Collective: every worker calls it after the same step, and all wait for each other; so once per epoch or so. A metric
+        that only some workers name is the mean over these.
         """
-        if not self._bound:
+        if not self._optimizer:
             raise ConfigError("ctx.report() before ctx.optimizer(model)")
-        sums = {f"user.{name}": float(value) * weight if weight else 0.0 for name, value in metrics.items()}
-        return self._session.report({**sums, "weight": weight})
+        version = self._session.version
+        if self._reported == version:
+            raise ConfigError(f"ctx.report() was called twice at version {version} on rank {self.rank}: give it all metrics in one call")
+        sums = _report_sums(metrics, weight)
+        self._reported = version
+        self._ends = self._session.report(sums)
+        return self._ends
+
+
+def _report_sums(metrics: Mapping[str, float], weight: float) -> dict[str, float]:
+    """Each metric times its weight, and the weight, for all ranks to be added up."""
+    if not 0 <= weight < math.inf:
+        raise ConfigError(f"ctx.report(..., weight={weight}) is out of range: finite and >= 0")
+    sums = {}
+    for name, value in metrics.items():
+        if name in _NO_METRICS:
+            raise ConfigError(f"ctx.report: a metric may not be called {name}, as a row of metrics.jsonl has its own: choose another name")
+        sums[f"user.{name}"] = float(value) * weight if weight else 0.0
+        sums[f"weight.{name}"] = float(weight)
+    return sums
+
+
+def run_loop(name: str, session: Session) -> None:
+    """The user's loop from its first line to its last. Raises ConfigError if it has trained nothing, and what it raises."""
+    torch.manual_seed(session.settings.train.seed)
+    context = Context(session)
+    try:
+        load_loop(name)(context)
+    except SystemExit as error:
+        raise ConfigError(f"the loop {name} called sys.exit({error.code}): return from it, or raise an error") from error
+    if not context._optimizer:
+        raise ConfigError(f"the loop {name} has returned without ctx.optimizer(model): there is no model to train")
 
 
 def load_loop(name: str) -> Loop:
     """The function "package.module:function" or "path/file.py:function". Raises ConfigError."""
     if ":" not in name:
-        raise ConfigError(f"loop {name!r} names no function: write package.module:function or path/file.py:function")
-    loop = import_attribute(name, "loop")
+        raise ConfigError(f"train.loop = {name!r} names no function: write package.module:function or path/file.py:function")
+    loop = import_attribute(name, "train.loop")
+    remedy = "write def train(ctx): ... and name it module:train"
     if not callable(loop):
-        raise ConfigError(f"loop {name!r} is no function: write def train(ctx): ... and name it module:train")
+        raise ConfigError(f"train.loop = {name!r} is no function: {remedy}")
+    if inspect.isgeneratorfunction(loop) or inspect.iscoroutinefunction(loop):
+        raise ConfigError(f"train.loop = {name!r} is a generator or async, which a call does not run: {remedy}")
+    try:
+        inspect.signature(loop).bind(None)
+    except TypeError as error:
+        raise ConfigError(f"train.loop = {name!r} cannot be called with the context alone ({error}): {remedy}") from error
+    except ValueError:  # written in C: nothing is known of it
+        pass
     return loop
+
+
+def for_any_process(train: TrainConfig) -> TrainConfig:
+    """The section with the paths of its files absolute, since workers may have another working directory."""
+    return replace(
+        train,
+        loop=None if train.loop is None else absolute_name(train.loop),
+        init=None if train.init is None else str(Path(train.init).expanduser().resolve()),
+    )

@@ -42,6 +42,12 @@ def import_path(value: type | Callable[..., Any]) -> str:
     return f"{value.__module__}:{value.__qualname__}"
 
 
+def absolute_name(name: str) -> str:
+    """`name` with the path of a file absolute, which any process on this host finds."""
+    module, _, attribute = name.rpartition(":")
+    return f"{Path(module).expanduser().resolve()}:{attribute}" if module.endswith(".py") else name
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """A phrase: "did you mean NAME?", or what there is."""
     names = list(valid)
@@ -58,7 +64,8 @@ def _load_module(name: str) -> ModuleType:
 def _load_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        there = [other.name for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise FileNotFoundError(f"there is no file {path}: {nearest(path.name, sorted(there))}")
     name = f"{_FILE_MODULE}{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     if name in sys.modules:
         return sys.modules[name]

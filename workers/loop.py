@@ -21,7 +21,7 @@ def train(session: Session, task: Task) -> None:
     data, validation_data = task.train_data(), task.validation_data()
     batches = BatchPlan.from_config(config, settings.num_workers, len(data))
     plan = plan_of(config, batches)
-    bound = session.bind(build_model(task, config), plan)
+    bound = session.bind(build_model(task, config).to(session.device), plan)
     gradient = GradientStep(
         task,
         data,

@@ -8,8 +8,8 @@ from torch import nn
 
 from ps.errors import ConfigError
 
-Exchange = Callable[[float], None]
-"""Pushes the gradients with a weight, and returns when the next version is installed in the model."""
+Exchange = Callable[[float, bool], None]
+"""Pushes the gradients with a weight, divided by it or not; returns when the next version is installed in the model."""
 
 
 class DistributedOptimizer(torch.optim.Optimizer):
@@ -24,16 +24,15 @@ class DistributedOptimizer(torch.optim.Optimizer):
         # torch's own constructor makes parameter groups and state, which are the servers'
         self._model = model
         self._exchange = exchange
-        self._names = {parameter: name for name, parameter in model.named_parameters()}
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self._trainable = {parameter: name for parameter, name in names.items() if parameter.requires_grad}
+        self._frozen = {parameter: name for parameter, name in names.items() if not parameter.requires_grad}
         self._after_backward: dict[nn.Parameter, tuple[torch.Tensor, int]] = {}
-        for parameter in self._names:
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._remember)  # type: ignore[no-untyped-call]
-
-    def _remember(self, parameter: torch.Tensor) -> None:
-        assert isinstance(parameter, nn.Parameter)
-        assert parameter.grad is not None
-        self._after_backward[parameter] = parameter.grad, parameter.grad._version
+        self._is_pushed = False
+        """Whether gradients have not been dropped since the last step."""
+        self._installed = self._marks()
+        for parameter in self._trainable:
+            parameter.register_post_accumulate_grad_hook(self._remember)  # type: ignore[no-untyped-call]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients. `set_to_none=False` would make zeros of parameters that the batch does not reach."""
@@ -41,41 +40,78 @@ class DistributedOptimizer(torch.optim.Optimizer):
             raise ConfigError("opt.zero_grad(set_to_none=False) is not supported: leave the argument out")
         self._model.zero_grad(set_to_none=True)
         self._after_backward.clear()
+        self._is_pushed = False
 
-    def step(self, closure: Callable[[], Any] | None = None, *, weight: float = 1.0) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None, *, weight: float = 1.0, divide: bool = False) -> None:  # type: ignore[override]
         """Pushes the gradients, waits for all workers, installs the new parameters.
 
         `weight`: what this worker's mean counts for, usually its number of samples (0: none, its gradients are not
-        pushed). Collective: every worker calls it once per step. Raises ConfigError if gradients were changed after
-        `backward`, and what the servers raise.
+        pushed). `divide`: the gradients are of `mean * weight`, added up over several backwards; divides them by the whole
+        weight. Collective: every worker calls it once per step. Raises ConfigError if gradients or parameters were changed by
+        others, and what the servers raise.
         """
         if closure is not None:
             raise ConfigError("opt.step(closure) is not supported: call loss.backward() before opt.step(weight=...)")
         if not 0 <= weight < float("inf"):
             raise ConfigError(f"opt.step(weight={weight}) is out of range: finite and >= 0")
-        self._check_gradients()
-        self._exchange(weight)
+        self._check_parameters()
+        self._check_gradients(float(weight))
+        self._exchange(float(weight), divide)
         self._after_backward.clear()
+        self._is_pushed = True
+        self._installed = self._marks()
 
-    def _check_gradients(self) -> None:
-        for parameter, name in self._names.items():
-            found = parameter.grad
-            pushed = self._after_backward.get(parameter)
-            if pushed is None and found is None:
+    # -- what others may not do ------------------------------------------------------------------------------
+
+    def _remember(self, parameter: torch.Tensor) -> None:
+        """Called when a backward has added to a gradient."""
+        assert isinstance(parameter, nn.Parameter)
+        found, former = parameter.grad, self._after_backward.get(parameter)
+        assert found is not None
+        if self._is_pushed:
+            raise ConfigError("backward after opt.step() would add to the gradients of the step before: begin every step with opt.zero_grad()")
+        if former is not None and found.grad_fn is None and (found is not former[0] or found._version != former[1] + 1):
+            raise _changed(self._trainable[parameter])
+        self._after_backward[parameter] = found, found._version
+
+    def _check_gradients(self, weight: float) -> None:
+        for parameter, name in self._trainable.items():
+            found, pushed = parameter.grad, self._after_backward.get(parameter)
+            if found is None and pushed is None:
                 continue
+            if self._is_pushed:
+                raise ConfigError("the gradients are those of the step before: begin every step with opt.zero_grad()")
             if pushed is None or found is not pushed[0] or found._version != pushed[1]:
+                raise _changed(name)
+        for parameter, name in self._frozen.items():
+            if parameter.grad is not None:
+                raise ConfigError(f"{name} was frozen when ctx.optimizer(model) was called, but has a gradient: thaw it before that call")
+        if weight and self._trainable and not self._after_backward:
+            raise ConfigError(f"opt.step(weight={weight:g}) without any gradient: call loss.backward() before it, or say weight=0 without samples")
+
+    def _marks(self) -> list[tuple[int, int]]:
+        """What changes when somebody writes to a parameter or gives it other memory."""
+        return [(parameter.data_ptr(), parameter._version) for parameter in self._trainable]
+
+    def _check_parameters(self) -> None:
+        for found, installed, name in zip(self._marks(), self._installed, self._trainable.values(), strict=True):
+            if found != installed:
                 raise ConfigError(
-                    f"the gradient of {name} was changed after backward, when it counts as pushed: clip with optimizer.max_grad_norm "
-                    "or optimizer.clip_value, scale the loss instead of the gradient, and begin every step with opt.zero_grad()"
+                    f"parameter {name} was changed after ctx.optimizer(model), but the servers hold it: load or initialise the model before "
+                    "that call, and try other values on a copy.deepcopy(model)"
                 )
 
     @property
     def param_groups(self) -> NoReturn:  # type: ignore[override]
-        """Refused: schedulers and warm-up helpers look here."""
+        """Refused: schedulers, gradient scalers and warm-up helpers look here."""
         raise ConfigError(
-            "this optimizer has no parameter groups, it lives on the servers: set the rate by the [schedule] section and "
-            "groups by [[optimizer.groups]], not by a torch.optim.lr_scheduler"
+            "this optimizer has no parameter groups, it lives on the servers: set the rate by the [schedule] section and groups by "
+            "[[optimizer.groups]], not by a torch.optim.lr_scheduler; in place of a GradScaler use bfloat16, which needs none"
         )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> NoReturn:
+        """Refused: the groups are the servers'."""
+        raise ConfigError("this optimizer takes no parameter groups, it lives on the servers: set them by [[optimizer.groups]]")
 
     def state_dict(self) -> NoReturn:
         """Refused: the state is the servers'."""
@@ -85,5 +121,15 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """Refused: the state is the servers'."""
         raise ConfigError("this optimizer takes no state, it lives on the servers: start from weights with train.init = FILE.safetensors")
 
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"this optimizer has no {name}: it lives on the servers, set by the [optimizer] and [schedule] sections")
+
     def __repr__(self) -> str:
-        return f"DistributedOptimizer({len(self._names)} parameters, updated on the servers)"
+        return f"DistributedOptimizer({len(self._trainable)} parameters, updated on the servers)"
+
+
+def _changed(name: str) -> ConfigError:
+    return ConfigError(
+        f"the gradient of {name} was changed after backward, when it counts as pushed: clip with optimizer.max_grad_norm "
+        "or optimizer.clip_value, scale the loss instead of the gradient, and begin every step with opt.zero_grad()"
+    )

@@ -18,6 +18,7 @@ from ps.server import environment
 from ps.step_clock import StepTiming
 from workers.binding import BoundModel, specs_of
 from workers.config import WorkerSettings
+from workers.device import check_device, prepare_device
 from workers.spans import Spans
 from workers.step import Contribution
 
@@ -30,6 +31,8 @@ class Session:
     def __init__(self, settings: WorkerSettings, control: ControlClient, servers: Sequence[ServerAddress], rows: RowBuffer) -> None:
         self.settings = settings
         self.rank = settings.rank
+        self.device = prepare_device(settings.rank, settings.gpus)
+        """Where the model must be."""
         self.spans = Spans()
         self.version = 0
         """Version of the parameters in the model: the next step."""
@@ -46,6 +49,7 @@ class Session:
         Raises ConfigError, ModelMismatch, Unreachable, Stopped.
         """
         settings = self.settings
+        check_device(model, self.device)
         self.plan = plan
         self.bound = bound = BoundModel(model, Layout(specs_of(model, settings.optimizer.groups), settings.num_servers))
         self._client = client = Client(

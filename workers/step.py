@@ -48,7 +48,7 @@ class GradientStep:
         self._rank = rank
         self._nonfinite = nonfinite
         self._autocast = autocast
-        self._batches = Batches(task, data, plan, dtype, rank=rank, num_threads=data_workers)
+        self._batches = Batches(task, data, plan, dtype, rank=rank, num_threads=data_workers, device=bound.device)
 
     def compute(self, step: int, spans: Spans) -> Contribution:
         """Forward and backward over the rank's micro-batches. Raises NonFinite where that ends the run."""
@@ -61,13 +61,15 @@ class GradientStep:
         several = False
         for micro in self._batches.of_step(step, spans):
             several = micro.num_in_step > 1
+            with spans.span("copy"):
+                self._bound.mover.wait()
             with spans.span("compute"):
                 mean, its_weight = self._forward(step, micro)
                 samples += micro.num_samples
                 if its_weight == 0:
                     continue
-                self._check(step, value := float(mean.detach()))
                 (mean * its_weight if several else mean).backward()  # type: ignore[no-untyped-call]
+                self._check(step, value := float(mean.detach()))  # on a GPU this waits for all of the above
                 loss_sum += value * its_weight
                 weight += its_weight
         with spans.span("copy"):
@@ -88,8 +90,7 @@ class GradientStep:
         """Torch's autocast on the model's device; weights and gradients keep their type."""
         if self._autocast == "none":
             return nullcontext()
-        parameter = next(self._bound.model.parameters(), None)
-        return torch.autocast("cpu" if parameter is None else parameter.device.type, dtype=getattr(torch, self._autocast))
+        return torch.autocast(self._bound.device.type, dtype=getattr(torch, self._autocast))
 
     def _check(self, step: int, loss: float) -> None:
         if self._nonfinite == "error" and not math.isfinite(loss):

@@ -3,7 +3,7 @@
 import torch
 
 from workers.binding import BoundModel
-from workers.data import cast, fetch, mean_and_weight
+from workers.data import cast, fetch, mean_and_weight, move
 from workers.sampler import sample_rng, validation_slices
 from workers.task import Samples, Task
 
@@ -15,7 +15,7 @@ def validate(task: Task, data: Samples, bound: BoundModel, dtype: torch.dtype, *
     sums = {"loss": 0.0, "weight": 0.0, "samples": 0.0}
     with torch.no_grad():
         for indices in validation_slices(len(data), num_workers, rank, batch_size):
-            batch = cast(fetch(task, data, indices, sample_rng(0, 0, rank), training=False), dtype)
+            batch = move(cast(fetch(task, data, indices, sample_rng(0, 0, rank), training=False), dtype), bound.device)
             mean, weight = mean_and_weight(task.loss(model, batch), len(indices))
             if weight:
                 sums["loss"] += float(mean) * weight

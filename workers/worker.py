@@ -16,7 +16,8 @@ from ps.security import call_metadata
 from ps.server import environment
 from ps.transport.rpc import Peer
 from workers.config import WorkerSettings
-from workers.context import Context, load_loop
+from workers.context import run_loop
+from workers.device import operations_named
 from workers.loop import train
 from workers.session import Session
 from workers.task import load_task
@@ -49,12 +50,14 @@ class Worker:
         settings = self.settings
         torch.set_num_threads(settings.train.num_threads)
         servers = self._control.register(environment(settings.train.num_threads))
+        log.info("rank %d of run %s works with %d servers", settings.rank, settings.run_id, len(servers))
         self._heart.start()
         try:
             self._session = session = Session(settings, self._control, servers, self._rows)
             if self._stop_reason:
                 raise Stopped(self._stop_reason)
-            self._train(session)
+            with operations_named():
+                self._train(session)
             self._control.report_finished(session.version)
         except Stopped:
             raise
@@ -70,8 +73,7 @@ class Worker:
     def _train(self, session: Session) -> None:
         settings = self.settings
         if settings.train.loop is not None:
-            torch.manual_seed(settings.train.seed)
-            load_loop(settings.train.loop)(Context(session))
+            run_loop(settings.train.loop, session)
         elif settings.task is not None:
             train(session, load_task(settings.task, settings.task_fields))
 

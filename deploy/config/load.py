@@ -24,6 +24,8 @@ def load(path: str | Path, sets: Sequence[str] = ()) -> Config:
         config = _build(tables)
         if config.task:
             _check_task(config.task)
+        elif config.train.loop is not None:
+            _check_loop(config.train.loop)
     except ValueError as error:
         raise _error(path, set_keys, str(error).splitlines()) from error
     return config
@@ -63,6 +65,15 @@ def _check_task(task: TaskConfig) -> None:
         raise ValueError(_one_line(error)) from error
     except Exception as error:  # the user's class may raise anything
         raise ValueError(f'task.name = "{task.name}" cannot be made ({type(error).__name__}: {_one_line(error)}): correct the class') from error
+
+
+def _check_loop(loop: str) -> None:
+    from workers.context import load_loop
+
+    try:
+        load_loop(loop)
+    except ConfigError as error:
+        raise ValueError(_one_line(error)) from error
 
 
 def _error(path: str | Path, set_keys: set[str], mistakes: Sequence[str]) -> ConfigError:

@@ -28,7 +28,7 @@ class ScalingConfig:
     num_servers: int = 2
     """Server processes, one shard each, >= 1."""
     use_gpu: bool = False
-    """One GPU for every worker."""
+    """One GPU for every worker; with resources_per_worker = { GPU = 0.5 } two share one."""
     resources_per_worker: dict[str, float] = field(default_factory=dict)
     """Ray resources of one worker by name, >= 0, for example { CPU = 2 }."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
@@ -41,6 +41,11 @@ class ScalingConfig:
         for name, amount in self.resources_per_worker.items():
             if amount < 0:
                 raise ValueError(f"scaling.resources_per_worker.{name} = {amount} is out of range: >= 0")
+
+    @property
+    def gpus_per_worker(self) -> float:
+        """Below 1: workers share a GPU."""
+        return self.resources_per_worker.get("GPU", 1.0 if self.use_gpu else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,19 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
+    def transposed(self) -> "Table":
+        """The same with a column for every row."""
+        return Table(
+            self.title,
+            ["", *(row[0] for row in self.rows)],
+            [list(cells) for cells in zip(self.columns[1:], *(row[1:] for row in self.rows), strict=True)],
+        )
+
+    @property
+    def width(self) -> int:
+        """Of the longest line of `plain`, without the title."""
+        return max(map(len, self.plain().splitlines()[1:]))
+
     def plain(self) -> str:
         """For files and pipes: the first column to the left, the others to the right."""
         lines = [list(self.columns), *map(list, self.rows)]

@@ -22,7 +22,7 @@ from ps.server import environment
 from ps.server import main as serve_by_hand
 from ps.transport.rpc import Peer, bind, new_server
 from tests.deploy.forked import train
-from tests.deploy.leftovers import nothing_left
+from tests.deploy.leftovers import nothing_left, segments_of
 from workers.config import TrainConfig, WorkerSettings
 from workers.tasks.digits import Digits
 from workers.worker import work
@@ -57,6 +57,7 @@ def test_a_task_that_goes_wrong_ends_the_run_by_name(how: str, options: dict[str
     assert result.error is not None
     assert_one_line(result.error, message)
     assert exit_code(result.error) == code
+    assert not segments_of(result.path)
     summary = json.loads((result.path / "summary.json").read_text())
     assert (summary["status"], summary["error"]) == ("failed", str(result.error))
 

@@ -209,3 +209,16 @@ values = st.recursive(
 @given(st.text(min_size=1), values)
 def test_every_value_survives_toml(key: str, value: Any) -> None:
     assert tomllib.loads(f"{to_key(key)} = {to_value(value)}") == {key: value}
+
+
+@pytest.mark.parametrize(
+    ("fields", "gpus"),
+    [
+        ({}, 0.0),
+        ({"use_gpu": True}, 1.0),
+        ({"use_gpu": True, "resources_per_worker": {"GPU": 0.5}}, 0.5),
+        ({"resources_per_worker": {"GPU": 2}}, 2.0),
+    ],
+)
+def test_gpus_of_a_worker_are_what_ray_is_asked_for(fields: dict[str, Any], gpus: float) -> None:
+    assert ScalingConfig(**fields).gpus_per_worker == gpus

@@ -1,5 +1,6 @@
 import io
 import math
+import re
 
 import pytest
 
@@ -106,3 +107,12 @@ def test_one_value_makes_no_curve() -> None:
     with Console(quiet=False, stderr=False, file=file) as console:
         console.curve("loss", [1.0])
     assert file.getvalue() == ""
+
+
+def test_a_table_too_wide_for_the_terminal_is_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    wide = Table("Seconds", ["", *(f"column {number}" for number in range(9))], [["worker 0", *"123456789"], ["worker 1", *"abcdefghi"]])
+    screen = Terminal()
+    Console(quiet=False, stderr=False, file=screen).table(wide)
+    lines = [line.split() for line in re.sub("\x1b[^a-zA-Z]*[a-zA-Z]", "", screen.getvalue()).splitlines()]
+    assert ["column", "8", "9", "i"] in lines

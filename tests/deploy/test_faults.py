@@ -18,10 +18,11 @@ from deploy.launch.base import ProcessKey
 from deploy.result import Result
 from deploy.rundir import RunDirectory
 from deploy.trainer import LauncherName, Trainer
-from ps.errors import ProcessDied
+from ps.errors import ProcessDied, Stopped
+from tests.deploy.broken import Broken
 from tests.deploy.conftest import gone
 from tests.deploy.forked import ForkedLauncher, ForkedTrainer, train, trainer
-from tests.deploy.leftovers import nothing_left
+from tests.deploy.leftovers import nothing_left, segments_of
 from workers.config import TrainConfig
 
 BROKEN = "tests.deploy.broken:Broken"
@@ -47,6 +48,7 @@ def killed(made: ForkedTrainer, victim: ProcessKey, when: Callable[[RunDirectory
         result = made.fit()
         took_s = time.monotonic() - since[0]
     assert made.launcher.has_killed
+    assert not segments_of(result.path)
     return result, took_s
 
 
@@ -87,9 +89,6 @@ def test_a_worker_that_dies_in_the_middle_of_a_step_is_named(tmp_path: Path) -> 
 
 
 def test_an_actor_that_is_killed_is_named(tmp_path: Path, ray_cluster: str) -> None:
-    """By the process of its task, since Ray has started it."""
-    from tests.deploy.broken import Broken
-
     made = Trainer(Broken(how="suicide"), train_config=TrainConfig(**ENDLESS), run_config=RunConfig(storage_path=str(tmp_path)), quiet=True)
     with nothing_left():
         result = made.fit()
@@ -168,7 +167,8 @@ def interrupted(tmp_path: Path) -> tuple[Driver, float, list[int]]:
         children = driver.children()
         started = time.monotonic()
         driver.process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
+        while all(map(psutil.pid_exists, children)):
+            assert time.monotonic() - started < SOON_S
         driver.process.send_signal(signal.SIGINT)
         driver.process.wait(20)
         return driver, time.monotonic() - started, children
@@ -184,24 +184,46 @@ def test_ctrl_c_ends_within_five_seconds_and_leaves_a_whole_directory(interrupte
     summary = json.loads(driver.rundir.summary.read_text())
     assert summary["status"] == "interrupted"
     assert summary["comm"]["steps"] > 0
+    assert not segments_of(driver.rundir.path)
     assert "Traceback" not in driver.output
     assert "error: interrupted" in driver.output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupt_while_servers_start_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+def test_an_interrupt_while_servers_start_leaves_nothing(tmp_path: Path) -> None:
     driver = command(tmp_path, "process")
     try:
         with nothing_left():
             driver.wait_for(driver.rundir.process_log("server", 0).exists)
             started = time.monotonic()
-            driver.process.send_signal(number)
+            driver.process.send_signal(signal.SIGINT)
             assert driver.process.wait(20) == 130
         assert time.monotonic() - started < 5
     finally:
         driver.end()
     assert json.loads(driver.rundir.summary.read_text())["status"] == "interrupted"
     assert f"interrupted before an epoch had ended: {Path('runs/run')} holds no weights" in driver.output
+
+
+def test_an_interrupt_that_an_extension_swallows_still_ends_the_run(tmp_path: Path) -> None:
+    swallowed = []
+
+    def prepare(launcher: ForkedLauncher, rundir: RunDirectory) -> None:
+        def interrupt() -> bool:
+            if not swallowed and in_training(rundir):
+                try:
+                    os.kill(os.getpid(), signal.SIGINT)
+                except KeyboardInterrupt:
+                    swallowed.append(True)
+            return False
+
+        launcher.victim, launcher.when = ProcessKey("worker", 0), interrupt
+
+    made = trainer(tmp_path, BROKEN, {"how": "long"}, **ENDLESS)
+    made.prepare = prepare  # type: ignore[method-assign]
+    with nothing_left():
+        result = made.fit()
+    assert swallowed
+    assert isinstance(result.error, Stopped)
 
 
 def test_sigterm_ends_a_run_on_ray(tmp_path: Path, ray_cluster: str) -> None:
@@ -228,6 +250,8 @@ def test_processes_whose_driver_was_killed_end_and_remove_their_memory(tmp_path:
             assert len(children) == 4
             driver.process.kill()
             driver.process.wait()
+            assert segments_of(driver.rundir.path)
             assert all(gone(pid) for pid in children)
+            assert not segments_of(driver.rundir.path)
     finally:
         driver.end()

@@ -108,4 +108,4 @@ def test_exported_weights_work_in_plain_torch(commanded: subprocess.CompletedPro
         data = task.validation_data()
         right = task.metrics(model, data.tensors)["accuracy"]
     assert right / len(data) == pytest.approx(json.loads(commanded.stdout)["metrics"]["validation_accuracy"])
-    assert right / len(data) > 0.8
+    assert right / len(data) > 0.5

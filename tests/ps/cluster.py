@@ -51,8 +51,8 @@ class Cluster:
     def addresses(self) -> list[ServerAddress]:
         return [ServerAddress(i, s.data_address, s.control_address) for i, s in enumerate(self.servers)]
 
-    def member(self, rank: int, model: nn.Module, *, incarnation: int = 1, comm: CommConfig | None = None) -> Member:
-        bound = BoundModel(model, Layout(specs_of(model, self.settings.optimizer.groups), self.num_servers))
+    def member(self, rank: int, model: nn.Module, *, incarnation: int = 1, comm: CommConfig | None = None, copies: bool | None = None) -> Member:
+        bound = BoundModel(model, Layout(specs_of(model, self.settings.optimizer.groups), self.num_servers), copies=copies)
         member = pb.Member(rank=rank, incarnation=incarnation, generation=self.settings.generation)
         client = Client(
             member=member,

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -29,10 +31,10 @@ class Everything(nn.Module):
         return self.norm(self.inner(x)) * self.scalar
 
 
-def bound(num_servers: int = 2) -> BoundModel:
+def bound(num_servers: int = 2, *, copies: bool | None = None) -> BoundModel:
     torch.manual_seed(1)
     model = Everything()
-    return BoundModel(model, Layout(specs_of(model), num_servers))
+    return BoundModel(model, Layout(specs_of(model), num_servers), copies=copies)
 
 
 def view(made: BoundModel, memory: int, name: str) -> torch.Tensor:
@@ -86,6 +88,51 @@ def test_an_installed_version_is_what_the_model_computes_with_without_a_copy() -
     assert float(view(made, 1, "norm.running_mean")[0]) == 2.0, "forward changes buffers, never what landed"
 
 
+def test_with_copies_a_model_keeps_its_own_memory() -> None:
+    made = bound(copies=True)
+    before = {name: t.data_ptr() for name, t in made.model.state_dict().items()}
+    for version in (0, 1, 2):
+        set_version(made, version, float(version))
+        made.install(version)
+        assert (made.model.inner.weight == version).all() and (made.model.norm.running_var == version).all()
+        view(made, version, "inner.weight").fill_(7.0)
+        assert (made.model.inner.weight == version).all()
+    assert {name: t.data_ptr() for name, t in made.model.state_dict().items()} == before
+    assert made.model.tied.weight is made.model.inner.weight
+
+
+def test_with_copies_frozen_tensors_travel_once() -> None:
+    made = bound(copies=True)
+    view(made, 0, "frozen").fill_(3.0)  # as a pull brings it
+    made.install(0)
+    view(made, 1, "frozen").fill_(4.0)
+    made.install(1)
+    assert (made.model.frozen == 3.0).all()
+
+
+def test_with_copies_a_models_own_order_of_elements_stays_and_its_values_are_right() -> None:
+    model = nn.Conv2d(2, 3, 2).to(memory_format=torch.channels_last)
+    made = BoundModel(model, Layout(specs_of(model), 1), copies=True)
+    weight = model.weight.detach().clone()
+    made.install(0)
+    assert torch.equal(model.weight, weight) and torch.equal(view(made, 0, "weight"), weight)
+    model(torch.randn(1, 2, 4, 4).contiguous(memory_format=torch.channels_last)).sum().backward()
+    made.gather(1.0, divide=False, sums=(1.0, 1.0, 1.0, 1.0))
+    assert model.weight.is_contiguous(memory_format=torch.channels_last) and torch.equal(view(made, 2, "weight"), model.weight.grad)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_gradients_that_can_be_differentiated_leave_no_graph_behind(copies: bool) -> None:
+    made = bound(copies=copies)
+    made.install(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using backward\\(\\) with create_graph=True", UserWarning)
+        made.model(torch.ones(4, 3)).square().sum().backward(create_graph=True)
+    made.gather(2.0, divide=copies, sums=(1.0, 1.0, 1.0, 1.0))
+    assert made.model.scalar.grad.requires_grad and not view(made, 2, "scalar").requires_grad
+    made.model.zero_grad(set_to_none=True)  # torch: breaks the cycle
+
+
 def test_memory_and_tensors_are_aligned() -> None:
     made = bound()
     for memory in (*made.landing, made.gradients):
@@ -110,8 +157,9 @@ def test_gradients_are_gathered_and_what_has_none_is_absent() -> None:
     assert not made.is_present(names.index("inner.weight")) and made.is_present(names.index("norm.running_mean"))
 
 
-def test_gradients_of_micro_batches_are_divided_buffers_are_not() -> None:
-    made = bound()
+@pytest.mark.parametrize("copies", [False, True])
+def test_gradients_of_micro_batches_are_divided_buffers_are_not(copies: bool) -> None:
+    made = bound(copies=copies)
     made.install(0)
     made.model(torch.ones(4, 3)).sum().backward()
     made.gather(8.0, divide=True, sums=(1.0, 8.0, 8.0, 1.0))

@@ -1,0 +1,53 @@
+"""Planted bottlenecks are named in the log and at the end: names are asserted, not times."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.measure.window import SPANS
+from ps.ledger import WorkerRow, by_step
+from tests.deploy.forked import train
+
+PLANTED = "tests.deploy.planted:Planted"
+
+CASES = [
+    pytest.param("synthetic-mlp", {"inputs": 512, "width": 256, "depth": 2}, {"batch_size": 1024, "num_servers": 1}, "compute", id="compute-bound"),
+    pytest.param(PLANTED, {"slow_rank": 1, "slow_loss_s": 0.06}, {"batch_size": 32}, "rank 1's compute", id="slow rank"),
+    pytest.param(
+        PLANTED, {"slow_rank": 0, "slow_data_s": 0.06}, {"batch_size": 16, "num_workers": 3}, "rank 0's data loading", id="slow loader of a rank"
+    ),
+    pytest.param(PLANTED, {"sample_s": 0.003}, {"batch_size": 16, "num_servers": 1}, "data loading", id="slow loader"),
+    pytest.param(PLANTED, {"width": 256}, {"batch_size": 32, "server_bandwidth": {1: "20mbit"}}, "shard 1 ingress", id="throttled shard"),
+    pytest.param(
+        PLANTED,
+        {"width": 256, "loss_s": 0.02},
+        {"batch_size": 32, "num_servers": 3, "frame_bytes": 16384, "server_bandwidth": {0: "10mbit"}},
+        "shard 0 ingress",
+        id="throttled shard of three, many frames",
+    ),
+    pytest.param(PLANTED, {"width": 256}, {"batch_size": 32, "bandwidth": "20mbit"}, "ingress of all shards", id="thin links"),
+]
+
+
+@pytest.mark.parametrize(("task", "fields", "options", "expected"), CASES)
+def test_the_planted_bottleneck_is_named(task: str, fields: dict[str, Any], options: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    result = train(tmp_path, task, fields, max_steps=8, **options)
+    assert result.error is None
+    log = (result.path / "logs" / "driver.log").read_text()
+    named = re.findall(r"step (\d+) \|.*bottleneck: ([^|\n]*)", log)
+    assert named[-1][0] == "8"
+    assert all(name.startswith(f"{expected} ") for _, name in named), named
+    summary = json.loads((result.path / "summary.json").read_text())
+    assert f"bottleneck: {expected} " in summary["verdict"]
+    assert_spans_add_up(result.path / "comm.jsonl")
+
+
+def assert_spans_add_up(ledger: Path) -> None:
+    """To the step, with no more than 2% for what has no name."""
+    rows = [row for step in by_step(iter(ledger.read_text().splitlines())) for row in step if isinstance(row, WorkerRow)]
+    total_s = sum(row.step_s for row in rows)
+    assert sum(getattr(row, span) for row in rows for span in SPANS) == pytest.approx(total_s)
+    assert sum(row.other_s for row in rows) < 0.02 * total_s
