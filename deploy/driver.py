@@ -3,21 +3,23 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from functools import cached_property
 
 from deploy.books import Books, metrics_of
 from deploy.config import Config, apply_batch_rule
 from deploy.console import Console
-from deploy.launch.base import Ending, Launcher, ProcessKey
+from deploy.launch.base import Launcher, ProcessKey
 from deploy.measure.reader import LedgerWriter
 from deploy.measure.verdict import log_line
 from deploy.measure.window import Window
 from deploy.rundir import RunDirectory
+from deploy.watch import Watch
 from ps.addresses import listen_host
 from ps.config import ServerSettings, Timeouts, to_json
-from ps.control import Control, Epoch
+from ps.control import Control, Epoch, Failure
 from ps.control_service import ControlServicer
-from ps.errors import NotInitialised, ProcessDied, PserverError, Unreachable, by_name
+from ps.errors import NotInitialised, PserverError
 from ps.ledger import WorkerRow, from_line
 from ps.reader import Reader
 from ps.security import RunGuard, check_plaintext, new_token
@@ -29,10 +31,7 @@ from workers.task import load_task, task_fields, task_path
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.1
 _LOG_EVERY_S = 30.0
-_DEATH_S = 5.0
-"""An unreachable peer is given so long to turn out to have died, which says more."""
 
 
 class Driver:
@@ -55,7 +54,6 @@ class Driver:
         self._ledger = LedgerWriter(rundir.comm, scaling.num_workers, scaling.num_servers)
         self._service = ControlServicer(self._control, 1, on_epoch=self._on_epoch, on_rows=self._on_rows, on_step=self._on_step)
         self._interrupted = threading.Event()
-        self._reader: Reader | None = None
         self._loss: float | None = None
         self._logged_s = time.monotonic()
         self._log_at: int | None = None
@@ -63,7 +61,7 @@ class Driver:
 
     def run(self, interrupted: threading.Event) -> None:
         """Trains to the end, or until `interrupted` is set. Raises what ended the run; no process is left in any case."""
-        self._interrupted = interrupted
+        self._watch = Watch(self._launcher, self._control, self._service, self._rundir, interrupted, self._log_now_and_then)
         server = None
         try:
             self._launcher.check()
@@ -78,9 +76,10 @@ class Driver:
             port = bind_within(server, host, self._config.comm.ports)
             server.start()
             self._start_servers(f"{host}:{port}")
-            self._start_workers(f"{host}:{port}")
-            self._wait("the workers to join", self._begin)
-            self._wait("training", lambda: self._control.final_version is not None)
+            self._start_workers(f"{host}:{port}")  # at once: they are told the servers when all of these have registered
+            self._wait_for_processes()
+            self._watch.wait("the workers to join", self._begin)
+            self._watch.wait("training", lambda: self._control.final_version is not None)
             self._finish()
         finally:
             try:
@@ -89,7 +88,7 @@ class Driver:
                 self.window = self._ledger.close()
                 if server:
                     server.stop(0.5).wait(2)
-                if self._reader:
+                if self._control.has_all_servers:
                     self._reader.close()
 
     # -- phases ----------------------------------------------------------------------------------------------
@@ -113,10 +112,6 @@ class Driver:
                 timeouts=self._timeouts,
             )
             self._launcher.start(key, to_json(settings))
-        self._wait("the servers to start", lambda: self._control.has_all_servers, self._timeouts.start_s)
-        servers = [self._control.servers[shard] for shard in range(config.scaling.num_servers)]
-        self._reader = Reader(self._run_id, self._token, servers, self._timeouts)
-        self._say(f"{len(servers)} servers are up: " + ", ".join(address.data for address in servers))
 
     def _start_workers(self, control_address: str) -> None:
         config = self._config
@@ -140,8 +135,20 @@ class Driver:
                 timeouts=self._timeouts,
             )
             self._launcher.start(ProcessKey("worker", rank), to_json(settings))
-        self._wait("the workers to start", lambda: self._num_registered("worker") == config.scaling.num_workers, self._timeouts.start_s)
-        self._say(f"{config.scaling.num_workers} workers have registered")
+
+    def _wait_for_processes(self) -> None:
+        scaling, start_s = self._config.scaling, self._timeouts.start_s
+        self._watch.wait("the servers to start", lambda: self._control.has_all_servers, start_s)
+        addresses = ", ".join(self._control.servers[shard].data for shard in range(scaling.num_servers))
+        self._say(f"{scaling.num_servers} servers are up: {addresses}")
+        self._watch.wait("the workers to start", lambda: self._num_registered("worker") == scaling.num_workers, start_s)
+        self._say(f"{scaling.num_workers} workers have registered")
+
+    @cached_property
+    def _reader(self) -> Reader:
+        """Only when all servers have registered."""
+        servers = [self._control.servers[shard] for shard in range(self._config.scaling.num_servers)]
+        return Reader(self._run_id, self._token, servers, self._timeouts)
 
     def _num_registered(self, role: str) -> int:
         return sum(1 for key in list(self._control.incarnations) if key[0] == role)
@@ -149,13 +156,11 @@ class Driver:
     def _finish(self) -> None:
         """The last version has landed everywhere: keeps it, and lets all processes end by themselves."""
         version = self._control.final_version
-        assert version is not None and self._reader
-        self.books.close(version, self._reader)
+        assert version is not None
+        with self._watch.by_cause():
+            self.books.close(version, self._reader)
         self._reader.stop_servers("the run has finished")
-        deadline = time.monotonic() + self._timeouts.stop_s
-        expected = self._config.scaling.num_workers + self._config.scaling.num_servers
-        while len(self._launcher.ended()) < expected and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
+        self._watch.wait_for_ends(self._timeouts.stop_s)
         if self._log_at is not None:
             self._say_bottleneck()
 
@@ -166,63 +171,13 @@ class Driver:
         finally:
             remove_segments(self._run_id)
 
-    # -- watching --------------------------------------------------------------------------------------------
-
-    def _wait(self, what: str, done: Callable[[], bool], timeout_s: float | None = None) -> None:
-        """Polls until `done`; raises as soon as a process has died or a member has failed."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            if done():
-                return
-            with self._service.changed:
-                self._service.changed.wait(_POLL_S)
-                failure = self._control.failure
-            if self._interrupted.is_set():
-                raise KeyboardInterrupt
-            if failure:
-                self._raise_failure(by_name(failure.error_type, _named(failure.rank, failure.error)), failure.traceback)
-            self._raise_deaths()
-            if deadline and time.monotonic() > deadline:
-                raise Unreachable(f"waited {timeout_s:g} s for {what}: {self._unregistered()}; see {self._rundir.logs}")
-            self._log_now_and_then()
-
-    def _raise_deaths(self) -> None:
-        finished = self._control.final_version is not None
-        for key, ending in self._launcher.ended().items():
-            if ending.code != 0 or not (finished or self._has_finished(key)):
-                with self._service.changed:  # a member that failed said so before it ended
-                    failure = self._control.failure
-                if failure is None or failure.rank != key.index or key.role != "worker":
-                    raise self._death(key, ending)
-
-    def _has_finished(self, key: ProcessKey) -> bool:
-        return key.role == "worker" and self._control.has_finished(key.index)
-
-    def _death(self, key: ProcessKey, ending: Ending) -> ProcessDied:
-        log_file = self._rundir.process_log(key.role, key.index)
-        words = ending.last_words.splitlines()
-        last = f"; its last words: {words[-1].strip()}" if words else ""
-        return ProcessDied(f"{key} {ending.reason}{last}; see {log_file}")
-
-    def _raise_failure(self, error: PserverError, traceback: str) -> None:
-        if isinstance(error, Unreachable):
-            deadline = time.monotonic() + _DEATH_S
-            while time.monotonic() < deadline:
-                self._raise_deaths()
-                time.sleep(_POLL_S)
-        error.add_note(traceback)
-        raise error
-
-    def _unregistered(self) -> str:
-        scaling = self._config.scaling
-        keys = [("server", i) for i in range(scaling.num_servers)] + [("worker", i) for i in range(scaling.num_workers)]
-        missing = [f"{role} {index}" for role, index in keys if (role, index) not in self._control.incarnations]
-        return f"{', '.join(missing)} did not register"
+    # -- log -------------------------------------------------------------------------------------------------
 
     def _log_now_and_then(self) -> None:
         """A line every so often, and one per epoch as soon as the ledger has its last step."""
         epoch_ended = self._log_at is not None and self._ledger.written >= self._log_at - 1
-        if epoch_ended or time.monotonic() - self._logged_s > _LOG_EVERY_S:
+        is_training = self.books.imbalance is not None
+        if epoch_ended or (is_training and time.monotonic() - self._logged_s > _LOG_EVERY_S):
             self._say_bottleneck()
 
     def _say_bottleneck(self) -> None:
@@ -248,11 +203,11 @@ class Driver:
         if self.books.imbalance is not None:
             return True
         try:
-            assert self._reader
             layout, plan = self._reader.model
         except NotInitialised:
             return False
         self.books.imbalance = layout.imbalance
+        self._logged_s = time.monotonic()
         sizes = ", ".join(f"{size / 1e6:.3g}" for size in layout.shard_bytes)
         self._say(f"{len(layout)} chunks on {layout.num_servers} shards of {sizes} MB, largest {layout.imbalance:.3f} of the mean")
         if len(layout) < layout.num_servers:
@@ -263,21 +218,22 @@ class Driver:
     def _on_step(self, rank: int, step: int) -> None:
         if rank != 0 or step == 0:
             return
-        assert self._reader
         _, plan = self._reader.model
         self.books.steps = max(self.books.steps, step)
         epoch = min((step - 1) // plan.steps_per_epoch + 1, self._config.train.epochs)
         self._console.progress(step, {"epoch": epoch, **({"loss": self._loss} if self._loss is not None else {})})
 
     def _on_epoch(self, epoch: Epoch) -> bool:
-        assert self._reader
-        decision = self.books.enter(epoch, self._reader, self._say)
+        try:
+            decision = self.books.enter(epoch, self._reader, self._say)
+        except Exception as error:  # no rank's fault, though a rank's report has brought it to light
+            ours = isinstance(error, PserverError)
+            text = str(error) if ours else f"the driver cannot enter epoch {epoch.version} into the books: {type(error).__name__}: {error}"
+            with self._service.changed:
+                self._control.fail(Failure(None, type(error).__name__ if ours else "PserverError", text, traceback.format_exc()))
+            raise
         row = self.books.history[-1]
         self._console.epoch(row["epoch"], metrics_of(row), mid_epoch_step=None if self.books.ends_epoch(row) else row["step"])
         log.info("epoch %d: %s", row["epoch"], row)
         self._log_at = epoch.version
         return decision.stop
-
-
-def _named(rank: int | None, text: str) -> str:
-    return text if rank is None or f"rank {rank}" in text else f"rank {rank}: {text}"

@@ -1,6 +1,7 @@
 """The run directory: the only file that knows the names inside it (schemas: docs/run-directory.md)."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -95,7 +96,7 @@ class RunDirectory:
         write_atomic(self.config, text.encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_atomic(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
+        write_atomic(self.summary, (json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n").encode())
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         append_line(self.metrics, row)
@@ -124,7 +125,18 @@ def generated_name(task: str, now: datetime) -> str:
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """One line of JSON at the end of a file, in one write: a kill loses the line or keeps it whole."""
     with path.open("ab", buffering=0) as file:
-        file.write((json.dumps(row, separators=(",", ":")) + "\n").encode())
+        file.write((json.dumps(_finite(row), separators=(",", ":"), allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    """The value as JSON can hold it: NaN and infinities, which JSON has no form for, as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 def write_atomic(path: Path, data: bytes) -> None:

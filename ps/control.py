@@ -48,7 +48,7 @@ class Failure:
     """Why a member cannot go on."""
 
     rank: int | None
-    """None for a server."""
+    """None for a server or the driver itself."""
     error_type: str
     error: str
     traceback: str

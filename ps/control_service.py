@@ -65,6 +65,9 @@ class ControlServicer:
                 incarnation = self._control.register(_role(request.role), request.index, address, machine_of(request.environment))
             finally:
                 self.changed.notify_all()
+            if request.role == pb.WORKER:
+                self.changed.wait_for(lambda: self._stop or self._control.has_all_servers)
+                self._check_running()
             servers = [
                 pb.ServerAddress(shard=s.shard, data_address=s.data, control_address=s.control) for _, s in sorted(self._control.servers.items())
             ]
@@ -150,8 +153,10 @@ class ControlClient:
         self.member = pb.Member(rank=index)
         """Who this process is; incarnation and generation are issued by `register`."""
 
-    def register(self, environment: pb.Environment, data_address: str = "", control_address: str = "") -> list[ServerAddress]:
-        """Announces this process; returns the servers registered so far, by shard."""
+    def register(
+        self, environment: pb.Environment, data_address: str = "", control_address: str = "", *, timeout_s: float | None = None
+    ) -> list[ServerAddress]:
+        """Announces this process; returns the servers by shard: to a worker, as soon as all have registered."""
         request = pb.RegisterRequest(
             role=self._role,
             index=self._index,
@@ -159,7 +164,7 @@ class ControlClient:
             data_address=data_address,
             control_address=control_address,
         )
-        reply = self._peer.call("Control", "Register", request, pb.RegisterReply)
+        reply = self._peer.call("Control", "Register", request, pb.RegisterReply, timeout_s=timeout_s)
         self.member.incarnation, self.member.generation = reply.incarnation, reply.generation
         return [ServerAddress(s.shard, s.data_address, s.control_address) for s in reply.servers]
 

@@ -4,6 +4,7 @@ A decision is made once, by one place, from numbers that do not depend on who wa
 shard and every rank before the first step for which it holds.
 """
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -157,5 +158,7 @@ def _watched(section: str, name: str, metrics: Metrics, *, validated: bool) -> f
     if not validated:
         return None
     if name not in metrics:
-        raise ConfigError(f"{section}.metric = {name!r} is none of the metrics: {', '.join(sorted(metrics))}")
+        near = difflib.get_close_matches(name, metrics, n=1, cutoff=0.4)
+        remedy = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(sorted(metrics))}"
+        raise ConfigError(f"{section}.metric = {name!r} is none of this run's metrics: {remedy}")
     return metrics[name]

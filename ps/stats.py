@@ -4,6 +4,7 @@ import threading
 import time
 
 from ps.ledger import RowBuffer, ServerRow, covered
+from ps.server_log import ServerLog
 
 
 class ServerStats:
@@ -20,6 +21,7 @@ class ServerStats:
         self._last_rank = 0
         self._newest = -1
         self._aggregate_s = 0.0
+        self._log = ServerLog()
         self.steps_per_epoch = 1
         """Set by the first member that joins."""
 
@@ -64,7 +66,9 @@ class ServerStats:
             if is_last:
                 self._close(row)
                 self._rows.add(self._open.pop(step))
-                if (step + 1) % self.steps_per_epoch == 0:
+                ends_epoch = (step + 1) % self.steps_per_epoch == 0
+                self._log.add(row, ends_epoch=ends_epoch)
+                if ends_epoch:
                     self._rows.urgent.set()
 
     def _close(self, row: ServerRow) -> None:

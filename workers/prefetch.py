@@ -21,7 +21,7 @@ class Prefetcher:
 
     def __init__(self, num_threads: int) -> None:
         self._ahead = AHEAD * num_threads
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="data") if num_threads else None
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="loader") if num_threads else None
 
     def map(self, function: Callable[[T], R], inputs: Iterable[T]) -> Iterator[R]:
         """Results of `function`; an error is raised in place of its result. What was begun is cancelled when the iterator is closed."""

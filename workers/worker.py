@@ -49,7 +49,7 @@ class Worker:
         """Registers, joins, trains and says goodbye. An error is reported to the driver and raised."""
         settings = self.settings
         torch.set_num_threads(settings.train.num_threads)
-        servers = self._control.register(environment(settings.train.num_threads))
+        servers = self._control.register(environment(settings.train.num_threads), timeout_s=settings.timeouts.start_s)
         log.info("rank %d of run %s works with %d servers", settings.rank, settings.run_id, len(servers))
         self._heart.start()
         try:

@@ -2,7 +2,7 @@
 
 from protos import pserver_pb2 as pb
 from ps.config import Timeouts
-from ps.control import Control, Epoch
+from ps.control import Control, Epoch, ServerAddress
 from ps.control_service import ControlClient, ControlServicer
 from ps.security import RunGuard, call_metadata
 from ps.transport.rpc import Peer, bind, new_server
@@ -17,6 +17,7 @@ class Driver:
     def __init__(self, run_id: str = "run", generation: int = 3) -> None:
         self.run_id = run_id
         self.control = Control(num_workers=2, num_servers=1)
+        self.control.register("server", 0, ServerAddress(0, "data:1", "control:2"))
         self.epochs: list[Epoch] = []
         self.rows: list[str] = []
         self.steps: list[tuple[int, int]] = []
@@ -46,4 +47,5 @@ class Driver:
     def close(self) -> None:
         for client in self.clients:
             client.close()
+        self.servicer.stop()
         self.server.stop(0).wait()

@@ -80,7 +80,7 @@ def test_nan_is_never_the_best() -> None:
 
 def test_an_unknown_metric_is_named_beside_those_there_are() -> None:
     ours = decider(EarlyStoppingConfig(metric="accuracy"))
-    with pytest.raises(ConfigError, match=r"early_stopping.metric = 'accuracy' is none of .* validation_accuracy"):
+    with pytest.raises(ConfigError, match=r"early_stopping.metric = 'accuracy' is none of this run's metrics: did you mean 'validation_accuracy'"):
         ours.decide(1, {"validation_accuracy": 1.0}, validated=True)
 
 

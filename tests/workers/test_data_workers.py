@@ -33,7 +33,7 @@ def prefetcher(num_threads: int) -> Iterator[Prefetcher]:
 
 
 def data_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("data")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("loader")]
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 3])
@@ -176,7 +176,7 @@ def test_threads_change_no_bit_and_no_order(batches: Callable[..., Batches], num
 def test_batches_are_loaded_by_the_threads_and_cast_there(task: Watched, batches: Callable[..., Batches]) -> None:
     (micro, *_) = batches(2).of_step(0, Spans())
     assert micro.batch[0].dtype == torch.float64
-    assert {name.rpartition("_")[0] for name in task.threads} == {"data"}
+    assert {name.rpartition("_")[0] for name in task.threads} == {"loader"}
 
 
 def test_any_step_may_follow(batches: Callable[..., Batches]) -> None:
