@@ -56,7 +56,7 @@ class Client:
         self._landing = landing
         link = Link(comm.link_bytes_per_s())
         shards = layout.shards
-        self._lines = [Line(a, shards[a.shard], link, member=member, run_id=run_id, token=token, timeouts=timeouts) for a in servers]
+        self._lines = [Line(a, shards[a.shard], link, member=member, run_id=run_id, token=token, timeouts=timeouts, comm=comm) for a in servers]
         self._frames = [[run for run in s.frames(comm.frame_bytes) if run.stop <= s.num_versioned] for s in shards]
         # guards everything below and the lines; notified by the receiving threads
         self._changed = threading.Condition()
@@ -156,7 +156,7 @@ class Client:
                 # the last part's receipt returns the credit
                 sequence = line.next_sequence(index if part.stop == run.stop else -1)
             frames.append(line.encode(kind, part, gradients, step=step, weight=weight, sequence=sequence))
-            payload_bytes += line.layout.payload_bytes(part) if kind == pb.PUSH else 0
+            payload_bytes += line.push_bytes(part) if kind == pb.PUSH else 0
         with self._changed:
             self._clock.encode_s += time.monotonic() - started
             self._clock.sent(shard, index, payload_bytes, sum(map(len, frames)))
@@ -211,11 +211,12 @@ class Client:
             self._exchange.receipt(line.index, index)
 
     def _land(self, line: Line, header: pb.FrameHeader, payload: Bytes, wire_bytes: int) -> None:
-        run = frame.checked_run(header, payload, line.layout, with_payload=True)
+        run = frame.checked_run(header, payload, line.layout, with_payload=True, wire=line.pull_format)
         with self._changed:
             if not self._exchange.may_land(line.index, int(header.step), run):
                 return
-        frame.land(payload, self._landing[header.step % 2], line.layout, run, flat=True)
+        values = frame.exact_payload(header, payload, line.layout, run)
+        frame.land(values, self._landing[header.step % 2], line.layout, run, flat=True)
         with self._changed:
             self._clock.landed(line.index, header, len(payload), wire_bytes)
             self._exchange.landed(line.index, run)

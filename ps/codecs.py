@@ -23,6 +23,10 @@ Floats = npt.NDArray[Any]
 """One-dimensional, float32 or float64."""
 
 
+CAST_BYTES = 2
+"""Of every element in bf16 and fp16."""
+
+
 @dataclass(frozen=True)
 class Chunk:
     """What a codec must know of a chunk."""
@@ -96,7 +100,7 @@ class BFloat16(_Cast):
     """The upper half of a float32, rounded to nearest even."""
 
     def itemsize(self, dtype: str) -> int:
-        return 2
+        return CAST_BYTES
 
     def encode(self, values: Floats, chunks: Sequence[Chunk], seed: Seed) -> Bytes:
         return _halves(values, torch.bfloat16).view(np.uint8)
@@ -110,7 +114,7 @@ class Float16(_Cast):
     """IEEE half precision; finite values beyond its range become its largest, infinities stay."""
 
     def itemsize(self, dtype: str) -> int:
-        return 2
+        return CAST_BYTES
 
     def encode(self, values: Floats, chunks: Sequence[Chunk], seed: Seed) -> Bytes:
         halves = _halves(values, torch.float16)

@@ -1,7 +1,7 @@
 """Settings of the server side and of the wire, one frozen dataclass per section of the config file."""
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -36,6 +36,11 @@ class CommConfig:
     """Frames a worker may have on their way to all shards together, >= 1."""
     out_of_order_bytes: int = 256 << 20
     """Payload a shard keeps of ranks whose turn in the sum has not come, >= 0; when full it stops reading from them."""
+    push_format: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """How gradients travel: as they are ("fp32", whatever their type), or cast to 2 bytes each; sums and updates keep the parameters' type.
+    "fp16" saturates at ±65504."""
+    pull_format: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """How updated parameters travel to the workers, which compute and validate with what arrives; servers, checkpoints and exports stay exact."""
     bandwidth: str | None = None
     """Rate of every process's link in each direction, for example "200mbit", kept by a token bucket in the streams. None: not shaped."""
     server_bandwidth: dict[int, str] = field(default_factory=dict)

@@ -4,7 +4,8 @@ A frame is a valid `pserver.Frame` message: field 1 the serialized header, field
 Header and payload are joined and parted here by hand, so that no tensor passes through a protobuf object.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +13,15 @@ import xxhash
 from google.protobuf.message import DecodeError
 
 from protos import pserver_pb2 as pb
+from ps.codecs import CAST_BYTES, CASTS, Chunk, Seed, format_of
 from ps.errors import MalformedFrame
-from ps.layout import Run, ShardLayout
+from ps.layout import DTYPES, Run, ShardLayout
 
 Bytes = npt.NDArray[np.uint8]
 """Raw bytes, one-dimensional."""
 
+EXACT = "fp32"
+"""The format that is none: elements in their own type. Empty in a header."""
 _HEADER_TAG = b"\x0a"  # field 1, length-delimited
 _PAYLOAD_TAG = b"\x7a"  # field 15, length-delimited
 _PADDING_TAG = b"\x12"  # field 2, length-delimited
@@ -38,6 +42,22 @@ def encode(header: pb.FrameHeader, payload: Iterable[Bytes] = ()) -> bytes:
     lead = _PAYLOAD_TAG + _varint(size)
     padding = -(len(front) + 2 + len(lead)) % PAYLOAD_ALIGN
     return b"".join([front, _PADDING_TAG, bytes([padding]), bytes(padding), lead, *parts])
+
+
+def encode_run(header: pb.FrameHeader, memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool, wire: str = EXACT) -> bytes:
+    """The frame of a run whose elements lie in `memory`; `wire` is the format configured for the direction."""
+    block = layout.block_of(run)
+    header.dtype = block.dtype
+    parts = payload_parts(memory, layout, run, flat=flat)
+    if (name := format_of(wire, block)) == EXACT:
+        header.digests.extend(chunk_digests(memory, layout, run, flat=flat))
+        return encode(header, parts)
+    header.format = name
+    values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    chunks = _chunks(layout, run)
+    payload = CASTS[name].encode(values.view(block.dtype), chunks, Seed())
+    header.digests.extend(_digests(payload, CASTS[name].sizes(payload, block.dtype, chunks)))
+    return encode(header, [payload])
 
 
 def decode(data: bytes) -> tuple[pb.FrameHeader, Bytes]:
@@ -71,6 +91,13 @@ def payload_parts(memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool) -
     return [memory[(at := piece.flat if flat else piece.local) : at + piece.num_bytes] for piece in layout.pieces(run)]
 
 
+def payload_bytes(layout: ShardLayout, run: Run, wire: str) -> int:
+    """Payload of the run's frame where the format `wire` is configured."""
+    block = layout.block_of(run)
+    size = layout.payload_bytes(run)
+    return size if format_of(wire, block) == EXACT else size // DTYPES[block.dtype] * CAST_BYTES
+
+
 def land(payload: Bytes, memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool) -> None:
     """Copies a run's payload to its place in `memory`."""
     for piece in layout.pieces(run):
@@ -87,14 +114,34 @@ def chunk_digests(memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool) -
 
 
 def payload_digests(payload: Bytes, layout: ShardLayout, run: Run) -> list[int]:
-    """xxh3-64 of every chunk of a payload."""
-    ends = np.cumsum(layout.num_bytes[run.span]).tolist()
+    """xxh3-64 of every chunk of an exact payload."""
+    return _digests(payload, layout.num_bytes[run.span].tolist())
+
+
+def _digests(payload: Bytes, sizes: Sequence[int]) -> list[int]:
+    ends = list(accumulate(sizes))
     digest = xxhash.xxh3_64_intdigest
     return [digest(payload[a:b].data) for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def checked_run(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, *, with_payload: bool) -> Run:
-    """The run a frame speaks of, after its range, dtype, length and digests have been checked. Raises MalformedFrame."""
+def _chunks(layout: ShardLayout, run: Run) -> list[Chunk]:
+    size = DTYPES[layout.block_of(run).dtype]
+    return [Chunk(id, count // size) for id, count in zip(layout.chunks[run.span].tolist(), layout.num_bytes[run.span].tolist(), strict=True)]
+
+
+def exact_payload(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, run: Run) -> Bytes:
+    """The run's elements in their own type, from a checked frame's payload, which it may be."""
+    if not header.format:
+        return payload
+    values: Bytes = CASTS[header.format].decode(payload, header.dtype, _chunks(layout, run)).view(np.uint8)
+    return values
+
+
+def checked_run(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, *, with_payload: bool, wire: str = EXACT) -> Run:
+    """The run a frame speaks of, after its range, dtype, format, length and digests have been checked. Raises MalformedFrame.
+
+    `wire` is the format configured for the direction.
+    """
     run = Run(header.first_chunk, header.first_chunk + header.num_chunks)
     if not run.first < run.stop <= len(layout):
         raise MalformedFrame(f"frame names chunks {run.first}..{run.stop - 1}, shard {layout.index} has {len(layout)}")
@@ -103,19 +150,30 @@ def checked_run(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, *, 
     except ValueError as error:
         raise MalformedFrame(str(error)) from error
     if not with_payload:
-        if len(payload) or header.digests or header.dtype:
+        if len(payload) or header.digests or header.dtype or header.format:
             raise MalformedFrame(f"frame of kind {pb.Kind.Name(header.kind)} brings a payload")
         return run
     if header.dtype != block.dtype:
         raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} has dtype {header.dtype!r}, they are {block.dtype}")
-    if len(payload) != layout.payload_bytes(run):
-        raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} brings {len(payload)} bytes, they have {layout.payload_bytes(run)}")
+    name = format_of(wire, block)
+    if header.format != ("" if name == EXACT else name):
+        raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} has format {header.format or EXACT!r}, the run's is {name!r}")
+    sizes = _sizes(name, payload, layout, run)
     if len(header.digests) != len(run):
         raise MalformedFrame(f"frame of {len(run)} chunks brings {len(header.digests)} digests")
-    for i, (sent, found) in enumerate(zip(header.digests, payload_digests(payload, layout, run), strict=True)):
+    for i, (sent, found) in enumerate(zip(header.digests, _digests(payload, sizes), strict=True)):
         if sent != found:
             raise MalformedFrame(f"chunk {run.first + i} of shard {layout.index}: digest {sent:016x} was sent, {found:016x} arrived")
     return run
+
+
+def _sizes(name: str, payload: Bytes, layout: ShardLayout, run: Run) -> list[int]:
+    if name != EXACT:
+        return CASTS[name].sizes(payload, layout.block_of(run).dtype, _chunks(layout, run))
+    if len(payload) != layout.payload_bytes(run):
+        raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} brings {len(payload)} bytes, they have {layout.payload_bytes(run)}")
+    sizes: list[int] = layout.num_bytes[run.span].tolist()
+    return sizes
 
 
 def _varint(value: int) -> bytes:

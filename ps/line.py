@@ -9,7 +9,7 @@ import grpc
 
 from protos import pserver_pb2 as pb
 from ps import frame
-from ps.config import Timeouts
+from ps.config import CommConfig, Timeouts
 from ps.control import ServerAddress
 from ps.errors import PserverError, Unreachable, from_rpc_error
 from ps.frame import Bytes
@@ -30,7 +30,16 @@ class Line:
     """One shard as a worker sees it. The client locks; only the stream's queue is used by several threads."""
 
     def __init__(
-        self, address: ServerAddress, layout: ShardLayout, link: Link, *, member: pb.Member, run_id: str, token: str, timeouts: Timeouts
+        self,
+        address: ServerAddress,
+        layout: ShardLayout,
+        link: Link,
+        *,
+        member: pb.Member,
+        run_id: str,
+        token: str,
+        timeouts: Timeouts,
+        comm: CommConfig,
     ) -> None:
         self.index = address.shard
         self.layout = layout
@@ -43,6 +52,7 @@ class Line:
         self._data = Peer(f"server {address.shard}", address.data, metadata, timeouts)
         self._control = Peer(f"server {address.shard}", address.control, metadata, timeouts)
         self._link = link
+        self._push_format, self.pull_format = comm.push_format, comm.pull_format
         self._outgoing: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._stream: Any = None
         self._sequence = 0
@@ -67,11 +77,13 @@ class Line:
     def pull(self, version: int, into: Bytes) -> int:
         """All of the shard's bytes of `version` into a flat layout; returns the version. Raises VersionGone."""
         pulled = version
-        for data in self._data.receive_frames("Pull", pb.PullRequest(member=self.member, version=version)):
+        wanted = "" if self.pull_format == frame.EXACT else self.pull_format
+        request = pb.PullRequest(member=self.member, version=version, format=wanted)
+        for data in self._data.receive_frames("Pull", request):
             self._link.receive(len(data))
             header, payload = frame.decode(data)
-            run = frame.checked_run(header, payload, self.layout, with_payload=True)
-            frame.land(payload, into, self.layout, run, flat=True)
+            run = frame.checked_run(header, payload, self.layout, with_payload=True, wire=self.pull_format)
+            frame.land(frame.exact_payload(header, payload, self.layout, run), into, self.layout, run, flat=True)
             if run.stop <= self.layout.num_versioned:
                 pulled = int(header.step)
         return pulled
@@ -83,9 +95,12 @@ class Line:
         )
         if kind == pb.ABSENT:
             return frame.encode(header)
-        header.dtype = self.layout.block_of(run).dtype
-        header.digests.extend(frame.chunk_digests(values, self.layout, run, flat=True))
-        return frame.encode(header, frame.payload_parts(values, self.layout, run, flat=True))
+        wire = self._push_format if kind == pb.PUSH else frame.EXACT
+        return frame.encode_run(header, values, self.layout, run, flat=True, wire=wire)
+
+    def push_bytes(self, run: Run) -> int:
+        """Payload of a push of the run."""
+        return frame.payload_bytes(self.layout, run, self._push_format)
 
     # -- the stream ------------------------------------------------------------------------------------------
 

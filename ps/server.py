@@ -40,7 +40,7 @@ class Server:
         check_plaintext(settings.host, allowed=settings.security.allow_plaintext)
         self.rows = RowBuffer()
         self.host = ShardHost(settings, self.rows)
-        servicer = ShardServicer(self.host, Link(settings.comm.link_bytes_per_s(settings.shard)), settings.comm.frame_bytes)
+        servicer = ShardServicer(self.host, Link(settings.comm.link_bytes_per_s(settings.shard)), settings.comm)
         guard = RunGuard(settings.run_id, settings.token)
         # a stream holds a thread of the pool for its whole life
         self._data = new_server("data", guard, max_workers=2 * settings.num_workers + 8)

@@ -11,6 +11,8 @@ import grpc
 from protos import pserver_pb2 as pb
 from ps import frame
 from ps.barrier import Verdict
+from ps.codecs import CASTS
+from ps.config import CommConfig
 from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, PserverError, as_status
 from ps.host import ShardHost
 from ps.layout import Run
@@ -34,10 +36,10 @@ _Item = bytes | PserverError | None
 class ShardServicer:
     """Methods of `pserver.Shard`."""
 
-    def __init__(self, host: ShardHost, link: Link, frame_bytes: int) -> None:
+    def __init__(self, host: ShardHost, link: Link, comm: CommConfig) -> None:
         self._host = host
         self._link = link
-        self._frame_bytes = frame_bytes
+        self._comm = comm
 
     def data_handlers(self) -> grpc.GenericRpcHandler:
         """Methods of the data port, which move bulk bytes."""
@@ -99,11 +101,14 @@ class ShardServicer:
         with as_status(context):
             shard = self._host.shard()
             version = shard.pull_version(request.version)
+            wire = request.format or frame.EXACT
+            if wire not in CASTS:
+                raise MalformedFrame(f"a pull in format {wire!r}, which is not one of {', '.join(CASTS)}")
             stop = request.first_chunk + request.num_chunks if request.num_chunks else len(shard.layout)
-            for frame_run in shard.layout.frames(self._frame_bytes):
+            for frame_run in shard.layout.frames(self._comm.frame_bytes):
                 run = Run(max(frame_run.first, request.first_chunk), min(frame_run.stop, stop))
                 if run.first < run.stop:
-                    data = shard.encode_params(version, run)
+                    data = shard.encode_params(version, run, wire)
                     self._link.send(len(data))
                     yield data
 
@@ -154,7 +159,8 @@ class ShardServicer:
         if header.kind == pb.NORMS:
             shard.learn_norms(member, header)
         elif header.kind in (pb.PUSH, pb.ABSENT):
-            run = frame.checked_run(header, payload, shard.layout, with_payload=header.kind == pb.PUSH)
+            wire = self._comm.push_format
+            run = frame.checked_run(header, payload, shard.layout, with_payload=header.kind == pb.PUSH, wire=wire)
             if run.stop > shard.layout.num_versioned:
                 raise MalformedFrame(f"chunks {run.first}..{run.stop - 1} of shard {shard.layout.index} are frozen: nothing may be pushed to them")
             if header.step < 0:

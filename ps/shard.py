@@ -37,6 +37,7 @@ class Shard:
         self._index = settings.shard
         self._stats = stats
         self._plan = plan
+        self._pull_format = settings.comm.pull_format
         self._has_driver = settings.control_address is not None
         self._updater = Updater(layout, store, settings.optimizer, settings.schedule, plan)
         self._sums = Accumulators(self.layout)
@@ -173,7 +174,8 @@ class Shard:
             raise
 
     def _push(self, member: pb.Member, header: pb.FrameHeader, run: Run, payload: Bytes, receipt: Callable[[Verdict], None]) -> None:
-        rank = member.rank
+        rank, sent_bytes = member.rank, len(payload)
+        payload = frame.exact_payload(header, payload, self.layout, run)
         prints = np.array(header.digests, np.uint64) if header.kind == pb.PUSH else None
         todo, worst = [run], Verdict.ACCEPTED
         actions: list[Action] = []
@@ -197,7 +199,7 @@ class Shard:
             self._carry_out(actions, rank, run, payload)  # what the barrier has given out must come back, or it waits for ever
             raise self._refusal(worst, rank, int(header.step), run)
         receipt(worst)
-        self._stats.received(rank, int(header.step), len(payload))
+        self._stats.received(rank, int(header.step), sent_bytes)
         self._send_norms(int(header.step))
         self._carry_out(actions, rank, run, payload)
 
@@ -298,12 +300,12 @@ class Shard:
             key = (answer.run, answer.version)
             if key not in encoded:
                 try:
-                    encoded[key] = self.encode_params(answer.version, answer.run)
+                    encoded[key] = self.encode_params(answer.version, answer.run, self._pull_format)
                 except VersionGone:
                     encoded[key] = None
             data = encoded[key]
             if data is not None and self._send_answer(answer, data):
-                self._stats.sent(answer.version - 1, self.layout.payload_bytes(answer.run))
+                self._stats.sent(answer.version - 1, frame.payload_bytes(self.layout, answer.run, self._pull_format))
 
     def _send_answer(self, answer: Answer, data: bytes) -> bool:
         step = answer.version - 1
@@ -315,8 +317,8 @@ class Shard:
             stream.send(data)
         return True
 
-    def encode_params(self, version: int, run: Run) -> bytes:
-        """A PARAMS frame of a run within one block. Raises VersionGone if the bytes are, or went while they were copied."""
+    def encode_params(self, version: int, run: Run, wire: str = frame.EXACT) -> bytes:
+        """A PARAMS frame of a run within one block, in the format `wire`. Raises VersionGone if the bytes are, or went while they were copied."""
         self._check_readable(version, run)
         memory = self.store.copy_of(version, run)
         last_rank, complete_s = self._stats.last_contribution()
@@ -325,13 +327,11 @@ class Shard:
             step=version,
             first_chunk=run.first,
             num_chunks=len(run),
-            dtype=self.layout.block_of(run).dtype,
-            digests=frame.chunk_digests(memory, self.layout, run, flat=False),
             last_rank=last_rank,
             complete_s=complete_s,
             clock_s=time.monotonic(),
         )
-        data = frame.encode(header, frame.payload_parts(memory, self.layout, run, flat=False))
+        data = frame.encode_run(header, memory, self.layout, run, flat=False, wire=wire)
         self._check_readable(version, run)
         return data
 
