@@ -1,0 +1,50 @@
+"""The rate of bare gRPC: bytes on one long-lived stream between two processes, no serializers; variants are message sizes in MiB."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from benchmarks.workload import Step, Workload, model_bytes_of, take_part
+
+VARIANTS = ["1", "2", "4"]
+_LIMITS = [("grpc.max_receive_message_length", 8 << 20), ("grpc.max_send_message_length", 8 << 20)]
+
+
+def main() -> None:
+    workload = Workload.here()
+    server = subprocess.Popen([sys.executable, "-m", __spec__.name, "server"], stdout=subprocess.PIPE, text=True)  # type: ignore[name-defined]
+    assert server.stdout
+    port = int(server.stdout.readline())
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=_LIMITS) as channel:
+        send = channel.stream_unary("/raw/Send")
+        size = model_bytes_of(workload.width)
+
+        def step_of(variant: str) -> Step:
+            message = bytes(int(variant) << 20)
+            return lambda: send(iter([message] * (size // len(message))))
+
+        take_part(workload, 0, step_of)
+    server.terminate()
+    server.wait()
+
+
+def serve() -> None:
+    def take(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        for _ in messages:
+            pass
+        return b""
+
+    server = grpc.server(ThreadPoolExecutor(2), options=_LIMITS)
+    handler = grpc.method_handlers_generic_handler("raw", {"Send": grpc.stream_unary_rpc_method_handler(take)})
+    server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    print(port, flush=True)
+    server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    serve() if sys.argv[1:] else main()

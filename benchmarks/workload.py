@@ -1,0 +1,90 @@
+"""What every contender of a benchmark trains, and how its members take part: they wait at a gate and step when told to."""
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+VARIABLE = "PSERVER_BENCHMARK"
+"""Environment variable that brings the workload to every process of a contender."""
+ENDS = 1024
+"""Inputs and outputs of the perceptron."""
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A perceptron ENDS-width-width-ENDS, and who trains it."""
+
+    contender: str
+    gate: int
+    """Port of the harness."""
+    workers: int = 2
+    servers: int = 2
+    width: int = 4096
+    batch: int = 32
+    compute: bool = True
+    """False: the members exchange the same gradients again and again (only pserver)."""
+
+    @classmethod
+    def here(cls) -> "Workload":
+        """The workload of this process."""
+        return cls(**json.loads(os.environ[VARIABLE]))
+
+    def environment(self) -> dict[str, str]:
+        """What the contender's processes need to know."""
+        return {VARIABLE: json.dumps(asdict(self)), "OMP_NUM_THREADS": "1"}
+
+    def model(self) -> nn.Module:
+        """The same on every member."""
+        torch.manual_seed(0)
+        width = self.width
+        return nn.Sequential(nn.Linear(ENDS, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, ENDS))
+
+    def loss(self, model: nn.Module, rank: int) -> Tensor:
+        """On the rank's batch, which is the same in every step: making it is no part of what is measured."""
+        if rank not in _batches:
+            generator = torch.Generator().manual_seed(rank)
+            inputs = torch.randn(self.batch, ENDS, generator=generator)
+            _batches[rank] = inputs, torch.randint(ENDS, (self.batch,), generator=generator)
+        inputs, classes = _batches[rank]
+        return functional.cross_entropy(model(inputs), classes)
+
+
+_batches: dict[int, tuple[Tensor, Tensor]] = {}
+
+
+def width_of(model_bytes: float) -> int:
+    """Width at which the perceptron has about so many bytes: w**2 + 2*ENDS*w = bytes / 4; rounded to a multiple of 64."""
+    return max(64, round((math.sqrt(ENDS**2 + model_bytes / 4) - ENDS) / 64) * 64)
+
+
+def model_bytes_of(width: int) -> int:
+    """Bytes of all parameters."""
+    return 4 * (width * width + 2 * ENDS * width + 2 * width + ENDS)
+
+
+def take_part(workload: Workload, member: int, step_of: Callable[[str], Step]) -> None:
+    """Steps whenever the harness says so, in the variant it names, and answers with the seconds of every step; until it hangs up."""
+    with socket.create_connection(("127.0.0.1", workload.gate)) as connection, connection.makefile("rw") as lines:
+        lines.write(f"{workload.contender} {member}\n")
+        lines.flush()
+        for line in lines:
+            order = json.loads(line)
+            step = step_of(order["variant"])
+            for _ in range(order["warmup"]):
+                step()
+            seconds = []
+            for _ in range(order["steps"]):
+                started = time.perf_counter()
+                step()
+                seconds.append(time.perf_counter() - started)
+            lines.write(json.dumps(seconds) + "\n")
+            lines.flush()
