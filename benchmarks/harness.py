@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -18,7 +19,7 @@ import psutil
 from benchmarks.workload import Workload
 
 START_S = 180.0
-"""Until all members of a contender stand at the gate."""
+"""Until the next member of a contender stands at the gate."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,25 @@ class Contender:
         self._root = subprocess.Popen(command, env=environment, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True)
         self._members: list[IO[str]] = []
         try:
-            gate.settimeout(START_S)
-            for _ in range(members):
+            while len(self._members) < members:
+                self._members.append(self._arrival(gate))
+        except BaseException:
+            self.stop()
+            raise
+
+    def _arrival(self, gate: socket.socket) -> IO[str]:
+        """The next member's line."""
+        gate.settimeout(1.0)
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self._root.poll() is None:
+            with contextlib.suppress(TimeoutError):
                 connection, _ = gate.accept()
+                connection.setblocking(True)
                 lines = connection.makefile("rw")
                 connection.close()  # the file keeps it open
                 lines.readline()
-                self._members.append(lines)
-        except TimeoutError as error:
-            self.stop()
-            raise RuntimeError(f"{module} did not start: {self._last_words()}") from error
+                return lines
+        raise RuntimeError(f"{self.name} did not start: {self._last_words()}")
 
     def run(self, into: Samples, *, warmup: int, steps: int, variant: str = "") -> None:
         """Steps, and adds what they took."""

@@ -1,6 +1,7 @@
 """PyTorch DDP over gloo on this machine, fused Adam; variants "BUCKET_MB:VIEWS"."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -15,7 +16,9 @@ VARIANTS = [f"{bucket_mb}:{views}" for bucket_mb in (5, 25, 100) for views in ("
 
 def main() -> None:
     workload = Workload.here()
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(workload.gate + 1), "WORLD_SIZE": str(workload.workers)}
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workload.workers)}
     command = [sys.executable, "-m", __spec__.name]  # type: ignore[name-defined]
     members = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(workload.workers)]
     for member in members:
