@@ -204,8 +204,6 @@ class TopK(Codec):
             if at + 2 > len(payload):
                 raise MalformedFrame(f"payload of {len(payload)} bytes ends before chunk {chunk.id}")
             count = int(payload[at : at + 2].view(np.uint16)[0])
-            if count > chunk.count:
-                raise MalformedFrame(f"chunk {chunk.id} has {chunk.count} elements, {count} of them were announced")
             sizes.append(2 + count * (2 + np.dtype(dtype).itemsize))
             at += sizes[-1]
         return _expect(payload, sizes)
