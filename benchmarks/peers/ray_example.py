@@ -44,7 +44,7 @@ class DataWorker:
 
 def main() -> None:
     workload = Workload.here()
-    size = model_bytes_of(workload.width) * (2 * workload.workers + 4)
+    size = max(100_000_000, model_bytes_of(workload.width) * (2 * workload.workers + 4))
     system = {"worker_niceness": 0}  # 15 by default: on a busy machine its workers would starve beside the other contenders
     ray.init(num_cpus=workload.workers + 1, include_dashboard=False, object_store_memory=size, log_to_driver=False, _system_config=system)
     server = ray.remote(ParameterServer).remote(workload)
