@@ -102,7 +102,10 @@ class Console:
                 self._progress = None
 
     def _print(self, text: str) -> None:
-        self._rich.print(Text(text), soft_wrap=True)
+        try:
+            self._rich.print(Text(text), soft_wrap=True)
+        except BrokenPipeError:  # whoever read the lines has gone; the run goes on, and its log has them too
+            self._rich.quiet = True
 
 
 def plot(name: str, values: Sequence[float], unicode: bool = True) -> str:

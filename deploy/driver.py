@@ -1,6 +1,7 @@
 """One run from its first process to its last: starts them, watches them, keeps the books, and leaves none behind."""
 
 import logging
+import socket
 import threading
 import time
 import traceback
@@ -50,7 +51,7 @@ class Driver:
         self.window = Window()
         """The ledger's totals, once `run` has ended."""
         scaling = config.scaling
-        self._control = Control(num_workers=scaling.num_workers, num_servers=scaling.num_servers)
+        self._control = Control(num_workers=scaling.num_workers, num_servers=scaling.num_servers, home=socket.gethostname())
         self._ledger = LedgerWriter(rundir.comm, scaling.num_workers, scaling.num_servers)
         self._service = ControlServicer(self._control, 1, on_epoch=self._on_epoch, on_rows=self._on_rows, on_step=self._on_step)
         self._interrupted = threading.Event()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
+from deploy.books import metrics_of
 from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig, to_toml
 from deploy.console import Console
 from deploy.driver import Driver
@@ -19,9 +20,9 @@ from deploy.result import Result, Summary, versions
 from deploy.rundir import RunDirectory
 from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig, Timeouts
 from ps.decisions import EarlyStoppingConfig, PlateauConfig
-from ps.errors import Stopped
+from ps.errors import ConfigError, Stopped
 from workers.config import TrainConfig
-from workers.task import Task, task_fields, task_path
+from workers.task import Task, load_task, task_fields, task_path
 
 LauncherName = Literal["ray", "process"]
 
@@ -53,6 +54,8 @@ class Trainer:
         quiet: bool = False,
         timeouts: Timeouts | None = None,
     ) -> None:
+        if loop is not None and not isinstance(loop, str):
+            raise ConfigError(f'Trainer(loop={loop!r}): give its name, since workers import it: for example loop="mine:train"')
         self._config = Config(
             task=TaskConfig(name=task_path(task), fields=task_fields(task)) if task else None,
             train=replace(train_config, loop=loop) if loop else train_config,
@@ -71,12 +74,32 @@ class Trainer:
         self._timeouts = timeouts or Timeouts()
 
     @classmethod
-    def from_config(cls, config: Config, *, launcher: LauncherName = "ray", address: str | None = None, quiet: bool = False) -> "Trainer":
+    def from_config(
+        cls,
+        config: Config,
+        *,
+        launcher: LauncherName = "ray",
+        address: str | None = None,
+        quiet: bool = False,
+        timeouts: Timeouts | None = None,
+    ) -> "Trainer":
         """A trainer for a loaded config file."""
-        trainer = cls.__new__(cls)
-        trainer._config = config
-        trainer._launcher, trainer._address, trainer._quiet, trainer._timeouts = launcher, address, quiet, Timeouts()
-        return trainer
+        return cls(
+            load_task(config.task.name, config.task.fields) if config.task else None,
+            train_config=config.train,
+            optimizer=config.optimizer,
+            schedule=config.schedule,
+            scaling_config=config.scaling,
+            run_config=config.run,
+            early_stopping=config.early_stopping,
+            plateau=config.plateau,
+            comm=config.comm,
+            security=config.security,
+            launcher=launcher,
+            address=address,
+            quiet=quiet,
+            timeouts=timeouts,
+        )
 
     def fit(self) -> Result:
         """Trains to the end. An error ends the run, not the program: it is in `Result.error`, Stopped after Ctrl-C or SIGTERM.
@@ -150,7 +173,7 @@ def _summary(config: Config, rundir: RunDirectory, driver: Driver | None, window
         status="finished" if error is None else "interrupted" if isinstance(error, Stopped) else "failed",
         error=None if error is None else " ".join(str(error).split()) or type(error).__name__,
         error_type=None if error is None else type(error).__name__,
-        metrics={k: v for k, v in history[-1].items() if k not in ("epoch", "step", "time_s")} if history else {},
+        metrics=metrics_of(history[-1]) if history else {},
         best=books.best if books else None,
         steps=books.steps if books else 0,
         epochs=books.epochs if books else 0,

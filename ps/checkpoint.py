@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ps.errors import PserverError
 from ps.frame import Bytes
 from ps.layout import Layout, Rule
 
@@ -53,5 +55,7 @@ def save_weights(path: Path, tensors: Mapping[str, torch.Tensor], version: int) 
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         beside.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise PserverError(f"{path} cannot be written: {error}: free space there, or choose another run.storage_path") from error
     finally:
         beside.unlink(missing_ok=True)

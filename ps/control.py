@@ -60,6 +60,8 @@ class Control:
 
     num_workers: int
     num_servers: int
+    home: str | None = None
+    """The driver's host: processes elsewhere are named with theirs. None: not known."""
     servers: dict[int, ServerAddress] = field(default_factory=dict)
     incarnations: dict[tuple[str, int], int] = field(default_factory=dict)
     """Newest incarnation by role ("server", "worker") and index."""
@@ -95,7 +97,8 @@ class Control:
 
     def on_host(self, role: str, index: int) -> str:
         """Completes a sentence about a process of a run on several hosts, for example " on node-7"; else empty."""
-        several = len({machine.host for machine in self.machines.values()}) > 1
+        hosts = {machine.host for machine in self.machines.values()} | ({self.home} if self.home else set())
+        several = len(hosts) > 1
         return f" on {self.machines[role, index].host}" if several and (role, index) in self.machines else ""
 
     @property

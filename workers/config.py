@@ -51,6 +51,8 @@ class TrainConfig:
                 raise ValueError(f"train.{name} = {getattr(self, name)} is out of range: >= 0")
         if self.loop is not None:
             self._check_own_loop()
+        if self.seed >= 1 << 63:
+            raise ValueError(f"train.seed = {self.seed} is out of range: < 2**63")
         if self.autocast != "none" and self.dtype != "float32":
             raise ValueError(f'train.autocast = "{self.autocast}" needs train.dtype = "float32", not "{self.dtype}"')
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from ps.errors import ConfigError
 from workers.binding import BoundModel
 from workers.data import cast, fetch, mean_and_weight, move
 from workers.sampler import sample_rng, validation_slices
@@ -22,5 +23,7 @@ def validate(task: Task, data: Samples, bound: BoundModel, dtype: torch.dtype, *
             sums["weight"] += weight
             sums["samples"] += len(indices)
             for name, value in task.metrics(model, batch).items():
+                if name == "loss":
+                    raise ConfigError("the task's metrics() returns a metric called loss, as the validation loss is called: rename it")
                 sums[f"metric.{name}"] = sums.get(f"metric.{name}", 0.0) + value
     return sums

@@ -23,7 +23,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def overlay(tables: dict[str, Any], assignment: str) -> str:
-    """Carries out one `--set` on `tables`, in place; returns the dotted key."""
+    """Carries out one `--set` on `tables`, in place; without a value the key is taken out. Returns the dotted key."""
     key, separator, text = assignment.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not separator or len(parts) < 2 or not all(parts):
@@ -33,7 +33,10 @@ def overlay(tables: dict[str, Any], assignment: str) -> str:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise ConfigError(f"--set {assignment}: {'.'.join(parts[:depth])} is a value and has no keys")
-    table[parts[-1]] = parse_value(text.strip())
+    if text.strip():
+        table[parts[-1]] = parse_value(text.strip())
+    else:
+        table.pop(parts[-1], None)
     return ".".join(parts)
 
 

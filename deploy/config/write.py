@@ -10,7 +10,7 @@ from deploy.config.sections import Config, TaskConfig
 
 
 def to_toml(config: Config) -> str:
-    """The resolved config, defaults included; None is left out, which reads back as None."""
+    """The resolved config, defaults included; None is a comment, which reads back as None."""
     sections = {field.name: getattr(config, field.name) for field in fields(config)}
     return "\n".join(_table(name, _values(section)) for name, section in sections.items() if section is not None)
 
@@ -46,5 +46,5 @@ def _values(section: Any) -> dict[str, Any]:
 
 
 def _table(name: str, values: Mapping[str, object]) -> str:
-    lines = [f"{to_key(key)} = {to_value(value)}" for key, value in values.items() if value is not None]
+    lines = [f"# {to_key(key)} is not set" if value is None else f"{to_key(key)} = {to_value(value)}" for key, value in values.items()]
     return "\n".join([f"[{name}]", *lines, ""])

@@ -90,9 +90,7 @@ def trainer(storage: Path, task: str, fields: dict[str, Any] | None = None, **op
         comm=CommConfig(**of(CommConfig)),
         run=RunConfig(storage_path=str(storage)),
     )
-    made = ForkedTrainer.from_config(config, quiet=True)
-    made._timeouts = Timeouts(heartbeat_s=0.2)
-    return made
+    return ForkedTrainer.from_config(config, quiet=True, timeouts=Timeouts(heartbeat_s=0.2))
 
 
 def train(storage: Path, task: str, fields: dict[str, Any] | None = None, **options: Any) -> Result:

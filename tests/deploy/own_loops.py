@@ -133,6 +133,5 @@ def fit(
         plateau=plateau or PlateauConfig(),
         run=RunConfig(storage_path=str(storage)),
     )
-    trainer = ForkedTrainer.from_config(config, quiet=True)
-    trainer._timeouts = Timeouts(heartbeat_s=0.2)
+    trainer = ForkedTrainer.from_config(config, quiet=True, timeouts=Timeouts(heartbeat_s=0.2))
     return trainer.fit()
