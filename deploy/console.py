@@ -24,11 +24,17 @@ CURVE_WIDTH = 60
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
+class _RichConsole(RichConsole):
+    def on_broken_pipe(self) -> None:
+        """Whoever read the lines has gone: the run goes on, and its log has them too. Rich itself would end the process."""
+        self.quiet = True
+
+
 class Console:
     """Only the driver has one. `stderr`: keep standard output for others; `quiet`: show nothing. Thread-safe."""
 
     def __init__(self, quiet: bool, stderr: bool, *, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rich = RichConsole(file=file or (sys.stderr if stderr else sys.stdout), quiet=quiet, highlight=False)
+        self._rich = _RichConsole(file=file or (sys.stderr if stderr else sys.stdout), quiet=quiet, highlight=False)
         self._clock = clock
         self._lock = threading.Lock()  # guards everything below
         self._progress: Progress | None = None
@@ -102,10 +108,7 @@ class Console:
                 self._progress = None
 
     def _print(self, text: str) -> None:
-        try:
-            self._rich.print(Text(text), soft_wrap=True)
-        except BrokenPipeError:  # whoever read the lines has gone; the run goes on, and its log has them too
-            self._rich.quiet = True
+        self._rich.print(Text(text), soft_wrap=True)
 
 
 def plot(name: str, values: Sequence[float], unicode: bool = True) -> str:
