@@ -6,7 +6,7 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test models check stubs bench-local bench-codecs docs-plots clean
+.PHONY: help setup train test models check stubs bench bench-local bench-codecs docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -32,13 +32,15 @@ check: $(STAMP)  ## Lint, format, types, generated stubs, import rules
 stubs: $(STAMP)  ## Generate the stubs of protos/pserver.proto
 	@$(PYTHON) protos/generate.py
 
+bench: bench-local bench-codecs  ## Run all of the project's benchmarks
+
 bench-local: $(STAMP)  ## Measure steps on this machine beside DDP and Ray's example (ARGS="--workers 3 --model-bytes 400MB")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.local $(ARGS)
 
 bench-codecs: $(STAMP)  ## Measure what the wire formats cost (ARGS="--elements N")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.codecs $(ARGS)
 
-docs-plots: $(STAMP)  ## Make the plots of docs/optimisation.md anew (installs matplotlib)
+docs: $(STAMP)  ## Make the plots of docs/optimisation.md anew (installs matplotlib)
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check --editable '.[docs]' --constraint build/constraints.txt
 	@$(PYTHON) docs/plots/make.py
 

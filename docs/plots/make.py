@@ -1,4 +1,4 @@
-"""Makes the plots of docs/optimisation.md: `make docs-plots`, or `python docs/plots/make.py [NAME ...]`. About a minute."""
+"""Makes the plots of docs/optimisation.md: `make docs`, or `python docs/plots/make.py [NAME ...]`. About a minute."""
 
 import sys
 from collections.abc import Callable
