@@ -118,10 +118,6 @@ class Control:
         self._check_left()
         return self._epoch(sums.version) if is_new and len(reports) == self.num_workers else None
 
-    def is_reported(self, version: int) -> bool:
-        """Whether every rank has reported the epoch that ends at `version`."""
-        return len(self._reports.get(version, {})) == self.num_workers
-
     def _epoch(self, version: int) -> Epoch:
         """Adds the validation parts in rank order."""
         reports = [self._reports[version][rank] for rank in range(self.num_workers)]

@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 WIRE_OVERHEAD = 1.045
@@ -133,12 +132,6 @@ class RowBuffer:
         with self._lock:
             lines, self._lines = self._lines, []
         return lines
-
-
-def by_step(lines: Iterator[str]) -> Iterator[list[WorkerRow | ServerRow]]:
-    """The rows of every line of a `comm.jsonl`, whose lines are `{"step": t, "rows": [...]}`."""
-    for line in lines:
-        yield [from_line(json.dumps(row)) for row in json.loads(line)["rows"]]
 
 
 def covered(spans: list[tuple[float, float]]) -> float:

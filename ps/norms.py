@@ -18,7 +18,7 @@ Norms = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Decision:
+class StepFactor:
     """What all shards do with the step."""
 
     factor: float
@@ -27,13 +27,13 @@ class Decision:
     """The step is not applied: all bytes are carried over unchanged."""
 
 
-def decide(squares: Norms, max_norm: float | None, *, skip_nonfinite: bool) -> Decision:
+def decide(squares: Norms, max_norm: float | None, *, skip_nonfinite: bool) -> StepFactor:
     """Clipping as `torch.nn.utils.clip_grad_norm_`: factor = min(1, max_norm / (norm + 1e-6))."""
     if skip_nonfinite and not np.isfinite(squares).all():
-        return Decision(factor=1.0, skip=True)
+        return StepFactor(factor=1.0, skip=True)
     if max_norm is None:
-        return Decision(factor=1.0, skip=False)
-    return Decision(factor=min(1.0, max_norm / (_norm(squares) + 1e-6)), skip=False)
+        return StepFactor(factor=1.0, skip=False)
+    return StepFactor(factor=min(1.0, max_norm / (_norm(squares) + 1e-6)), skip=False)
 
 
 def _norm(squares: Norms) -> float:

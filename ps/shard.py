@@ -17,7 +17,7 @@ from ps.config import ServerSettings
 from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, ModelMismatch, NonFinite, NotInitialised, PserverError, Stopped, VersionGone
 from ps.frame import Bytes
 from ps.layout import Layout, Run
-from ps.norms import Decision
+from ps.norms import StepFactor
 from ps.pending import Part, PendingPayload
 from ps.plan import Plan
 from ps.reduction import Accumulators
@@ -278,7 +278,7 @@ class Shard:
             for complete in runs:
                 self._apply(step, complete, decision, time.perf_counter())
 
-    def _apply(self, step: int, complete: Complete, decision: Decision, started: float) -> None:
+    def _apply(self, step: int, complete: Complete, decision: StepFactor, started: float) -> None:
         run = complete.run
         with self._changed:
             self.store.raise_oldest(step)

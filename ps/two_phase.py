@@ -9,7 +9,7 @@ from ps import frame
 from ps.barrier import Complete
 from ps.config import OptimizerConfig
 from ps.errors import MalformedFrame
-from ps.norms import Decision, NormDelivery, NormExchange, Norms, decide
+from ps.norms import NormDelivery, NormExchange, Norms, StepFactor, decide
 from ps.store import Store
 
 
@@ -47,11 +47,11 @@ class TwoPhase:
         except (ValueError, IndexError) as error:
             raise MalformedFrame(f"norms of shard {shard}: {error}") from error
 
-    def recorded(self, step: int) -> Decision | None:
+    def recorded(self, step: int) -> StepFactor | None:
         """The decision of a step whose norms are durable: a restarted shard needs no new ones."""
         return self._decide(self._store.norms) if self._store.recorded_step == step else None
 
-    def release(self, step: int) -> tuple[list[Complete], Decision] | None:
+    def release(self, step: int) -> tuple[list[Complete], StepFactor] | None:
         """All held runs and the decision for them, once every run is held and every vector known; made durable first."""
         vectors = self._exchange.all_vectors()
         held = sum(len(complete.run) for complete in self._held)
@@ -72,5 +72,5 @@ class TwoPhase:
         headers = (pb.FrameHeader(kind=pb.NORMS, step=step, norms_shard=s, norms=v.tolist()) for s, v in vectors.items())
         return [frame.encode(header) for header in headers]
 
-    def _decide(self, squares: Norms) -> Decision:
+    def _decide(self, squares: Norms) -> StepFactor:
         return decide(squares, self._optimizer.max_grad_norm, skip_nonfinite=self._optimizer.nonfinite == "skip")

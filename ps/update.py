@@ -8,13 +8,13 @@ from ps.errors import ConfigError, NonFinite
 from ps.frame import Bytes
 from ps.groups import check_groups
 from ps.layout import Layout, Rule, Run
-from ps.norms import Decision, Norms
+from ps.norms import Norms, StepFactor
 from ps.optimizers import update_rule
 from ps.plan import Plan
 from ps.schedules import learning_rate
 from ps.store import Store
 
-PLAIN = Decision(factor=1.0, skip=False)
+PLAIN = StepFactor(factor=1.0, skip=False)
 """The decision of a step that needs no norms."""
 
 
@@ -81,7 +81,7 @@ class Updater:
             norms[i] = float(values.double().square().sum())
         return norms
 
-    def write(self, step: int, run: Run, mean: Bytes, weight: float, decision: Decision = PLAIN, *, rate_factor: float = 1.0) -> None:
+    def write(self, step: int, run: Run, mean: Bytes, weight: float, decision: StepFactor = PLAIN, *, rate_factor: float = 1.0) -> None:
         """Fills the copy of step + 1 from that of `step` and updates it there; without weight, or skipped, it stays as filled.
 
         `rate_factor` multiplies the scheduled learning rate: what decisions made of it.

@@ -38,9 +38,9 @@ class TokenBucket:
 class Link:
     """Both directions of a process's link; unshaped without a rate."""
 
-    def __init__(self, bytes_per_s: float | None) -> None:
-        self._up = TokenBucket(bytes_per_s) if bytes_per_s else None
-        self._down = TokenBucket(bytes_per_s) if bytes_per_s else None
+    def __init__(self, bytes_per_s: float | None, clock: Callable[[], float] = time.monotonic, wait: Callable[[float], None] = time.sleep) -> None:
+        self._up = TokenBucket(bytes_per_s, clock=clock, wait=wait) if bytes_per_s else None
+        self._down = TokenBucket(bytes_per_s, clock=clock, wait=wait) if bytes_per_s else None
 
     def send(self, num_bytes: int) -> None:
         if self._up:

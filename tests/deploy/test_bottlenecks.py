@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from deploy.measure.window import SPANS
-from ps.ledger import WorkerRow, by_step
+from ps.ledger import WorkerRow
 from tests.deploy.forked import train
+from tests.deploy.rows import by_step
 
 PLANTED = "tests.deploy.planted:Planted"
 
@@ -47,7 +48,7 @@ def test_the_planted_bottleneck_is_named(task: str, fields: dict[str, Any], opti
 
 def assert_spans_add_up(ledger: Path) -> None:
     """To the step, with no more than 2% for what has no name."""
-    rows = [row for step in by_step(iter(ledger.read_text().splitlines())) for row in step if isinstance(row, WorkerRow)]
+    rows = [row for _, step in by_step(ledger) for row in step if isinstance(row, WorkerRow)]
     total_s = sum(row.step_s for row in rows)
     assert sum(getattr(row, span) for row in rows for span in SPANS) == pytest.approx(total_s)
     assert sum(row.other_s for row in rows) < 0.02 * total_s

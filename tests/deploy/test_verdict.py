@@ -1,4 +1,3 @@
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from deploy.measure.table import closing_line, tables
 from deploy.measure.verdict import log_line, verdict
 from deploy.measure.window import Window
 from ps.errors import MalformedFrame
-from ps.ledger import ServerRow, ShardTraffic, WorkerRow, by_step, to_line
+from ps.ledger import ServerRow, ShardTraffic, WorkerRow, to_line
+from tests.deploy.rows import by_step
 
 MB = 1_000_000
 TIMES = ("push_s", "pull_s", "busy_s")
@@ -182,7 +182,7 @@ def test_tables_tell_seconds_by_worker_and_bytes_by_shard() -> None:
     assert list(workers.rows[0][1:4]) == ["0.37 s", "10.0 ms", "0.30 s"]
     assert [list(row[:3]) for row in shards.rows] == [["shard 0", "4.0 MB", "4.0 MB"], ["shard 1", "4.0 MB", "4.0 MB"], ["total", "8.0 MB", "8.0 MB"]]
     assert len({len(line) for line in workers.plain().splitlines()[1:]}) == 1
-    assert closing_line(window_of(step_of(ranks(2, **COMPUTE)))).startswith("1 steps of 0.37 s, exposed comm 16% | bottleneck: compute")
+    assert closing_line(window_of(step_of(ranks(2, **COMPUTE)))).startswith("1 step of 0.37 s, exposed comm 16% | bottleneck: compute")
 
 
 @pytest.fixture
@@ -204,8 +204,7 @@ def lines_of(who: str, index: int, *steps: int) -> list[str]:
 
 
 def written(path: Path) -> list[tuple[int, int]]:
-    lines = (path / "comm.jsonl").read_text().splitlines()
-    return [(json.loads(line)["step"], len(rows)) for line, rows in zip(lines, by_step(iter(lines)), strict=True)]
+    return [(step, len(rows)) for step, rows in by_step(path / "comm.jsonl")]
 
 
 def test_a_step_is_written_when_all_have_reported_it_or_a_later_one(ledger: LedgerWriter, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from ps.config import GroupConfig, OptimizerConfig, ScheduleConfig
 from ps.errors import ConfigError, ModelMismatch, NonFinite
 from ps.groups import assign_groups
 from ps.layout import Layout, Run, TensorSpec
-from ps.norms import Decision, decide
+from ps.norms import StepFactor, decide
 from ps.plan import Plan
 from ps.store import Store
 from ps.update import Updater
@@ -120,7 +120,7 @@ def test_clipping_by_value_equals_torchs_in_one_process(name: str, num_workers: 
     assert any(clipped)
 
 
-def mean_of(config: OptimizerConfig, gradient: list[float]) -> tuple[np.ndarray, Decision]:
+def mean_of(config: OptimizerConfig, gradient: list[float]) -> tuple[np.ndarray, StepFactor]:
     """The mean of two samples' gradients as an updater leaves it, and the decision that its norms lead to."""
     updater = updater_of(config, TensorSpec(name="w", shape=(len(gradient),), dtype="float64"))
     sums = np.zeros(64)

@@ -52,11 +52,17 @@ def test_takers_queue_up() -> None:
 
 
 def test_a_link_without_a_rate_lets_everything_pass() -> None:
-    link = Link(None)
+    waits: list[float] = []
+    link = Link(None, wait=waits.append)
     link.send(1 << 60)
     link.receive(1 << 60)
+    assert waits == []
 
 
 def test_a_links_directions_do_not_share_bytes() -> None:
-    link = Link(1e12)
-    assert link._up is not link._down
+    waits: list[float] = []
+    link = Link(1000.0, clock=lambda: 0.0, wait=waits.append)
+    link.send(1000)
+    link.receive(2000)
+    link.send(1000)
+    assert waits == [1.0, 2.0, 2.0]

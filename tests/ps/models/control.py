@@ -245,7 +245,7 @@ class ControlThatCounts(Control):
 class ControlThatRepeats(Control):
     def report_epoch(self, rank: int, sums: EpochSums) -> Epoch | None:
         super().report_epoch(rank, sums)
-        return self._epoch(sums.version) if self.is_reported(sums.version) else None
+        return self._epoch(sums.version) if len(self._reports[sums.version]) == self.num_workers else None
 
 
 class StoreThatMarksDecisionsFirst(Store):
