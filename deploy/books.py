@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deploy.config import Config
+from deploy.measure.text import counted
 from deploy.rundir import RunDirectory
 from ps.checkpoint import load_weights, save_weights, sha256_of, tensors_of
 from ps.control import Epoch
@@ -69,8 +70,8 @@ class Books:
             say(f"epoch {row['epoch']}: {watched} has not improved: learning rate x {decision.rate_factor:g} from step {epoch.version} on")
         if decision.stop and epoch.version < plan.total_steps:
             self.stopped_early = True
-            patience = self.config.early_stopping.patience
-            say(f"epoch {row['epoch']}: no improvement in {patience} validations, stopping early; the best is version {self._decider.best_version}")
+            waited = counted(self.config.early_stopping.patience or 0, "validation")
+            say(f"epoch {row['epoch']}: no improvement in {waited}, stopping early; the best is version {self._decider.best_version}")
         return decision
 
     def ends_epoch(self, row: dict[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from deploy.config import Config, apply_batch_rule
 from deploy.console import Console
 from deploy.launch.base import Launcher, ProcessKey
 from deploy.measure.reader import LedgerWriter
+from deploy.measure.text import counted
 from deploy.measure.verdict import log_line
 from deploy.measure.window import Window
 from deploy.rundir import RunDirectory
@@ -141,9 +142,9 @@ class Driver:
         scaling, start_s = self._config.scaling, self._timeouts.start_s
         self._watch.wait("the servers to start", lambda: self._control.has_all_servers, start_s)
         addresses = ", ".join(self._control.servers[shard].data for shard in range(scaling.num_servers))
-        self._say(f"{scaling.num_servers} servers are up: {addresses}")
+        self._say(f"{counted(scaling.num_servers, 'server')} up: {addresses}")
         self._watch.wait("the workers to start", lambda: self._num_registered("worker") == scaling.num_workers, start_s)
-        self._say(f"{scaling.num_workers} workers have registered")
+        self._say(f"{counted(scaling.num_workers, 'worker')} registered")
 
     @cached_property
     def _reader(self) -> Reader:
@@ -210,9 +211,10 @@ class Driver:
         self.books.imbalance = layout.imbalance
         self._logged_s = time.monotonic()
         sizes = ", ".join(f"{size / 1e6:.3g}" for size in layout.shard_bytes)
-        self._say(f"{len(layout)} chunks on {layout.num_servers} shards of {sizes} MB, largest {layout.imbalance:.3f} of the mean")
+        chunks = counted(len(layout), "chunk")
+        self._say(f"{chunks} on {counted(layout.num_servers, 'shard')} of {sizes} MB, largest {layout.imbalance:.3f} of the mean")
         if len(layout) < layout.num_servers:
-            self._say(f"warning: {layout.num_servers} servers for {len(layout)} chunks: some hold nothing; use fewer servers")
+            self._say(f"warning: {layout.num_servers} servers for {chunks}: some hold nothing; use fewer servers")
         self._console.start(plan.total_steps, self._config.train.epochs)
         return True
 

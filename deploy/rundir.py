@@ -40,7 +40,7 @@ class RunDirectory:
     @classmethod
     def open(cls, run: str | Path | None = None, storage_path: str | Path = "runs") -> "RunDirectory":
         """An existing one: a directory, a name under `storage_path`, or None for the newest there. Raises ConfigError."""
-        runs = sorted((cls(path) for path in Path(storage_path).glob("*") if cls(path).exists()), key=cls._started)
+        runs = _runs(storage_path)
         if run is None:
             if not runs:
                 raise ConfigError(f"there is no run under {storage_path}: start one with pserver run, or name a run directory")
@@ -49,6 +49,12 @@ class RunDirectory:
             if found.exists():
                 return found
         raise ConfigError(f"{run} is no run: {hint(str(run), (found.name for found in runs), kind=f'the runs under {storage_path} are')}")
+
+    @classmethod
+    def open_with(cls, which: Weights, storage_path: str | Path = "runs") -> "RunDirectory":
+        """The newest run that has such weights; the newest one if none has. Raises ConfigError."""
+        runs = _runs(storage_path)
+        return next((run for run in reversed(runs) if run.weights(which).is_file()), None) or cls.open(None, storage_path)
 
     def exists(self) -> bool:
         """Whether a run has begun here."""
@@ -113,8 +119,14 @@ class RunDirectory:
         except OSError as error:
             raise ConfigError(f"{file} cannot be written ({error.strerror}): choose another file") from error
 
-    def _started(self) -> tuple[int, str]:
+    def started(self) -> tuple[int, str]:
+        """Orders runs by age."""
         return self.config.stat().st_mtime_ns, self.name
+
+
+def _runs(storage_path: str | Path) -> list[RunDirectory]:
+    """The oldest first."""
+    return sorted((run for run in map(RunDirectory, Path(storage_path).glob("*")) if run.exists()), key=RunDirectory.started)
 
 
 def generated_name(task: str, now: datetime) -> str:

@@ -31,7 +31,20 @@ _WANTED = {
     "tuple_type": ("list", "[1, 2]"),
 }
 """What a pydantic error of a type asks for, and an example."""
-
+_TEXTS = {
+    "task.name": "digits",
+    "train.loop": "mine.py:train",
+    "train.init": "weights.safetensors",
+    "early_stopping.metric": "validation_loss",
+    "plateau.metric": "validation_loss",
+    "comm.bandwidth": "200mbit",
+    "comm.server_bandwidth": "200mbit",
+    "comm.interface": "eth1",
+    "comm.port_range": "20000-20100",
+    "run.name": "first",
+    "run.storage_path": "runs",
+}
+"""Examples of keys that are strings; of those in a table by the table's key."""
 
 _ALTERNATIVES = ("str", "tuple[str, ...]")
 """What pydantic appends to the key of a value that may have one of two types."""
@@ -100,6 +113,8 @@ def _line(name: str, mistake: ErrorDetails) -> str:
     if mistake["type"] == "literal_error":
         return f"{key} = {value} is not among {mistake['ctx']['expected']}"
     kind, example = _WANTED[mistake["type"]]
+    if mistake["type"] == "string_type":
+        example = to_value(_TEXTS.get(key, _TEXTS.get(key.rpartition(".")[0], "text")))
     if mistake["loc"][-1] == "[key]":
         return f"{key}: the last part of the key is no {kind}: for example {example}"
     return f"{key} = {value} is no {kind}: write for example {key} = {example}"

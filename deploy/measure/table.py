@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deploy.measure.text import seconds, size
+from deploy.measure.text import counted, seconds, size
 from deploy.measure.verdict import verdict
 from deploy.measure.window import SPANS, TRAFFIC, Window
 
@@ -51,7 +51,7 @@ def closing_line(window: Window) -> str:
     shares = ", ".join(f"{part} {share:.0%}" for part, share in sorted(found.shares.items(), key=lambda item: -item[1]) if share >= 0.01)
     if not found.resource:
         return "no step has ended"
-    steps = f"{window.num_steps} steps of {seconds(window.steps['step_s'])}, exposed comm {window.exposed_share:.0%}"
+    steps = f"{counted(window.num_steps, 'step')} of {seconds(window.steps['step_s'])}, exposed comm {window.exposed_share:.0%}"
     return f"{steps} | bottleneck: {found} | slowest rank: {shares}"
 
 
@@ -71,4 +71,4 @@ def _shards(window: Window) -> Table:
         spans = [seconds(means[name]) for name in ("push_s", "pull_s", "aggregate_s", "apply_s", "wait_s")]
         rows.append([f"shard {shard}", *(size(totals[name]) for name in TRAFFIC), *spans])
     rows.append(["total", *(size(sums[name]) for name in TRAFFIC), *[""] * 5])
-    return Table(f"Bytes over {window.num_steps} steps and seconds per step, by shard (* estimated)", columns, rows)
+    return Table(f"Bytes over {counted(window.num_steps, 'step')} and seconds per step, by shard (* estimated)", columns, rows)

@@ -8,6 +8,11 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 0.05 else f"{value * 1e3:.1f} ms"
 
 
+def counted(number: int, what: str) -> str:
+    """For example 1 worker, 2 workers."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def size(num_bytes: float) -> str:
     """Decimal units, as links are rated."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

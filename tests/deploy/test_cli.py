@@ -1,5 +1,6 @@
 """The command: exit codes, what goes to stdout, one line per error, and that help is quick."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,23 @@ def test_export_copies_the_newest_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert torch.equal(load_file("model.safetensors")["w"], torch.ones(2))
     assert ended("export", "first", "model.safetensors", "--best") == 0
     assert torch.equal(load_file("model.safetensors")["w"], torch.zeros(2))
+
+
+def test_export_passes_over_a_newer_run_that_has_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for at, name in enumerate(("first", "failed")):
+        run = RunDirectory.create("runs", name, "digits")
+        run.write_config("")
+        os.utime(run.config, (at, at))
+    assert ended("export", "model.safetensors") == 2
+    assert "runs/failed has no last weights: it ended before it wrote any" in capsys.readouterr().err
+    save_file({"w": torch.ones(2)}, RunDirectory.open("first").weights("last"))
+    assert ended("export", "model.safetensors") == 0
+    assert capsys.readouterr().out == "model.safetensors: the last weights of runs/first\n"
+    assert ended("export", "model.safetensors", "--best") == 2
+    assert ended("export", "failed", "model.safetensors") == 2
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
