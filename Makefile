@@ -6,10 +6,10 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test models check stubs bench bench-local bench-codecs docs clean
+.PHONY: help setup train test models check stubs bench bench-local bench-network bench-codecs docs clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)  ## Make .venv (or complete VENV=path) with everything that is needed
 
@@ -36,6 +36,9 @@ bench: bench-local bench-codecs  ## Run all of the project's benchmarks
 
 bench-local: $(STAMP)  ## Measure steps on this machine beside DDP and Ray's example (ARGS="--workers 3 --model-bytes 400MB")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.local $(ARGS)
+
+bench-network: $(STAMP)  ## Measure exchanges over thin links beside gloo's (ARGS="--bandwidth 200mbit"); as root in network namespaces
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.network $(ARGS)
 
 bench-codecs: $(STAMP)  ## Measure what the wire formats cost (ARGS="--elements N")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.codecs $(ARGS)

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 import psutil
@@ -20,6 +21,8 @@ from benchmarks.workload import Workload
 
 START_S = 180.0
 """Until the next member of a contender stands at the gate."""
+Start = Callable[[list[str], dict[str, str], IO[bytes]], subprocess.Popen[bytes]]
+"""Starts a contender: (command, what to add to the environment, log)."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,35 @@ HEADER = f"{'':<34}{'median ms':>8}{'quartiles':>13}{'CPU s':>9}{'steps':>7}"
 """Over the columns of Samples; CPU seconds are those of all processes per step."""
 
 
+def start_here(command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """A process of this host, in a session of its own."""
+    return subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Who takes part in a comparison."""
+
+    module: str
+    """Of benchmarks.peers."""
+    members: int
+    """Processes that step."""
+    variants: Sequence[str] = ("",)
+    work: Mapping[str, object] = field(default_factory=dict)
+    """Fields of its Workload in place of everybody's."""
+
+
 class Contender:
     """The processes of `python -m benchmarks.peers.MODULE`, and the lines to its members."""
 
-    def __init__(self, gate: socket.socket, module: str, members: int, **workload: Any) -> None:
-        work = Workload(contender=module, gate=gate.getsockname()[1], **workload)
-        self.name = module
-        self._log = tempfile.NamedTemporaryFile(prefix=f"benchmark-{module}-", suffix=".log")  # noqa: SIM115
-        environment = {**os.environ, **work.environment()}
-        command = [sys.executable, "-m", f"benchmarks.peers.{module}"]
-        self._root = subprocess.Popen(command, env=environment, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True)
+    def __init__(self, gate: socket.socket, name: str, entry: Entry, start: Start, **work: Any) -> None:
+        workload = Workload(contender=name, gate=gate.getsockname(), **{**work, **entry.work})
+        self.name = name
+        self._log = tempfile.NamedTemporaryFile(prefix=f"benchmark-{entry.module}-", suffix=".log")  # noqa: SIM115
+        self._root = start([sys.executable, "-m", f"benchmarks.peers.{entry.module}"], workload.environment(), self._log.file)
         self._members: list[IO[str]] = []
         try:
-            while len(self._members) < members:
+            while len(self._members) < entry.members:
                 self._members.append(self._arrival(gate))
         except BaseException:
             self.stop()
@@ -114,10 +133,35 @@ class Contender:
         self._log.close()
 
 
+def compete(
+    entries: Mapping[str, Entry], *, rounds: int, warmup: int, steps: int, title: str, start: Start = start_here, **work: object
+) -> dict[tuple[str, str], Samples]:
+    """All contenders live at once and take turns, round by round; samples by name and variant."""
+    samples = {(name, variant): Samples() for name, entry in entries.items() for variant in entry.variants}
+    contenders: dict[str, Contender] = {}
+    with _gate() as gate:
+        try:
+            for name, entry in entries.items():
+                print(f"starting {name}", file=sys.stderr, flush=True)
+                contenders[name] = Contender(gate, name, entry, start, **work)
+            for _ in range(rounds):
+                for name, variant in samples:
+                    contenders[name].run(samples[name, variant], warmup=warmup, steps=steps, variant=variant)
+        finally:
+            for contender in contenders.values():
+                contender.stop()
+    print(f"\n{title}\n{HEADER}")
+    for (name, variant), found in samples.items():
+        print(f"{name + (f' {variant}' if variant else ''):<34}{found}", flush=True)
+    return samples
+
+
 @contextlib.contextmanager
-def arena() -> Iterator[socket.socket]:
-    """The gate that members come to."""
-    with socket.create_server(("127.0.0.1", 0)) as gate:
+def _gate() -> Iterator[socket.socket]:
+    """Where members report: a path, which is the same in every network namespace."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as gate:
+        gate.bind(str(Path(folder, "gate")))
+        gate.listen()
         yield gate
 
 
@@ -138,6 +182,8 @@ class Row:
     ours: float
     peer: float
     must: float
+    least: float = 0.0
+    """A smaller ratio cannot be: something is measured wrong."""
 
     @property
     def ratio(self) -> float:
@@ -145,16 +191,22 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        return self.ratio <= self.must
+        return self.least <= self.ratio <= self.must
 
 
 def report(rows: Sequence[Row]) -> None:
     """The table of measures, and as last line the same as one JSON object."""
-    print(f"\n{'measure':<44}{'ours s':>9}{'peer s':>9}{'ratio':>8}{'must':>7}  ok")
+    print(f"\n{'measure':<56}{'ours s':>9}{'peer s':>9}{'ratio':>8}{'must':>7}  ok")
     for row in rows:
-        print(f"{row.measure:<44}{row.ours:>9.3f}{row.peer:>9.3f}{row.ratio:>8.2f}{row.must:>7.2f}  {'yes' if row.ok else 'NO'}")
+        print(f"{row.measure:<56}{row.ours:>9.3f}{row.peer:>9.3f}{row.ratio:>8.2f}{row.must:>7.2f}  {_judgement(row)}")
     keys = ("ours", "peer", "ratio", "must", "ok")
     print(json.dumps({row.measure: {key: _rounded(getattr(row, key)) for key in keys} for row in rows}))
+
+
+def _judgement(row: Row) -> str:
+    if row.ratio < row.least:
+        return f"NO: below {row.least:.2f}, a leak"
+    return "yes" if row.ok else "NO"
 
 
 def _rounded(value: float | bool) -> float | bool:

@@ -1,14 +1,12 @@
 """One machine: pserver beside DDP over gloo and beside Ray's example, and gRPC beside its bare rate. `make bench-local ARGS="--workers 2"`."""
 
 import argparse
-import re
 import signal
 import sys
-from collections.abc import Mapping
 
-from benchmarks.harness import HEADER, Contender, Row, Samples, arena, report
+from benchmarks.harness import Entry, Row, compete, report
 from benchmarks.peers import ddp, raw
-from benchmarks.workload import model_bytes_of, width_of
+from benchmarks.workload import model_bytes_of, parse_size, width_of
 
 MUST_DDP = {2: 0.70, 4: 0.68}
 """Ours over DDP's step by number of workers; other numbers are held to the stricter one."""
@@ -35,7 +33,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, action="append", help="workers of a run; may be repeated (default: 2 and 4)")
     parser.add_argument("--servers", type=int, default=2)
-    parser.add_argument("--model-bytes", type=_size, default=100_700_000, help="for example 400MB")
+    parser.add_argument("--model-bytes", type=parse_size, default=100_700_000, help="for example 400MB")
     parser.add_argument("--batch", type=int, default=32, help="samples per worker")
     parser.add_argument("--steps", type=int, default=5, help="measured steps in a round")
     parser.add_argument("--rounds", type=int, default=3)
@@ -47,20 +45,14 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _size(text: str) -> float:
-    match = re.fullmatch(r"([\d.]+)(KB|MB|GB)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: for example 400MB")
-    return float(match[1]) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[match[2]]
-
-
 def _steps(workers: int, arguments: argparse.Namespace) -> list[Row]:
     """Whole steps."""
     work = {"workers": workers, "servers": arguments.servers, "width": arguments.width, "batch": arguments.batch}
-    variants = {"ours": [""], "ddp": ddp.VARIANTS} | ({} if arguments.no_ray else {"ray_example": [""]})
-    members = {"ours": workers, "ddp": workers, "ray_example": 1}
+    entries = {"ours": Entry(module="ours", members=workers), "ddp": Entry(module="ddp", members=workers, variants=ddp.VARIANTS)}
+    if not arguments.no_ray:
+        entries["ray_example"] = Entry(module="ray_example", members=1)
     title = f"{workers} workers, {arguments.servers} servers"
-    samples = _compete(variants, members, work, arguments, title)
+    samples = compete(entries, rounds=arguments.rounds, warmup=WARMUP, steps=arguments.steps, title=title, **work)
     ours, best = samples["ours", ""], min((samples["ddp", v] for v in ddp.VARIANTS), key=lambda s: s.median)
     rows = [Row(f"{workers} workers: step / DDP's best", ours.median, best.median, MUST_DDP.get(workers, min(MUST_DDP.values())))]
     if not arguments.no_ray:
@@ -73,33 +65,10 @@ def _grpc(arguments: argparse.Namespace) -> Row:
     workers = 2
     work = {"workers": workers, "servers": arguments.servers, "width": arguments.width, "compute": False}
     title = f"gRPC only, {workers} workers, {arguments.servers} servers, no compute (raw: the model once, one stream)"
-    samples = _compete({"ours": [""], "raw": raw.VARIANTS}, {"ours": workers, "raw": 1}, work, arguments, title)
+    entries = {"ours": Entry(module="ours", members=workers), "raw": Entry(module="raw", members=1, variants=raw.VARIANTS)}
+    samples = compete(entries, rounds=arguments.rounds, warmup=WARMUP, steps=arguments.steps, title=title, **work)
     floor = 2 * workers * min(samples["raw", variant].median for variant in raw.VARIANTS)
     return Row("gRPC only, 2 workers: exchange / raw rate", samples["ours", ""].median, floor, MUST_GRPC)
-
-
-def _compete(
-    variants: Mapping[str, list[str]], members: Mapping[str, int], work: Mapping[str, object], arguments: argparse.Namespace, title: str
-) -> dict[tuple[str, str], Samples]:
-    """All contenders live at once and take turns, round by round."""
-    samples = {(name, variant): Samples() for name in variants for variant in variants[name]}
-    contenders: list[Contender] = []
-    with arena() as gate:
-        try:
-            for name in variants:
-                print(f"starting {name}", file=sys.stderr, flush=True)
-                contenders.append(Contender(gate, name, members[name], **work))
-            for _ in range(arguments.rounds):
-                for contender in contenders:
-                    for variant in variants[contender.name]:
-                        contender.run(samples[contender.name, variant], warmup=WARMUP, steps=arguments.steps, variant=variant)
-        finally:
-            for contender in contenders:
-                contender.stop()
-    print(f"\n{title}\n{HEADER}")
-    for (name, variant), found in samples.items():
-        print(f"{name + (f' {variant}' if variant else ''):<34}{found}", flush=True)
-    return samples
 
 
 if __name__ == "__main__":

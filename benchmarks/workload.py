@@ -1,12 +1,14 @@
 """What every contender of a benchmark trains, and how its members take part: they wait at a gate and step when told to."""
 
+import argparse
 import json
 import math
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +23,26 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A perceptron ENDS-width-width-ENDS, and who trains it."""
+    """A perceptron ENDS-width-width-ENDS, or tensors without meaning, and who trains it where."""
 
     contender: str
-    gate: int
-    """Port of the harness."""
+    gate: str
+    """Socket of the harness."""
     workers: int = 2
     servers: int = 2
     width: int = 4096
     batch: int = 32
     compute: bool = True
     """False: the members exchange the same gradients again and again (only pserver)."""
+    tensors: int = 0
+    """Above 0: so many equal tensors of `model_bytes` together in place of the perceptron."""
+    model_bytes: int = 0
+    wire: str = "fp32"
+    """Format of push and pull (only pserver)."""
+    bandwidth: str | None = None
+    """Rate of the token bucket in place of a real link (only pserver)."""
+    places: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Virtual hosts by name: pid of the holder, address. Empty: this host alone."""
 
     @classmethod
     def here(cls) -> "Workload":
@@ -45,8 +56,15 @@ class Workload:
     def model(self) -> nn.Module:
         """The same on every member."""
         torch.manual_seed(0)
+        if self.tensors:
+            return nn.ParameterList(torch.randn(size) for size in self.sizes())
         width = self.width
         return nn.Sequential(nn.Linear(ENDS, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, ENDS))
+
+    def sizes(self) -> list[int]:
+        """Elements of every tensor in place of the perceptron."""
+        each, rest = divmod(self.model_bytes // 4, self.tensors)
+        return [each + (i < rest) for i in range(self.tensors)]
 
     def loss(self, model: nn.Module, rank: int) -> Tensor:
         """On the rank's batch, which is the same in every step: making it is no part of what is measured."""
@@ -71,9 +89,18 @@ def model_bytes_of(width: int) -> int:
     return 4 * (width * width + 2 * ENDS * width + 2 * width + ENDS)
 
 
+def parse_size(text: str) -> int:
+    """Bytes of "400MB" or "8MiB"."""
+    match = re.fullmatch(r"([\d.]+)([KMG])(i?)B", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: for example 400MB or 8MiB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** ("KMG".index(match[2]) + 1))
+
+
 def take_part(workload: Workload, member: int, step_of: Callable[[str], Step]) -> None:
     """Steps whenever the harness says so, in the variant it names, and answers with the seconds of every step; until it hangs up."""
-    with socket.create_connection(("127.0.0.1", workload.gate)) as connection, connection.makefile("rw") as lines:
+    with socket.socket(socket.AF_UNIX) as connection, connection.makefile("rw") as lines:
+        connection.connect(workload.gate)
         lines.write(f"{workload.contender} {member}\n")
         lines.flush()
         for line in lines:

@@ -4,10 +4,11 @@ import tempfile
 
 import torch
 
+from benchmarks.hosts import run_in_hosts
 from benchmarks.workload import Step, Workload, take_part
-from deploy.config import RunConfig, ScalingConfig
+from deploy.config import Config, RunConfig, ScalingConfig
 from deploy.trainer import Trainer
-from ps.config import OptimizerConfig
+from ps.config import CommConfig, OptimizerConfig, SecurityConfig
 from workers.config import TrainConfig
 from workers.context import Context
 from workers.step import Contribution
@@ -16,15 +17,22 @@ from workers.step import Contribution
 def main() -> None:
     workload = Workload.here()
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(
-            loop="benchmarks.peers.ours:train",
-            train_config=TrainConfig(batch_size=workload.batch, max_steps=1_000_000),
-            optimizer=OptimizerConfig(name="adam", lr=1e-3),
-            scaling_config=ScalingConfig(num_workers=workload.workers, num_servers=workload.servers),
-            run_config=RunConfig(storage_path=folder),
-            launcher="process",
-            quiet=True,
-        ).fit()
+        config = _config(workload, folder)
+        if workload.places:
+            run_in_hosts(config, workload.places)
+        else:
+            Trainer.from_config(config, launcher="process", quiet=True).fit()
+
+
+def _config(workload: Workload, folder: str) -> Config:
+    return Config(
+        train=TrainConfig(loop="benchmarks.peers.ours:train", batch_size=workload.batch, max_steps=1_000_000),
+        optimizer=OptimizerConfig(name="adam", lr=1e-3),
+        scaling=ScalingConfig(num_workers=workload.workers, num_servers=workload.servers),
+        comm=CommConfig(push_format=workload.wire, pull_format=workload.wire, bandwidth=workload.bandwidth),
+        security=SecurityConfig(allow_plaintext=bool(workload.places)),
+        run=RunConfig(storage_path=folder),
+    )
 
 
 def train(ctx: Context) -> None:
@@ -49,11 +57,12 @@ def _training(ctx: Context, workload: Workload) -> Step:
 
 
 def _exchanging(ctx: Context, workload: Workload) -> Step:
-    """Pushes what one backward pass has left, and pulls: no compute, no gathering."""
+    """Pushes the same gradients again and again, and pulls: no compute, no gathering."""
     model = workload.model()
     ctx.optimizer(model)
     session = ctx._session
-    workload.loss(model, ctx.rank).backward()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
     session.bound.gather(1.0, divide=False, sums=(0.0, 1.0, 1.0, 1.0))
     return lambda: session.step(Contribution(1.0, 1, 0.0))
 

@@ -51,7 +51,7 @@ class ProcessLauncher:
     def start(self, key: ProcessKey, settings_json: str) -> None:
         with self._log_path(key).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", self._modules[key.role]],
+                self.command(key),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -63,6 +63,10 @@ class ProcessLauncher:
         # The settings hold the run's token: others on this host can read arguments, and children inherit the environment.
         with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
             pipe.write(settings_json.encode())
+
+    def command(self, key: ProcessKey) -> list[str]:
+        """What is run for a process; it must keep its pid."""
+        return [sys.executable, "-m", self._modules[key.role]]
 
     def ended(self) -> dict[ProcessKey, Ending]:
         for key, process in list(self._running.items()):

@@ -60,12 +60,16 @@ class VirtualCluster:
     def address(self, host: str) -> str:
         return self.plan.address(host)
 
+    def holder_pid(self, host: str) -> int:
+        """The process through which `deploy.virtual.plan.enter` gets into `host`."""
+        return self._holders[host].pid
+
     def command(self, host: str, argv: Sequence[str], cwd: str | Path | None = None) -> Command:
         """`argv` as a command that runs in `host`, in `cwd` (None: the current folder)."""
         namespace = self.plan.namespace(host)
         limited = self._quotas and self.plan.hosts[self.plan.index(host)].cpus is not None
         procs = str(self._quotas.procs(namespace)) if self._quotas and limited else None
-        return enter(self._holders[host].pid, argv, str(cwd or Path.cwd()), procs)
+        return enter(self.holder_pid(host), argv, str(cwd or Path.cwd()), procs)
 
     def popen(
         self,
@@ -100,7 +104,7 @@ class VirtualCluster:
 
     def pids(self, host: str) -> list[int]:
         """All processes in `host`, but for the one that holds it."""
-        return [pid for pid in pids_in(self.plan.namespace(host)) if pid != self._holders[host].pid]
+        return [pid for pid in pids_in(self.plan.namespace(host)) if pid != self.holder_pid(host)]
 
     def close(self) -> None:
         """Idempotent."""

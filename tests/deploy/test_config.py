@@ -80,7 +80,10 @@ def test_keys_of_the_task_become_its_fields(tmp_path: Path) -> None:
         ),
         ("[run]\nname = 3", "job.toml: run.name = 3 is no string"),
         ("[comm]\nbandwidth = 10", 'job.toml: comm.bandwidth = 10 is no string: write for example comm.bandwidth = "200mbit"'),
-        ("[comm]\nserver_bandwidth = { 1 = 10 }", 'job.toml: comm.server_bandwidth.1 = 10 is no string: write for example comm.server_bandwidth.1 = "200mbit"'),
+        (
+            "[comm]\nserver_bandwidth = { 1 = 10 }",
+            'job.toml: comm.server_bandwidth.1 = 10 is no string: write for example comm.server_bandwidth.1 = "200mbit"',
+        ),
         ("[task.x]\ny = [{ z = nan }]", "job.toml: task.x.y.z = nan is out of range"),
         ("[run]\nname = 2026-11-23", "job.toml: run.name = 2026-11-23 is a date: write it in quotes"),
         ('[run]\nname = "../up"', "job.toml: run.name = '../up' is no name of a folder"),

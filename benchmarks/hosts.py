@@ -1,0 +1,70 @@
+"""Contenders on virtual hosts: worker-0 ... and server-0 ..., each with a link of its own, and the driver's, which is not shaped."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from benchmarks.harness import Start
+from deploy.config import Config
+from deploy.console import Console
+from deploy.driver import Driver
+from deploy.launch.base import LogPath, ProcessKey
+from deploy.launch.process import ProcessLauncher
+from deploy.rundir import RunDirectory
+from deploy.virtual.cluster import VirtualCluster
+from deploy.virtual.plan import HostSpec, enter
+from ps.config import Timeouts
+
+DRIVER = "driver"
+Places = Mapping[str, tuple[int, str]]
+"""Virtual hosts by name: pid of the holder, address."""
+
+
+@contextmanager
+def hosts(rates: Mapping[str, str]) -> Iterator[tuple[Start, dict[str, tuple[int, str]]]]:
+    """Hosts with links of the given rates, gone at the end; how a contender starts on the driver's, and where all are."""
+    specs = [HostSpec(name=DRIVER), *(HostSpec(name=name, rate=rate) for name, rate in rates.items())]
+    with VirtualCluster(specs) as cluster:
+
+        def start(command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+            return cluster.popen(DRIVER, command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+        yield start, {spec.name: (cluster.holder_pid(spec.name), cluster.address(spec.name)) for spec in specs}
+
+
+def command_in(places: Places, host: str, module: str, *arguments: str) -> list[str]:
+    """`python -m MODULE` in a host."""
+    return enter(places[host][0], [sys.executable, "-m", module, *arguments], str(Path.cwd()), None)
+
+
+def run_in_hosts(config: Config, places: Places) -> None:
+    """A whole run whose processes are spread over the hosts; its driver is this process."""
+    rundir = RunDirectory.create(config.run.storage_path, config.run.name, "network")
+    with HostsLauncher(lambda key: rundir.process_log(key.role, key.index), places) as launcher, Console(quiet=True, stderr=True) as console:
+        Driver(config, rundir, launcher, console, Timeouts()).run(threading.Event())
+
+
+class HostsLauncher(ProcessLauncher):
+    """Plain processes, each in the virtual host of its name."""
+
+    def __init__(self, log_path: LogPath, places: Places) -> None:
+        super().__init__(log_path)
+        self._places = places
+
+    def control_host(self) -> str:
+        return self._places[DRIVER][1]
+
+    def bind_host(self, key: ProcessKey) -> str:
+        return self._places[host_of(key.role, key.index)][1]
+
+    def command(self, key: ProcessKey) -> list[str]:
+        return enter(self._places[host_of(key.role, key.index)][0], super().command(key), str(Path.cwd()), None)
+
+
+def host_of(role: str, index: int) -> str:
+    """Name of the host of a process."""
+    return f"{role}-{index}"

@@ -1,0 +1,44 @@
+"""Benchmarks: rows judge, and the network's contenders meet on virtual hosts. Figures are for `make bench-network`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import Row
+from benchmarks.workload import Workload, parse_size
+from deploy.virtual import owner
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_ratio_beyond_its_limit_or_below_what_can_be_fails() -> None:
+    assert Row("m", ours=1.05, peer=1.0, must=1.1, least=1.03).ok
+    assert not Row("m", ours=1.2, peer=1.0, must=1.1, least=1.03).ok
+    assert not Row("m", ours=1.0, peer=1.0, must=1.1, least=1.03).ok
+
+
+def test_sizes_are_decimal_or_binary() -> None:
+    assert [parse_size("400MB"), parse_size("8MiB"), parse_size("1.5KB")] == [400_000_000, 8 << 20, 1500]
+
+
+def test_tensors_in_place_of_the_perceptron_have_all_its_bytes() -> None:
+    workload = Workload(contender="ours", gate="", tensors=3, model_bytes=1000)
+    assert workload.sizes() == [84, 83, 83]
+    assert [tensor.numel() for tensor in workload.model().parameters()] == workload.sizes()
+
+
+@pytest.mark.root
+def test_an_exchange_is_measured_between_hosts_that_are_gone_afterwards() -> None:
+    tags = set(owner.known_tags())
+    arguments = "--workers 1 --servers 1 --bandwidth 100mbit --model-bytes 64KB --tensors 2 --rounds 1 --steps 2 --no-peers --no-bf16"
+    command = [sys.executable, "-m", "benchmarks.network", *arguments.split()]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stderr
+    measures = json.loads(done.stdout.splitlines()[-1])
+    assert set(measures) == {"100mbit, 0.061 MiB: plain TCP / M/B", "100mbit, 0.061 MiB: exchange / M/B"}
+    assert all(set(row) == {"ours", "peer", "ratio", "must", "ok"} and row["ours"] > 0 for row in measures.values())
+    assert set(owner.known_tags()) == tags
