@@ -25,7 +25,7 @@ from ps.errors import NotInitialised, PserverError
 from ps.ledger import WorkerRow, from_line
 from ps.reader import Reader
 from ps.security import RunGuard, check_plaintext, new_token
-from ps.segments import remove_segments
+from ps.segments import run_mark
 from ps.transport.rpc import bind_within, new_server
 from workers.config import WorkerSettings
 from workers.context import for_any_process
@@ -55,15 +55,19 @@ class Driver:
         self._control = Control(num_workers=scaling.num_workers, num_servers=scaling.num_servers, home=socket.gethostname())
         self._ledger = LedgerWriter(rundir.comm, scaling.num_workers, scaling.num_servers)
         self._service = ControlServicer(self._control, 1, on_epoch=self._on_epoch, on_rows=self._on_rows, on_step=self._on_step)
-        self._interrupted = threading.Event()
         self._loss: float | None = None
         self._logged_s = time.monotonic()
         self._log_at: int | None = None
         """Version of the last epoch that has ended without a line about its bottleneck."""
 
     def run(self, interrupted: threading.Event) -> None:
-        """Trains to the end, or until `interrupted` is set. Raises what ended the run; no process is left in any case."""
+        """Trains to the end, or until `interrupted` is set. Raises what ended the run; no process is left in any case,
+        and no memory on this host."""
         self._watch = Watch(self._launcher, self._control, self._service, self._rundir, interrupted, self._log_now_and_then)
+        with run_mark(self._run_id):
+            self._run()
+
+    def _run(self) -> None:
         server = None
         try:
             self._launcher.check()
@@ -168,10 +172,7 @@ class Driver:
 
     def _end_processes(self) -> None:
         self._service.stop()
-        try:
-            self._launcher.stop(self._timeouts.stop_s)
-        finally:
-            remove_segments(self._run_id)
+        self._launcher.stop(self._timeouts.stop_s)
 
     # -- log -------------------------------------------------------------------------------------------------
 

@@ -83,18 +83,20 @@ FINISHED: Event
 FAILED: Event
 
 class Member(_message.Message):
-    __slots__ = ("rank", "stage", "incarnation", "generation", "session")
+    __slots__ = ("rank", "stage", "incarnation", "generation", "session", "lands_shared")
     RANK_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    LANDS_SHARED_FIELD_NUMBER: _ClassVar[int]
     rank: int
     stage: int
     incarnation: int
     generation: int
     session: int
-    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., incarnation: _Optional[int] = ..., generation: _Optional[int] = ..., session: _Optional[int] = ...) -> None: ...
+    lands_shared: bool
+    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., incarnation: _Optional[int] = ..., generation: _Optional[int] = ..., session: _Optional[int] = ..., lands_shared: bool = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "shape", "dtype", "rule", "group")
@@ -128,8 +130,34 @@ class Environment(_message.Message):
     cpu_capability: str
     def __init__(self, host: _Optional[str] = ..., pid: _Optional[int] = ..., python: _Optional[str] = ..., torch: _Optional[str] = ..., pserver: _Optional[str] = ..., num_threads: _Optional[int] = ..., cpu_capability: _Optional[str] = ...) -> None: ...
 
+class SharedMemory(_message.Message):
+    __slots__ = ("name", "size_bytes", "nonce")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size_bytes: int
+    nonce: bytes
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
+class SharedStore(_message.Message):
+    __slots__ = ("segment", "nonce_at", "oldest_at", "words_at", "even_at", "odd_at")
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    NONCE_AT_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_AT_FIELD_NUMBER: _ClassVar[int]
+    WORDS_AT_FIELD_NUMBER: _ClassVar[int]
+    EVEN_AT_FIELD_NUMBER: _ClassVar[int]
+    ODD_AT_FIELD_NUMBER: _ClassVar[int]
+    segment: SharedMemory
+    nonce_at: int
+    oldest_at: int
+    words_at: int
+    even_at: int
+    odd_at: int
+    def __init__(self, segment: _Optional[_Union[SharedMemory, _Mapping]] = ..., nonce_at: _Optional[int] = ..., oldest_at: _Optional[int] = ..., words_at: _Optional[int] = ..., even_at: _Optional[int] = ..., odd_at: _Optional[int] = ...) -> None: ...
+
 class JoinRequest(_message.Message):
-    __slots__ = ("member", "tensors", "chunk_digests", "environment", "steps_per_epoch", "total_steps", "validate_every", "own_loop")
+    __slots__ = ("member", "tensors", "chunk_digests", "environment", "steps_per_epoch", "total_steps", "validate_every", "own_loop", "shared")
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_DIGESTS_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +166,7 @@ class JoinRequest(_message.Message):
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_EVERY_FIELD_NUMBER: _ClassVar[int]
     OWN_LOOP_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     member: Member
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     chunk_digests: _containers.RepeatedScalarFieldContainer[int]
@@ -146,21 +175,26 @@ class JoinRequest(_message.Message):
     total_steps: int
     validate_every: int
     own_loop: bool
-    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., chunk_digests: _Optional[_Iterable[int]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., steps_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ..., validate_every: _Optional[int] = ..., own_loop: bool = ...) -> None: ...
+    shared: SharedMemory
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., chunk_digests: _Optional[_Iterable[int]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., steps_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ..., validate_every: _Optional[int] = ..., own_loop: bool = ..., shared: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("version", "shard", "num_servers", "num_chunks", "session")
+    __slots__ = ("version", "shard", "num_servers", "num_chunks", "session", "reads_shared", "store")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SERVERS_FIELD_NUMBER: _ClassVar[int]
     NUM_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    READS_SHARED_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
     version: int
     shard: int
     num_servers: int
     num_chunks: int
     session: int
-    def __init__(self, version: _Optional[int] = ..., shard: _Optional[int] = ..., num_servers: _Optional[int] = ..., num_chunks: _Optional[int] = ..., session: _Optional[int] = ...) -> None: ...
+    reads_shared: bool
+    store: SharedStore
+    def __init__(self, version: _Optional[int] = ..., shard: _Optional[int] = ..., num_servers: _Optional[int] = ..., num_chunks: _Optional[int] = ..., session: _Optional[int] = ..., reads_shared: bool = ..., store: _Optional[_Union[SharedStore, _Mapping]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
@@ -189,7 +223,7 @@ class InitReply(_message.Message):
     def __init__(self, num_stored: _Optional[int] = ...) -> None: ...
 
 class FrameHeader(_message.Message):
-    __slots__ = ("kind", "member", "step", "first_chunk", "num_chunks", "dtype", "digests", "weight", "sequence", "verdict", "detail", "norms_shard", "norms", "clock_s", "complete_s", "last_rank", "format")
+    __slots__ = ("kind", "member", "step", "first_chunk", "num_chunks", "dtype", "digests", "weight", "sequence", "verdict", "detail", "norms_shard", "norms", "clock_s", "complete_s", "last_rank", "format", "shared")
     KIND_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +241,7 @@ class FrameHeader(_message.Message):
     COMPLETE_S_FIELD_NUMBER: _ClassVar[int]
     LAST_RANK_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     kind: Kind
     member: Member
     step: int
@@ -224,7 +259,8 @@ class FrameHeader(_message.Message):
     complete_s: float
     last_rank: int
     format: str
-    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ..., first_chunk: _Optional[int] = ..., num_chunks: _Optional[int] = ..., dtype: _Optional[str] = ..., digests: _Optional[_Iterable[int]] = ..., weight: _Optional[float] = ..., sequence: _Optional[int] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., detail: _Optional[str] = ..., norms_shard: _Optional[int] = ..., norms: _Optional[_Iterable[float]] = ..., clock_s: _Optional[float] = ..., complete_s: _Optional[float] = ..., last_rank: _Optional[int] = ..., format: _Optional[str] = ...) -> None: ...
+    shared: bool
+    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ..., first_chunk: _Optional[int] = ..., num_chunks: _Optional[int] = ..., dtype: _Optional[str] = ..., digests: _Optional[_Iterable[int]] = ..., weight: _Optional[float] = ..., sequence: _Optional[int] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., detail: _Optional[str] = ..., norms_shard: _Optional[int] = ..., norms: _Optional[_Iterable[float]] = ..., clock_s: _Optional[float] = ..., complete_s: _Optional[float] = ..., last_rank: _Optional[int] = ..., format: _Optional[str] = ..., shared: bool = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("header", "padding", "payload")

@@ -100,6 +100,7 @@ class Barrier:
         """Payload queued out of order."""
         self._state: npt.NDArray[np.uint8] = np.zeros((num_workers, chunks), np.uint8)
         self._absent = np.zeros((num_workers, chunks), np.bool_)
+        self._held = np.zeros((num_workers, chunks), np.bool_)
         self._print: npt.NDArray[np.uint64] = np.zeros((num_workers, chunks), np.uint64)
         self._weight = np.zeros((num_workers, chunks))
         self._owed = np.zeros((num_workers, chunks), np.bool_)
@@ -130,17 +131,18 @@ class Barrier:
             return []
         self._incarnation[rank] = incarnation
         queued = self._state[rank] == _State.QUEUED
-        self.early_bytes -= int(self._sizes[queued & ~self._absent[rank]].sum())
+        self.early_bytes -= int(self._sizes[queued & self._held[rank]].sum())
         self._state[rank][queued] = _State.NONE
         return [part for part in _alike(Run(0, len(queued)), queued) if queued[part.first]]
 
     # -- contributions ---------------------------------------------------------------------------------------
 
-    def offer(self, rank: int, step: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float) -> Offer:
+    def offer(self, rank: int, step: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float, *, holds_payload: bool = True) -> Offer:
         """A contribution of `rank` to `run` for `step`; `prints` identify its bytes, None means absent.
 
         The caller has checked that the sender is not fenced. Every part that is accepted, a duplicate or
-        already applied is owed the bytes of step + 1.
+        already applied is owed the bytes of step + 1. Only payload that the shard itself must hold counts against
+        the bound: what stays in the member's segment does not.
         """
         offer = Offer()
         for part in _alike(run, self._words[run.span]):
@@ -151,10 +153,10 @@ class Barrier:
                 offer.worst(Verdict.ALREADY_APPLIED)
                 offer.actions.append(Answer(rank, part, step + 1))
             else:
-                self._offer_current(offer, rank, part, _cut(prints, run, part), weight)
+                self._offer_current(offer, rank, part, _cut(prints, run, part), weight, holds_payload)
         return offer
 
-    def _offer_current(self, offer: Offer, rank: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float) -> None:
+    def _offer_current(self, offer: Offer, rank: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float, holds_payload: bool) -> None:
         for part in _alike(run, self._state[rank][run.span] != _State.NONE):
             marks = _cut(prints, run, part)
             if self._state[rank, part.first] != _State.NONE:
@@ -162,7 +164,7 @@ class Barrier:
                 offer.worst(Verdict.DUPLICATE if same else Verdict.DIVERGED)
                 self._owed[rank][part.span] |= same
             else:
-                self._take(offer, rank, part, marks, weight)
+                self._take(offer, rank, part, marks, weight, holds_payload)
 
     def _is_same(self, rank: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float) -> bool:
         absent = self._absent[rank][run.span]
@@ -170,15 +172,17 @@ class Barrier:
             return False
         return prints is None or bool((self._print[rank][run.span] == prints).all())
 
-    def _take(self, offer: Offer, rank: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float) -> None:
+    def _take(self, offer: Offer, rank: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float, holds_payload: bool) -> None:
         for part in _alike(run, self._next[run.span] == rank):
             is_next = self._next[part.first] == rank
-            size = 0 if prints is None else int(self._sizes[part.span].sum())
+            holds = holds_payload and prints is not None
+            size = int(self._sizes[part.span].sum()) if holds else 0
             if not is_next and size and self.early_bytes + size > self._bound:
                 offer.paused.append(part)
                 continue
             self._owed[rank][part.span] = True
             self._absent[rank][part.span] = prints is None
+            self._held[rank][part.span] = holds
             self._weight[rank][part.span] = weight
             if prints is not None:
                 self._print[rank][part.span] = _cut(prints, run, part)
@@ -204,7 +208,7 @@ class Barrier:
                 continue
             for part in _alike(run, self._state[rank + 1][run.span]):
                 if self._state[rank + 1, part.first] == _State.QUEUED:
-                    self.early_bytes -= int(self._sizes[part.span][~self._absent[rank + 1][part.span]].sum())
+                    self.early_bytes -= int(self._sizes[part.span][self._held[rank + 1][part.span]].sum())
                     done += self._claim(actions, rank + 1, part)
         return actions
 
@@ -240,6 +244,10 @@ class Barrier:
         return answers
 
     # -- questions -------------------------------------------------------------------------------------------
+
+    def has_contributed(self, rank: int, step: int, run: Run) -> bool:
+        """Whether a contribution of the rank to any chunk of the run is in for a step in progress."""
+        return bool(((self._words[run.span] == step) & (self._state[rank][run.span] != _State.NONE)).any())
 
     def missing(self) -> dict[int, int]:
         """Ranks that some chunk waits for, with the number of chunks."""

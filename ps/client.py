@@ -23,6 +23,7 @@ from ps.layout import Layout, Run
 from ps.line import Line
 from ps.norms import NormRelay
 from ps.plan import Plan
+from ps.shared import MemberSegment
 from ps.step_clock import StepClock, StepTiming
 from ps.store import EMPTY
 from ps.transport.shaping import Link
@@ -36,7 +37,8 @@ Present = Callable[[int], bool]
 class Client:
     """A member's connection to all shards. One thread calls join, init, pull and exchange; `abort` may come from any.
 
-    `landing` holds two flat layouts; version v lands in landing[v % 2].
+    `landing` holds two flat layouts; version v lands in landing[v % 2]. `segment`, if there is one, holds the gradients that
+    are exchanged; it is the client's from here on.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class Client:
         comm: CommConfig,
         timeouts: Timeouts,
         landing: tuple[Bytes, Bytes],
+        segment: MemberSegment | None = None,
     ) -> None:
         self.member = member
         self.layout = layout
         self._landing = landing
+        self._segment = segment
         link = Link(comm.link_bytes_per_s())
         shards = layout.shards
         self._lines = [Line(a, shards[a.shard], link, member=member, run_id=run_id, token=token, timeouts=timeouts, comm=comm) for a in servers]
@@ -82,6 +86,7 @@ class Client:
             total_steps=plan.total_steps,
             validate_every=plan.validate_every,
             own_loop=plan.own_loop,
+            shared=self._segment.offer if self._segment else None,
         )
         versions = [line.join(self._request, len(self._lines)) for line in self._lines]
         return min((version for version in versions if version != EMPTY), default=0)
@@ -157,9 +162,10 @@ class Client:
                 sequence = line.next_sequence(index if part.stop == run.stop else -1)
             frames.append(line.encode(kind, part, gradients, step=step, weight=weight, sequence=sequence))
             payload_bytes += line.push_bytes(part) if kind == pb.PUSH else 0
+        wire_bytes = 0 if line.pushes_shared else sum(map(len, frames))
         with self._changed:
             self._clock.encode_s += time.monotonic() - started
-            self._clock.sent(shard, index, payload_bytes, sum(map(len, frames)))
+            self._clock.sent(shard, index, payload_bytes, wire_bytes)
         for data in frames:
             line.send(data)
 
@@ -211,14 +217,17 @@ class Client:
             self._exchange.receipt(line.index, index)
 
     def _land(self, line: Line, header: pb.FrameHeader, payload: Bytes, wire_bytes: int) -> None:
-        run = frame.checked_run(header, payload, line.layout, with_payload=True, wire=line.pull_format)
+        run = frame.checked_run(header, payload, line.layout, with_payload=not header.shared, wire=line.pull_format)
         with self._changed:
             if not self._exchange.may_land(line.index, int(header.step), run):
                 return
-        values = frame.exact_payload(header, payload, line.layout, run)
-        frame.land(values, self._landing[header.step % 2], line.layout, run, flat=True)
+        into = self._landing[header.step % 2]
+        if not header.shared:
+            frame.land(frame.exact_payload(header, payload, line.layout, run), into, line.layout, run, flat=True)
+        elif line.store is None or not line.store.land(int(header.step), run, into):
+            return  # gone: a newer incarnation of this rank has gone on
         with self._changed:
-            self._clock.landed(line.index, header, len(payload), wire_bytes)
+            self._clock.landed(line.index, header, frame.payload_bytes(line.layout, run, line.pull_format), 0 if header.shared else wire_bytes)
             self._exchange.landed(line.index, run)
             self._changed.notify_all()
 
@@ -256,6 +265,8 @@ class Client:
             self._error = self._error or Stopped("closed")
         for line in self._lines:
             line.close()
+        if self._segment:
+            self._segment.close()
 
 
 def _split_absent(line: Line, run: Run, present: Present) -> list[tuple[pb.Kind, Run]]:

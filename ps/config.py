@@ -41,6 +41,8 @@ class CommConfig:
     "fp16" saturates at ±65504."""
     pull_format: Literal["fp32", "bf16", "fp16"] = "fp32"
     """How updated parameters travel to the workers, which compute and validate with what arrives; servers, checkpoints and exports stay exact."""
+    shared_memory: bool = True
+    """Payload between a worker and a server on one host stays in /dev/shm; not where `bandwidth` stands in for a link."""
     bandwidth: str | None = None
     """Rate of every process's link in each direction, for example "200mbit", kept by a token bucket in the streams. None: not shaped."""
     server_bandwidth: dict[int, str] = field(default_factory=dict)
@@ -71,6 +73,11 @@ class CommConfig:
     def ports(self) -> range | None:
         """The ports of `port_range`."""
         return None if self.port_range is None else parse_ports(self.port_range)
+
+    @property
+    def may_share(self) -> bool:
+        """Whether payload may stay in shared memory: a shaped link would be bypassed."""
+        return self.shared_memory and self.bandwidth is None and not self.server_bandwidth
 
     def link_bytes_per_s(self, shard: int | None = None) -> float | None:
         """Rate of the link of server `shard` (None: of a worker) in bytes/s; None if it is not shaped."""

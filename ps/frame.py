@@ -137,10 +137,12 @@ def exact_payload(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, r
     return values
 
 
-def checked_run(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, *, with_payload: bool, wire: str = EXACT) -> Run:
+def checked_run(
+    header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, *, with_payload: bool, wire: str = EXACT, may_share: bool = False
+) -> Run:
     """The run a frame speaks of, after its range, dtype, format, length and digests have been checked. Raises MalformedFrame.
 
-    `wire` is the format configured for the direction.
+    `wire` is the format configured for the direction. `may_share`: the payload may lie in a segment; its digests are not looked at then.
     """
     run = Run(header.first_chunk, header.first_chunk + header.num_chunks)
     if not run.first < run.stop <= len(layout):
@@ -155,21 +157,26 @@ def checked_run(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, *, 
         return run
     if header.dtype != block.dtype:
         raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} has dtype {header.dtype!r}, they are {block.dtype}")
-    name = format_of(wire, block)
-    if header.format != ("" if name == EXACT else name):
-        raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} has format {header.format or EXACT!r}, the run's is {name!r}")
-    sizes = _sizes(name, payload, layout, run)
+    sizes = [] if header.shared else _payload_sizes(header, payload, layout, run, wire)
     if len(header.digests) != len(run):
         raise MalformedFrame(f"frame of {len(run)} chunks brings {len(header.digests)} digests")
+    if header.shared:
+        if not may_share or len(payload) or header.format:
+            raise MalformedFrame(f"frame of kind {pb.Kind.Name(header.kind)} says that its payload is shared, and may not")
+        return run
     for i, (sent, found) in enumerate(zip(header.digests, _digests(payload, sizes), strict=True)):
         if sent != found:
             raise MalformedFrame(f"chunk {run.first + i} of shard {layout.index}: digest {sent:016x} was sent, {found:016x} arrived")
     return run
 
 
-def _sizes(name: str, payload: Bytes, layout: ShardLayout, run: Run) -> list[int]:
+def _payload_sizes(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, run: Run, wire: str) -> list[int]:
+    """Bytes of every chunk as it travels, after format and length have been checked. Raises MalformedFrame."""
+    name = format_of(wire, layout.block_of(run))
+    if header.format != ("" if name == EXACT else name):
+        raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} has format {header.format or EXACT!r}, the run's is {name!r}")
     if name != EXACT:
-        return CASTS[name].sizes(payload, layout.block_of(run).dtype, _chunks(layout, run))
+        return CASTS[name].sizes(payload, header.dtype, _chunks(layout, run))
     if len(payload) != layout.payload_bytes(run):
         raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} brings {len(payload)} bytes, they have {layout.payload_bytes(run)}")
     sizes: list[int] = layout.num_bytes[run.span].tolist()

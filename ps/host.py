@@ -11,11 +11,13 @@ from protos import pserver_pb2 as pb
 from ps.agreement import Model, model_from, spec_messages
 from ps.config import ServerSettings
 from ps.errors import MalformedFrame, ModelMismatch, NotInitialised, PserverError, ResourcesMissing
+from ps.frame import Bytes
 from ps.layout import Layout, Run
 from ps.ledger import RowBuffer
 from ps.optimizers import num_slots
-from ps.segments import Segment, run_prefix, segment_folder
+from ps.segments import Segment, remove_dead_segments, run_prefix, segment_folder
 from ps.shard import Shard
+from ps.shared import map_contributions, offer_store
 from ps.stats import ServerStats
 from ps.store import Store
 
@@ -27,11 +29,12 @@ class ShardHost:
 
     def __init__(self, settings: ServerSettings, rows: RowBuffer) -> None:
         self._settings = settings
-        self._lock = threading.Lock()  # guards _model, _layout, _shard, _segment
+        self._lock = threading.Lock()  # guards _model, _layout, _shard, _segment, _offer
         self._model: Model | None = None
         self._layout: Layout | None = None
         self._shard: Shard | None = None
         self._segment: Segment | None = None
+        self._offer: pb.SharedStore | None = None
         self.stopping = threading.Event()
         """Set when the process is asked to end."""
         self.stats = ServerStats(settings.shard, settings.num_workers, rows, settings.comm.link_bytes_per_s(settings.shard))
@@ -44,8 +47,23 @@ class ShardHost:
         model = model_from(request)
         with self._lock:
             shard = self._agreed(model)
-        version, session = shard.join(request.member)
-        return pb.JoinReply(version=version, shard=settings.shard, num_servers=settings.num_servers, num_chunks=len(shard.layout), session=session)
+        memory = self._contributions(request)
+        version, session = shard.join(request.member, memory)
+        return pb.JoinReply(
+            version=version,
+            shard=settings.shard,
+            num_servers=settings.num_servers,
+            num_chunks=len(shard.layout),
+            session=session,
+            reads_shared=memory is not None and shard.reads_segment(request.member.rank),
+            store=self._offer if memory is not None else None,
+        )
+
+    def _contributions(self, request: pb.JoinRequest) -> Bytes | None:
+        """The flat layout in the member's segment; None unless it is on this host."""
+        if not (self._settings.comm.may_share and request.HasField("shared") and self._layout):
+            return None
+        return map_contributions(self._settings.run_id, request.shared, self._layout.flat_bytes)
 
     def _agreed(self, model: Model) -> Shard:
         if self._model and self._layout and self._shard:
@@ -75,11 +93,13 @@ class ShardHost:
         if not (self._segment.existed and store.attach()):
             self._segment.memory[:] = 0
             store.format()
+        self._offer = offer_store(self._segment, store) if settings.comm.may_share else None
         log.info("shard %d: %d chunks, %d bytes, %.3f of the mean", settings.shard, len(mine), mine.size_bytes, _share(layout, settings.shard))
         self.stats.steps_per_epoch = model.plan.steps_per_epoch
         return Shard(layout, store, settings, model.plan, self.stats)
 
     def _memory(self, size: int) -> Segment:
+        remove_dead_segments()
         path = segment_path(self._settings, size)
         try:
             return Segment(path, size)
@@ -130,12 +150,13 @@ class ShardHost:
         self.stopping.set()
 
     def close(self, error: PserverError | None) -> None:
-        """Ends all streams and removes the shard's memory."""
+        """Ends all streams and removes the shard's memory, and what dead processes have left on this host."""
         with self._lock:
             if self._shard:
                 self._shard.end(error)
             if self._segment:
                 self._segment.close(remove=True)
+                remove_dead_segments()
 
 
 def segment_path(settings: ServerSettings, size_bytes: int) -> Path:

@@ -15,6 +15,7 @@ from ps.errors import PserverError, Unreachable, from_rpc_error
 from ps.frame import Bytes
 from ps.layout import Run, ShardLayout
 from ps.security import call_metadata
+from ps.shared import StoreView, map_store
 from ps.transport.rpc import Peer
 from ps.transport.shaping import Link
 
@@ -47,6 +48,10 @@ class Line:
         """Who we are here: with the session of the last Join."""
         self.ready = False
         """Whether the stream may be used."""
+        self.pushes_shared = False
+        """Whether the shard reads contributions in our segment."""
+        self.store: StoreView | None = None
+        """The shard's memory, if we read it."""
         self._credentials = (run_id, token)
         metadata = call_metadata(run_id, token)
         self._data = Peer(f"server {address.shard}", address.data, metadata, timeouts)
@@ -60,12 +65,19 @@ class Line:
 
     def join(self, request: pb.JoinRequest, num_servers: int) -> int:
         """Joins the shard; returns its version. Raises ModelMismatch, Fenced, Unreachable."""
-        self._control.wait_ready()
-        reply = self._control.call("Shard", "Join", request, pb.JoinReply)
+        if self.member.session:  # not `wait_ready`: gRPC's thread behind it fails if the channel is closed soon after
+            reply = self._control.call("Shard", "Join", request, pb.JoinReply, connects=True)
+        else:
+            self._control.wait_ready()
+            reply = self._control.call("Shard", "Join", request, pb.JoinReply)
         expected = (self.index, num_servers, len(self.layout))
         if (reply.shard, reply.num_servers, reply.num_chunks) != expected:
             raise Unreachable(f"{self._control} is shard {reply.shard} of {reply.num_servers}, expected {expected[0]} of {expected[1]}")
         self.member.session = reply.session
+        self.pushes_shared = reply.reads_shared and self._push_format == frame.EXACT
+        reads_store = reply.HasField("store") and self.pull_format == frame.EXACT
+        self.store = map_store(self._credentials[0], reply.store, self.layout) if reads_store else None
+        self.member.lands_shared = self.store is not None
         return int(reply.version)
 
     def init(self, values: Bytes) -> None:
@@ -89,14 +101,19 @@ class Line:
         return pulled
 
     def encode(self, kind: pb.Kind, run: Run, values: Bytes, *, step: int = 0, weight: float = 0.0, sequence: int = 0) -> bytes:
-        """A frame of a run, with its bytes of a flat layout unless it is absent."""
+        """A frame of a run, with its bytes of a flat layout unless it is absent or the shard reads them there."""
         header = pb.FrameHeader(
             kind=kind, member=self.member, step=step, first_chunk=run.first, num_chunks=len(run), weight=weight, sequence=sequence
         )
         if kind == pb.ABSENT:
             return frame.encode(header)
         wire = self._push_format if kind == pb.PUSH else frame.EXACT
-        return frame.encode_run(header, values, self.layout, run, flat=True, wire=wire)
+        if kind != pb.PUSH or not self.pushes_shared:
+            return frame.encode_run(header, values, self.layout, run, flat=True, wire=wire)
+        header.dtype = self.layout.block_of(run).dtype
+        header.digests.extend(frame.chunk_digests(values, self.layout, run, flat=True))
+        header.shared = True
+        return frame.encode(header)
 
     def push_bytes(self, run: Run) -> int:
         """Payload of a push of the run."""

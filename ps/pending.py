@@ -12,6 +12,8 @@ class Part:
 
     run: Run
     payload: Bytes = field(repr=False)
+    """Packed, or the flat layout in the member's segment, which holds the run among others."""
+    is_flat: bool = False
 
 
 class PendingPayload:
@@ -26,6 +28,8 @@ class PendingPayload:
 
     def cut(self, whole: Part, run: Run) -> Part:
         """The part of `whole` that belongs to `run`, which lies inside of it."""
+        if whole.is_flat:
+            return Part(run, whole.payload, is_flat=True)
         start = self._layout.payload_bytes(Run(whole.run.first, run.first))
         return Part(run, whole.payload[start : start + self._layout.payload_bytes(run)])
 

@@ -9,6 +9,7 @@ import numpy as np
 from ps.errors import ModelMismatch
 from ps.frame import Bytes
 from ps.layout import Rule, Run, ShardLayout
+from ps.pending import Part
 
 _BLOCK = 65536
 """Elements scaled at a time: the scratch stays in the cache."""
@@ -26,15 +27,16 @@ class Accumulators:
         """The run's sums, alignment included (always zero there)."""
         return self._memory[self._layout.span_bytes(run)]
 
-    def add(self, rank: int, run: Run, payload: Bytes, weight: float, *, is_first: bool) -> None:
-        """Adds weight * payload; the first contribution of a step overwrites. Sums of losses come unweighted.
+    def add(self, rank: int, contribution: Part, weight: float, *, is_first: bool) -> None:
+        """Adds weight * contribution; the first contribution of a step overwrites. Sums of losses come unweighted.
 
         Raises ModelMismatch if a buffer that must be equal on all ranks differs from the first rank's.
         """
-        block = self._layout.block_of(run)
-        for piece in self._layout.pieces(run):
+        block = self._layout.block_of(contribution.run)
+        for piece in self._layout.pieces(contribution.run):
             total = self._memory[piece.local : piece.local + piece.num_bytes]
-            part = payload[piece.payload : piece.payload + piece.num_bytes]
+            at = piece.flat if contribution.is_flat else piece.payload
+            part = contribution.payload[at : at + piece.num_bytes]
             if block.rule is Rule.EQUAL:
                 self._take_equal(rank, total, part, is_first=is_first)
             else:

@@ -3,11 +3,14 @@
 Not `multiprocessing.shared_memory`: its tracker unlinks a segment when a mere reader exits.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import mmap
 import os
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,29 +33,19 @@ class Segment:
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = _open_locked(path)
         try:
-            self._lock()
             self.existed = os.fstat(self._file).st_size == size_bytes
             """Whether a file of this size was there: a former owner's memory."""
             if not self.existed:
                 os.ftruncate(self._file, 0)
                 os.posix_fallocate(self._file, 0, size_bytes)
             self._map = mmap.mmap(self._file, size_bytes)
-        except SegmentBusy:
-            os.close(self._file)
-            raise
         except OSError:
             path.unlink(missing_ok=True)
             os.close(self._file)
             raise
         self.memory: Bytes = np.frombuffer(self._map, np.uint8)
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SegmentBusy(f"{self.path} belongs to a living process") from error
 
     def close(self, *, remove: bool) -> None:
         """Gives the lock back and, if asked to, removes the file. Views of `memory` stay valid until they are dropped."""
@@ -64,6 +57,22 @@ class Segment:
         os.close(self._file)
         self._file = -1
         del self.memory  # the map itself goes with the last view
+
+
+def _open_locked(path: Path) -> int:
+    """The file, made if it is missing, locked. Raises SegmentBusy."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(file)
+            if path.exists():
+                raise SegmentBusy(f"{path} belongs to a living process") from error
+            continue
+        if os.fstat(file).st_nlink:
+            return file
+        os.close(file)  # another process has just removed it for want of an owner
 
 
 def segment_folder(size_bytes: int) -> Path:
@@ -80,8 +89,61 @@ def run_prefix(run_id: str) -> str:
     return f"pserver-{hashlib.blake2b(run_id.encode(), digest_size=8).hexdigest()}-"
 
 
+@contextlib.contextmanager
+def run_mark(run_id: str) -> Iterator[None]:
+    """While a run has a driver on this host, its servers may be restarted, and their segments are kept for them; removed at its end."""
+    remove_dead_segments()
+    mark = Segment(SHM / f"{run_prefix(run_id)}driver", 1) if SHM.is_dir() else None
+    try:
+        yield
+    finally:
+        if mark:
+            mark.close(remove=True)
+        remove_segments(run_id)
+
+
 def remove_segments(run_id: str) -> None:
     """Removes what killed processes of a run have left on this host; the run has ended."""
-    for folder in (SHM, Path(tempfile.gettempdir())):
-        for path in folder.glob(f"{run_prefix(run_id)}*"):
-            path.unlink(missing_ok=True)
+    for path in _segments(run_prefix(run_id)):
+        path.unlink(missing_ok=True)
+
+
+def remove_dead_segments() -> None:
+    """Removes the segments on this host whose owners are dead, of any run."""
+    for path in _segments("pserver-"):
+        match = _NAME.fullmatch(path.name)
+        if match and not (match["kind"] == "s" and _is_owned(path.with_name(f"{match['run']}driver"))):
+            _remove_if_dead(path)
+
+
+_NAME = re.compile(r"(?P<run>pserver-[0-9a-f]{16}-)(driver|g[0-9]+-(?P<kind>[sr]).*)")
+
+
+def _segments(prefix: str) -> list[Path]:
+    return [path for folder in (SHM, Path(tempfile.gettempdir())) for path in folder.glob(f"{prefix}*")]
+
+
+def _is_owned(path: Path) -> bool:
+    """Whether a living process owns the file."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def _remove_if_dead(path: Path) -> None:
+    """Under the file's lock, so that an owner to be finds out."""
+    with contextlib.suppress(OSError):  # removed meanwhile, owned, or another user's
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        finally:
+            os.close(file)

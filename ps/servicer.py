@@ -117,7 +117,7 @@ class ShardServicer:
             shard = self._host.shard()
             member = member_of(context)
             outbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-            stream = Stream(send=outbox.put, end=outbox.put)
+            stream = Stream(send=outbox.put, end=outbox.put, lands_shared=member.lands_shared)
             shard.open_stream(member, stream)
             context.add_callback(lambda: outbox.put(None))
             reader = threading.Thread(target=self._read, args=(shard, member, requests, stream), name=f"steps-{member.rank}", daemon=True)
@@ -160,7 +160,8 @@ class ShardServicer:
             shard.learn_norms(member, header)
         elif header.kind in (pb.PUSH, pb.ABSENT):
             wire = self._comm.push_format
-            run = frame.checked_run(header, payload, shard.layout, with_payload=header.kind == pb.PUSH, wire=wire)
+            may_share = wire == frame.EXACT
+            run = frame.checked_run(header, payload, shard.layout, with_payload=header.kind == pb.PUSH, wire=wire, may_share=may_share)
             if run.stop > shard.layout.num_versioned:
                 raise MalformedFrame(f"chunks {run.first}..{run.stop - 1} of shard {shard.layout.index} are frozen: nothing may be pushed to them")
             if header.step < 0:

@@ -4,9 +4,12 @@ Frames come in decoded and checked; answers go out through the streams' outboxes
 sums and updates out, outside the lock, each on the runs that the barrier has given to it.
 """
 
+import logging
+import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -26,6 +29,8 @@ from ps.store import Store
 from ps.streams import Stream, Streams
 from ps.two_phase import TwoPhase
 from ps.update import PLAIN, Updater
+
+log = logging.getLogger(__name__)
 
 
 class Shard:
@@ -54,25 +59,41 @@ class Shard:
         self._two_phase = TwoPhase([s.num_optimizer for s in layout.shards], self._index, settings.optimizer, store)
         self._pending = PendingPayload(self.layout, settings.num_workers)
         self._streams = Streams(settings.num_workers)
+        self._segments: dict[int, Bytes] = {}
+        """Flat layout in the segment of every rank's incarnation that has one."""
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="shard")
+        """Sums and updates of contributions in segments: their frames are too quick to keep the readers' threads busy."""
         self._ended: PserverError | None = None
         """What every call raises since the shard has ended."""
 
     # -- members ---------------------------------------------------------------------------------------------
 
-    def join(self, member: pb.Member) -> tuple[int, int]:
-        """Fences older incarnations, ends their streams and returns version and session, in one step. Raises Fenced."""
+    def join(self, member: pb.Member, segment: Bytes | None = None) -> tuple[int, int]:
+        """Fences older incarnations, ends their streams and returns version and session, in one step. Raises Fenced.
+
+        `segment`: the flat layout in memory that the member shares.
+        """
         with self._changed:
             self._check_may_join(member)
             self._changed.wait_for(lambda: bool(self._ended) or not self._barrier.is_summing(member.rank))
             self._check_running()
             self._check_may_join(member)
+            if self._barrier.is_fenced(member.rank, member.incarnation, member.generation):
+                self._segments.pop(member.rank, None)
             if self._barrier.join(member.rank, member.incarnation):
                 self._pending.forget(member.rank)
+            if segment is not None:
+                self._segments.setdefault(member.rank, segment)
             session, stream = self._streams.join(member.rank)
             version = self.store.version
         if stream:
             stream.end(Fenced(f"rank {member.rank} has joined again as incarnation {member.incarnation}"))
         return version, session
+
+    def reads_segment(self, rank: int) -> bool:
+        """Whether the rank's frames may come without payload."""
+        with self._changed:
+            return rank in self._segments
 
     def _check_may_join(self, member: pb.Member) -> None:
         if self._barrier.may_join(member.rank, member.incarnation, member.generation) is not Verdict.ACCEPTED:
@@ -114,6 +135,7 @@ class Shard:
             self._ended = self._ended or error or Stopped(f"shard {self._index} ends")
             self._changed.notify_all()
             streams = self._streams.take_all()
+        self._pool.shutdown(wait=False)
         for stream in streams:
             stream.end(error)
 
@@ -174,18 +196,21 @@ class Shard:
             raise
 
     def _push(self, member: pb.Member, header: pb.FrameHeader, run: Run, payload: Bytes, receipt: Callable[[Verdict], None]) -> None:
-        rank, sent_bytes = member.rank, len(payload)
+        rank, step, sent_bytes = member.rank, int(header.step), len(payload)
         payload = frame.exact_payload(header, payload, self.layout, run)
         prints = np.array(header.digests, np.uint64) if header.kind == pb.PUSH else None
+        if header.shared:
+            self._verify_repeated(rank, header, run)
         todo, worst = [run], Verdict.ACCEPTED
         actions: list[Action] = []
         while todo:
             with self._changed:
                 self._check_running()
                 self._check_fence(member)
-                self._check_decided(int(header.step))
-                self._two_phase.delivery.pushed(rank, int(header.step))
-                offers = [self._offer(rank, header, run, part, prints, payload) for part in todo]
+                self._check_decided(step)
+                self._two_phase.delivery.pushed(rank, step)
+                whole = self._contribution(rank, header, run, payload)
+                offers = [self._offer(rank, header, whole, part, prints) for part in todo]
                 self._changed.notify_all()
                 worst = max(worst, *(offer.verdict for offer in offers))
                 todo = [part for offer in offers for part in offer.paused]
@@ -193,15 +218,35 @@ class Shard:
                 if todo and not actions:
                     self._changed.wait()
             if todo:
-                self._carry_out(actions, rank, run, payload)
+                self._carry_out(actions, rank, whole)
                 actions = []
         if worst in (Verdict.EARLY, Verdict.DIVERGED):
-            self._carry_out(actions, rank, run, payload)  # what the barrier has given out must come back, or it waits for ever
-            raise self._refusal(worst, rank, int(header.step), run)
+            self._carry_out(actions, rank, whole)  # what the barrier has given out must come back, or it waits for ever
+            raise self._refusal(worst, rank, step, run)
         receipt(worst)
-        self._stats.received(rank, int(header.step), sent_bytes)
-        self._send_norms(int(header.step))
-        self._carry_out(actions, rank, run, payload)
+        self._stats.received(rank, step, self.layout.payload_bytes(run) if header.shared else sent_bytes)
+        self._send_norms(step)
+        if whole.is_flat:
+            self._carry_out_in_pool(actions, rank, whole)
+        else:
+            self._carry_out(actions, rank, whole)
+
+    def _verify_repeated(self, rank: int, header: pb.FrameHeader, run: Run) -> None:
+        """Looks at the bytes in a segment if the run was pushed before. Comes before the offer: the member waits for the run,
+        and would write its next contribution as soon as that is answered. Raises Diverged."""
+        with self._changed:
+            if rank not in self._segments or not self._barrier.has_contributed(rank, int(header.step), run):
+                return
+            memory = self._segments[rank]
+        if frame.chunk_digests(memory, self.layout, run, flat=True) != list(header.digests):
+            raise self._refusal(Verdict.DIVERGED, rank, int(header.step), run)
+
+    def _contribution(self, rank: int, header: pb.FrameHeader, run: Run, payload: Bytes) -> Part:
+        if not header.shared:
+            return Part(run, payload)
+        if rank not in self._segments:
+            raise MalformedFrame(f"rank {rank} pushed from shared memory that shard {self._index} has not found: join first")
+        return Part(run, self._segments[rank], is_flat=True)
 
     def _refusal(self, verdict: Verdict, rank: int, step: int, run: Run) -> PserverError:
         if verdict is Verdict.EARLY:
@@ -211,34 +256,53 @@ class Shard:
             "its gradient is not a function of parameters, seed, step and rank"
         )
 
-    def _offer(self, rank: int, header: pb.FrameHeader, run: Run, part: Run, prints: np.ndarray | None, payload: Bytes) -> Offer:
-        marks = None if prints is None else prints[part.first - run.first : part.stop - run.first]
-        offer = self._barrier.offer(rank, int(header.step), part, marks, header.weight)
+    def _offer(self, rank: int, header: pb.FrameHeader, whole: Part, part: Run, prints: np.ndarray | None) -> Offer:
+        marks = None if prints is None else prints[part.first - whole.run.first : part.stop - whole.run.first]
+        offer = self._barrier.offer(rank, int(header.step), part, marks, header.weight, holds_payload=not whole.is_flat)
         if prints is not None:
             for piece in offer.queued:
-                self._pending.keep(rank, self._pending.cut(Part(run, payload), piece))
+                self._pending.keep(rank, self._pending.cut(whole, piece))
         return offer
 
-    def _carry_out(self, actions: list[Action], rank: int, run: Run, payload: Bytes) -> None:
-        """Sums, updates and answers; sums of other ranks take their payload from what is pending."""
+    def _carry_out_in_pool(self, actions: list[Action], rank: int, whole: Part) -> None:
+        for action in actions:
+            try:
+                self._pool.submit(self._work, action, rank, whole)
+            except RuntimeError:  # the pool is closed
+                self._check_running()
+                raise
+
+    def _work(self, action: Action, rank: int, whole: Part) -> None:
+        """A thread of the pool: whatever goes wrong ends the shard."""
+        try:
+            self._carry_out([action], rank, whole)
+        except PserverError as error:
+            self.end(error)
+        except Exception as error:
+            log.exception("shard %d fails", self._index)
+            self.end(PserverError(f"server {self._index} failed: {' '.join(repr(error).split())}; see its log"))
+
+    def _carry_out(self, actions: list[Action], rank: int, whole: Part) -> None:
+        """Sums, updates and answers; sums of other contributions than `whole` take their payload from what is pending."""
         while actions:
             action = actions.pop()
             if isinstance(action, Sum):
-                actions += self._sum(action, rank, run, payload)
+                actions += self._sum(action, rank, whole)
             elif isinstance(action, Complete):
                 self._completed(action)
             else:
                 self._answer([action])
 
-    def _sum(self, action: Sum, rank: int, run: Run, payload: Bytes) -> list[Action]:
+    def _sum(self, action: Sum, rank: int, whole: Part) -> list[Action]:
         started = time.perf_counter()
+        run = whole.run
         if action.rank == rank and run.first <= action.run.first and action.run.stop <= run.stop:
-            parts = [self._pending.cut(Part(run, payload), action.run)]
+            parts = [self._pending.cut(whole, action.run)]
         else:
             with self._changed:
                 parts = self._pending.take(action.rank, action.run)
         for part in parts:
-            self._sums.add(action.rank, part.run, part.payload, action.weight, is_first=action.is_first)
+            self._sums.add(action.rank, part, action.weight, is_first=action.is_first)
         self._stats.aggregated(time.perf_counter() - started)
         with self._changed:
             self._changed.notify_all()
@@ -295,34 +359,54 @@ class Shard:
 
     def _answer(self, answers: list[Answer]) -> None:
         """Sends each run's bytes, encoded once and after the norms, to everybody they are owed to; bytes that are gone are not sent."""
-        encoded: dict[tuple[Run, int], bytes | None] = {}
+        encoded: dict[tuple[Run, int, bool], bytes] = {}
         for answer in answers:
-            key = (answer.run, answer.version)
-            if key not in encoded:
-                try:
-                    encoded[key] = self.encode_params(answer.version, answer.run, self._pull_format)
-                except VersionGone:
-                    encoded[key] = None
-            data = encoded[key]
-            if data is not None and self._send_answer(answer, data):
+            with self._changed:
+                stream = self._streams.of(answer.rank)
+            if stream is None:
+                continue
+            key = (answer.run, answer.version, stream.lands_shared)
+            try:
+                if key not in encoded:
+                    encoded[key] = self._encode_answer(answer, shared=stream.lands_shared)
+            except VersionGone:
+                continue
+            if self._send_answer(answer, stream, encoded[key]):
                 self._stats.sent(answer.version - 1, frame.payload_bytes(self.layout, answer.run, self._pull_format))
 
-    def _send_answer(self, answer: Answer, data: bytes) -> bool:
+    def _send_answer(self, answer: Answer, stream: Stream, data: bytes) -> bool:
+        """False if the stream has ended, or another one has not asked yet."""
         step = answer.version - 1
         with self._changed:
-            stream = self._streams.of(answer.rank)
-            if stream is None or not self._two_phase.delivery.has_pushed(answer.rank, step):
+            if self._streams.of(answer.rank) is not stream or not self._two_phase.delivery.has_pushed(answer.rank, step):
                 return False
             self._send_norms(step)
             stream.send(data)
         return True
 
+    def _encode_answer(self, answer: Answer, *, shared: bool) -> bytes:
+        if shared:
+            return self.encode_shared(answer.version, answer.run)
+        return self.encode_params(answer.version, answer.run, self._pull_format)
+
     def encode_params(self, version: int, run: Run, wire: str = frame.EXACT) -> bytes:
         """A PARAMS frame of a run within one block, in the format `wire`. Raises VersionGone if the bytes are, or went while they were copied."""
         self._check_readable(version, run)
         memory = self.store.copy_of(version, run)
+        data = frame.encode_run(self._params_header(version, run), memory, self.layout, run, flat=False, wire=wire)
+        self._check_readable(version, run)
+        return data
+
+    def encode_shared(self, version: int, run: Run) -> bytes:
+        """A PARAMS frame without payload, for members that read the store. Raises VersionGone."""
+        self._check_readable(version, run)
+        header = self._params_header(version, run)
+        header.shared = True
+        return frame.encode(header)
+
+    def _params_header(self, version: int, run: Run) -> pb.FrameHeader:
         last_rank, complete_s = self._stats.last_contribution()
-        header = pb.FrameHeader(
+        return pb.FrameHeader(
             kind=pb.PARAMS,
             step=version,
             first_chunk=run.first,
@@ -331,9 +415,6 @@ class Shard:
             complete_s=complete_s,
             clock_s=time.monotonic(),
         )
-        data = frame.encode_run(header, memory, self.layout, run, flat=False, wire=wire)
-        self._check_readable(version, run)
-        return data
 
     def _check_readable(self, version: int, run: Run) -> None:
         """A chunk's bytes may be read as soon as its own word is written, before the shard has the version."""

@@ -16,6 +16,11 @@ EMPTY = 1 << 62
 """Version of a shard without versioned chunks: it never holds anybody back."""
 _MAGIC = np.frombuffer(b"pserver1", np.int64)[0]
 _HEADER_BYTES = 512
+OLDEST_AT = 8
+"""Where `oldest` lies in the header."""
+NONCE_AT = 96
+"""Where the owner's nonce lies in the header."""
+NONCE_BYTES = 32
 _ALIGN = 512
 
 
@@ -32,6 +37,8 @@ class Store:
         self._key = np.frombuffer(key, np.int64)
         sizes = self._sizes(layout, slots, num_norms)
         offsets = np.cumsum([0, *sizes.values()]).tolist()
+        self.offsets = dict(zip(sizes, offsets, strict=False))
+        """Where the parts begin, in bytes."""
         part = {name: memory[a : a + size] for (name, size), a in zip(sizes.items(), offsets, strict=False)}
         self._header: IntArray = part["header"].view(np.int64)
         n = len(layout)
@@ -71,6 +78,10 @@ class Store:
     def attach(self) -> bool:
         """Whether the memory holds this shard, formatted by a former process."""
         return bool(self._header[0] == _MAGIC and (self._header[8:12] == self._key).all())
+
+    def set_nonce(self, nonce: bytes) -> None:
+        """Marks the memory as this process's."""
+        self._header.view(np.uint8)[NONCE_AT : NONCE_AT + NONCE_BYTES] = np.frombuffer(nonce, np.uint8)
 
     @property
     def initialised(self) -> bool:

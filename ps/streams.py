@@ -14,6 +14,8 @@ class Stream:
     """Queues a frame; never blocks."""
     end: Callable[[PserverError | None], None]
     """Ends the stream, with an error or without."""
+    lands_shared: bool = False
+    """The member takes payload from the shard's memory: frames bring none."""
 
 
 class Streams:

@@ -49,8 +49,11 @@ class BoundModel:
     of memory are pinned then.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, *, copies: bool | None = None) -> None:
-        """`copies`: whether parameters keep their own memory. None: unless they are on the CPU."""
+    def __init__(self, model: nn.Module, layout: Layout, *, copies: bool | None = None, gradients: Bytes | None = None) -> None:
+        """`copies`: whether parameters keep their own memory. None: unless they are on the CPU.
+
+        `gradients`: memory of a flat layout, zeroed, that servers read too; its own (pinned) if there is none.
+        """
         self.model = model
         self.layout = layout
         params = dict(model.named_parameters())
@@ -62,7 +65,7 @@ class BoundModel:
         self._copies = self.device.type != "cpu" if copies is None else copies
         self._holds_frozen = False
         self.landing: tuple[Bytes, Bytes] = (mover.memory(layout.flat_bytes), mover.memory(layout.flat_bytes))
-        self.gradients: Bytes = mover.memory(layout.flat_bytes)
+        self.gradients: Bytes = mover.memory(layout.flat_bytes) if gradients is None else gradients
         """Contributions of the step: mean gradients, buffers, sums."""
         self._views = [self._views_of(memory) for memory in (*self.landing, self.gradients)]
         self._present = [False] * len(layout.specs)

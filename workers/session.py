@@ -15,6 +15,7 @@ from ps.layout import Layout
 from ps.ledger import RowBuffer, WorkerRow
 from ps.plan import Plan
 from ps.server import environment
+from ps.shared import member_segment
 from ps.step_clock import StepTiming
 from workers.binding import BoundModel, specs_of
 from workers.config import WorkerSettings
@@ -51,16 +52,20 @@ class Session:
         settings = self.settings
         check_device(model, self.device)
         self.plan = plan
-        self.bound = bound = BoundModel(model, Layout(specs_of(model, settings.optimizer.groups), settings.num_servers))
+        layout = Layout(specs_of(model, settings.optimizer.groups), settings.num_servers)
+        member = self._control.member
+        segment = member_segment(settings.run_id, member, layout.flat_bytes) if settings.comm.may_share else None
+        self.bound = bound = BoundModel(model, layout, gradients=segment.contributions if segment else None)
         self._client = client = Client(
-            member=self._control.member,
+            member=member,
             run_id=settings.run_id,
             token=settings.token,
-            layout=bound.layout,
+            layout=layout,
             servers=self._servers,
             comm=settings.comm,
             timeouts=settings.timeouts,
             landing=bound.landing,
+            segment=segment,
         )
         if self._stop_reason:
             raise Stopped(self._stop_reason)

@@ -83,15 +83,15 @@ class Peer:
         self._timeouts = timeouts
         self._channel = grpc.insecure_channel(address, options=_CLIENT)
 
-    def call(self, service: str, method: str, request: Any, reply: type[Any], *, timeout_s: float | None = None) -> Any:
+    def call(self, service: str, method: str, request: Any, reply: type[Any], *, timeout_s: float | None = None, connects: bool = False) -> Any:
         """A unary call with a deadline of `control_s` unless another is given (inf: none). Raises ours: Unreachable after
-        the deadline, or what the peer raised."""
-        deadline_s = timeout_s or self._timeouts.control_s
+        the deadline, or what the peer raised. `connects`: the peer may be starting again, so the channel has `connect_s` more to stand."""
+        deadline_s = (timeout_s or self._timeouts.control_s) + (self._timeouts.connect_s if connects else 0.0)
         stub: Any = self._channel.unary_unary(
             f"/pserver.{service}/{method}", request_serializer=type(request).SerializeToString, response_deserializer=reply.FromString
         )
         try:
-            return stub(request, metadata=self._metadata, timeout=None if math.isinf(deadline_s) else deadline_s)
+            return stub(request, metadata=self._metadata, timeout=None if math.isinf(deadline_s) else deadline_s, wait_for_ready=connects)
         except grpc.RpcError as error:
             raise from_rpc_error(error, str(self)) from error
 

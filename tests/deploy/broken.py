@@ -26,7 +26,8 @@ class Broken(Task):
     def model(self) -> nn.Module:
         if self.how == "model":
             raise RuntimeError("there is no\nsuch layer")
-        return nn.Sequential(nn.Linear(8, 5 if self.how == "shapes" and self._is_first() else 4), nn.ReLU(), nn.Linear(4, 1))
+        width = 5 if self.how == "shapes" and self._is_first() else 4
+        return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 1))
 
     def train_data(self) -> TensorData:
         if self.how == "train_data":

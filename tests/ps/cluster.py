@@ -20,6 +20,7 @@ from ps.layout import Layout
 from ps.plan import Plan
 from ps.reader import Reader
 from ps.server import Server, build_server, environment
+from ps.shared import member_segment
 from workers.binding import BoundModel, specs_of
 
 TOKEN = "t" * 64
@@ -52,8 +53,12 @@ class Cluster:
         return [ServerAddress(i, s.data_address, s.control_address) for i, s in enumerate(self.servers)]
 
     def member(self, rank: int, model: nn.Module, *, incarnation: int = 1, comm: CommConfig | None = None, copies: bool | None = None) -> Member:
-        bound = BoundModel(model, Layout(specs_of(model, self.settings.optimizer.groups), self.num_servers), copies=copies)
+        layout = Layout(specs_of(model, self.settings.optimizer.groups), self.num_servers)
         member = pb.Member(rank=rank, incarnation=incarnation, generation=self.settings.generation)
+        segment = None
+        if (comm or self.settings.comm).may_share:
+            segment = member_segment(self.settings.run_id, member, layout.flat_bytes)
+        bound = BoundModel(model, layout, copies=copies, gradients=segment.contributions if segment else None)
         client = Client(
             member=member,
             run_id=self.settings.run_id,
@@ -63,6 +68,7 @@ class Cluster:
             comm=comm or self.settings.comm,
             timeouts=TIMEOUTS,
             landing=bound.landing,
+            segment=segment,
         )
         self.clients.append(client)
         return Member(rank, bound, client, self.plan)

@@ -58,40 +58,40 @@ class StoreReadyTooEarly(Store):
 
 
 class BarrierWithoutVersionCheck(Barrier):
-    def offer(self, rank: int, step: int, run: Run, prints: Any, weight: float) -> Offer:
+    def offer(self, rank: int, step: int, run: Run, prints: Any, weight: float, *, holds_payload: bool = True) -> Offer:
         offer = Offer()
-        self._offer_current(offer, rank, run, prints, weight)
+        self._offer_current(offer, rank, run, prints, weight, holds_payload)
         return offer
 
 
 class BarrierAnswersByVerdict(Barrier):
-    def offer(self, rank: int, step: int, run: Run, prints: Any, weight: float) -> Offer:
-        offer = super().offer(rank, step, run, prints, weight)
+    def offer(self, rank: int, step: int, run: Run, prints: Any, weight: float, *, holds_payload: bool = True) -> Offer:
+        offer = super().offer(rank, step, run, prints, weight, holds_payload=holds_payload)
         offer.actions = [action for action in offer.actions if not isinstance(action, Answer)]
         return offer
 
 
 class BarrierOwesDuplicatesNothing(Barrier):
-    def _offer_current(self, offer: Offer, rank: int, run: Run, prints: Any, weight: float) -> None:
+    def _offer_current(self, offer: Offer, rank: int, run: Run, prints: Any, weight: float, holds_payload: bool) -> None:
         owed = self._owed[rank].copy()
-        super()._offer_current(offer, rank, run, prints, weight)
+        super()._offer_current(offer, rank, run, prints, weight, holds_payload)
         if offer.verdict is Verdict.DUPLICATE:
             self._owed[rank] = owed
 
 
 class BarrierWithoutNextInOrder(Barrier):
-    def _take(self, offer: Offer, rank: int, run: Run, prints: Any, weight: float) -> None:
+    def _take(self, offer: Offer, rank: int, run: Run, prints: Any, weight: float, holds_payload: bool) -> None:
         size = 0 if prints is None else int(self._sizes[run.span].sum())
         if size and self.early_bytes + size > self._bound:
             offer.paused.append(run)
         else:
-            super()._take(offer, rank, run, prints, weight)
+            super()._take(offer, rank, run, prints, weight, holds_payload)
 
 
 class BarrierWithoutBound(Barrier):
-    def _take(self, offer: Offer, rank: int, run: Run, prints: Any, weight: float) -> None:
+    def _take(self, offer: Offer, rank: int, run: Run, prints: Any, weight: float, holds_payload: bool) -> None:
         bound, self._bound = self._bound, 1 << 30
-        super()._take(offer, rank, run, prints, weight)
+        super()._take(offer, rank, run, prints, weight, holds_payload)
         self._bound = bound
 
 
@@ -109,9 +109,9 @@ class BarrierThatRemembersQueued(Barrier):
 
 
 class BarrierInOrderOfArrival(Barrier):
-    def _take(self, offer: Offer, rank: int, run: Run, prints: Any, weight: float) -> None:
+    def _take(self, offer: Offer, rank: int, run: Run, prints: Any, weight: float, holds_payload: bool) -> None:
         self._next[run.span] = np.where(self._next[run.span] < self.num_workers, rank, self._next[run.span])
-        super()._take(offer, rank, run, prints, weight)
+        super()._take(offer, rank, run, prints, weight, holds_payload)
 
 
 class ExchangeWithoutGate(Exchange):

@@ -1,0 +1,130 @@
+"""Payload between processes of one host: it stays in the sender's memory, which the receiver maps.
+
+A nonce that the owner has just written proves the host: names would not, since hosts may share a name and one host may
+have several `/dev/shm`. A member's segment belongs to one incarnation and is never used by another, for no message
+would fence a dead one's last write.
+"""
+
+import contextlib
+import logging
+import mmap
+import os
+import secrets
+import stat
+
+import numpy as np
+
+from protos import pserver_pb2 as pb
+from ps import segments
+from ps.frame import Bytes
+from ps.layout import IntArray, Run, ShardLayout
+from ps.segments import Segment, remove_dead_segments, run_prefix
+from ps.store import NONCE_AT, NONCE_BYTES, OLDEST_AT, Store
+
+log = logging.getLogger(__name__)
+
+_LEAD_BYTES = 4096
+"""Before the contributions: the nonce."""
+
+
+class MemberSegment:
+    """A member's contributions, where the servers of its host read them."""
+
+    def __init__(self, run_id: str, member: pb.Member, flat_bytes: int) -> None:
+        """Raises OSError if `/dev/shm` has no room."""
+        name = f"{run_prefix(run_id)}g{member.generation}-r{member.rank}.{member.stage}-i{member.incarnation}-{secrets.token_hex(4)}"
+        size = _LEAD_BYTES + flat_bytes
+        self._segment = Segment(segments.SHM / name, size)
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        self._segment.memory[:NONCE_BYTES] = np.frombuffer(nonce, np.uint8)
+        self.contributions: Bytes = self._segment.memory[_LEAD_BYTES:]
+        """A flat layout."""
+        self.offer = pb.SharedMemory(name=name, size_bytes=size, nonce=nonce)
+        """What Join brings."""
+
+    def close(self) -> None:
+        """Removes the file; views of `contributions` stay valid."""
+        self._segment.close(remove=True)
+
+
+def member_segment(run_id: str, member: pb.Member, flat_bytes: int) -> MemberSegment | None:
+    """A new segment, or None after one warning if there is no room."""
+    remove_dead_segments()
+    try:
+        return MemberSegment(run_id, member, flat_bytes)
+    except OSError as error:
+        log.warning(
+            "shared memory is off for rank %d: %s has no %d bytes (%s); gradients go over gRPC: enlarge it (containers: --shm-size), "
+            "or set comm.shared_memory = false",
+            member.rank,
+            segments.SHM,
+            _LEAD_BYTES + flat_bytes,
+            error.strerror or error,
+        )
+        return None
+
+
+def map_contributions(run_id: str, offer: pb.SharedMemory, flat_bytes: int) -> Bytes | None:
+    """The flat layout in a member's segment, for reading; None if this host has no such segment."""
+    if offer.size_bytes != _LEAD_BYTES + flat_bytes:
+        return None
+    memory = _map(run_id, offer, nonce_at=0)
+    return None if memory is None else memory[_LEAD_BYTES:]
+
+
+def offer_store(segment: Segment, store: Store) -> pb.SharedStore | None:
+    """Marks a shard's memory with a new nonce and describes it to members; None if it is not in `/dev/shm`."""
+    if segment.path.parent != segments.SHM:
+        return None
+    nonce = secrets.token_bytes(NONCE_BYTES)
+    store.set_nonce(nonce)
+    return pb.SharedStore(
+        segment=pb.SharedMemory(name=segment.path.name, size_bytes=len(segment.memory), nonce=nonce),
+        nonce_at=NONCE_AT,
+        oldest_at=OLDEST_AT,
+        words_at=store.offsets["words"],
+        even_at=store.offsets["params 0"],
+        odd_at=store.offsets["params 1"],
+    )
+
+
+class StoreView:
+    """A shard's memory as a member of its host sees it, for reading."""
+
+    def __init__(self, memory: Bytes, places: pb.SharedStore, layout: ShardLayout) -> None:
+        self._layout = layout
+        self._oldest: IntArray = memory[places.oldest_at : places.oldest_at + 8].view(np.int64)
+        self._words: IntArray = memory[places.words_at : places.words_at + 8 * len(layout)].view(np.int64)
+        self._copies = (memory[places.even_at :], memory[places.odd_at :])
+
+    def land(self, version: int, run: Run, into: Bytes) -> bool:
+        """Copies a versioned run's bytes of `version` into a flat layout; False if they were gone before the copy was complete."""
+        copy = self._copies[version % 2]
+        for piece in self._layout.pieces(run):
+            into[piece.flat : piece.flat + piece.num_bytes] = copy[piece.local : piece.local + piece.num_bytes]
+        return bool((self._words[run.span] >= version).all()) and int(self._oldest[0]) <= version
+
+
+def map_store(run_id: str, places: pb.SharedStore, layout: ShardLayout) -> StoreView | None:
+    """The shard's memory; None if this host has no such segment or it does not hold such a shard."""
+    size = places.segment.size_bytes
+    if max(places.words_at + 8 * len(layout), places.even_at + layout.size_bytes, places.odd_at, places.oldest_at + 8) > size:
+        return None
+    memory = _map(run_id, places.segment, nonce_at=places.nonce_at)
+    return None if memory is None else StoreView(memory, places, layout)
+
+
+def _map(run_id: str, offer: pb.SharedMemory, *, nonce_at: int) -> Bytes | None:
+    if "/" in offer.name or not offer.name.startswith(run_prefix(run_id)) or len(offer.nonce) != NONCE_BYTES:
+        return None
+    with contextlib.suppress(OSError):
+        file = os.open(segments.SHM / offer.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            about = os.fstat(file)
+            if stat.S_ISREG(about.st_mode) and about.st_size == offer.size_bytes:
+                memory = np.frombuffer(mmap.mmap(file, about.st_size, prot=mmap.PROT_READ), np.uint8)
+                if secrets.compare_digest(memory[nonce_at : nonce_at + NONCE_BYTES].tobytes(), offer.nonce):
+                    return memory
+        finally:
+            os.close(file)
+    return None
