@@ -6,7 +6,7 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test models check stubs bench bench-local bench-network bench-codecs docs clean
+.PHONY: help setup train test models check stubs bench bench-local bench-network bench-scale bench-codecs docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ bench-local: $(STAMP)  ## Measure steps on this machine beside DDP and Ray's exa
 
 bench-network: $(STAMP)  ## Measure exchanges over thin links beside gloo's (ARGS="--bandwidth 200mbit"); as root in network namespaces
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.network $(ARGS)
+
+bench-scale: $(STAMP)  ## Measure a server's CPU with 64 and 256 workers, and its memory (ARGS="--workers 128")
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.scale $(ARGS)
 
 bench-codecs: $(STAMP)  ## Measure what the wire formats cost (ARGS="--elements N")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.codecs $(ARGS)

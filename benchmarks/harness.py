@@ -68,26 +68,26 @@ class Entry:
 class Contender:
     """The processes of `python -m benchmarks.peers.MODULE`, and the lines to its members."""
 
-    def __init__(self, gate: socket.socket, name: str, entry: Entry, start: Start, **work: Any) -> None:
-        workload = Workload(contender=name, gate=gate.getsockname(), **{**work, **entry.work})
+    def __init__(self, at: socket.socket, name: str, entry: Entry, start: Start, **work: Any) -> None:
+        workload = Workload(contender=name, gate=at.getsockname(), **{**work, **entry.work})
         self.name = name
         self._log = tempfile.NamedTemporaryFile(prefix=f"benchmark-{entry.module}-", suffix=".log")  # noqa: SIM115
         self._root = start([sys.executable, "-m", f"benchmarks.peers.{entry.module}"], workload.environment(), self._log.file)
         self._members: list[IO[str]] = []
         try:
             while len(self._members) < entry.members:
-                self._members.append(self._arrival(gate))
+                self._members.append(self._arrival(at))
         except BaseException:
             self.stop()
             raise
 
-    def _arrival(self, gate: socket.socket) -> IO[str]:
+    def _arrival(self, at: socket.socket) -> IO[str]:
         """The next member's line."""
-        gate.settimeout(1.0)
+        at.settimeout(1.0)
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self._root.poll() is None:
             with contextlib.suppress(TimeoutError):
-                connection, _ = gate.accept()
+                connection, _ = at.accept()
                 connection.setblocking(True)
                 lines = connection.makefile("rw")
                 connection.close()  # the file keeps it open
@@ -139,11 +139,11 @@ def compete(
     """All contenders live at once and take turns, round by round; samples by name and variant."""
     samples = {(name, variant): Samples() for name, entry in entries.items() for variant in entry.variants}
     contenders: dict[str, Contender] = {}
-    with _gate() as gate:
+    with gate() as at:
         try:
             for name, entry in entries.items():
                 print(f"starting {name}", file=sys.stderr, flush=True)
-                contenders[name] = Contender(gate, name, entry, start, **work)
+                contenders[name] = Contender(at, name, entry, start, **work)
             for _ in range(rounds):
                 for name, variant in samples:
                     contenders[name].run(samples[name, variant], warmup=warmup, steps=steps, variant=variant)
@@ -157,12 +157,12 @@ def compete(
 
 
 @contextlib.contextmanager
-def _gate() -> Iterator[socket.socket]:
+def gate() -> Iterator[socket.socket]:
     """Where members report: a path, which is the same in every network namespace."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as gate:
-        gate.bind(str(Path(folder, "gate")))
-        gate.listen()
-        yield gate
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as at:
+        at.bind(str(Path(folder, "gate")))
+        at.listen()
+        yield at
 
 
 def _cpu_s(processes: Sequence[psutil.Process]) -> float:
@@ -176,7 +176,7 @@ def _cpu_s(processes: Sequence[psutil.Process]) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One measure: ours beside the peer's, in seconds per step."""
+    """One measure: ours beside the peer's, or a limit; in seconds per step unless the measure says otherwise."""
 
     measure: str
     ours: float
@@ -196,9 +196,9 @@ class Row:
 
 def report(rows: Sequence[Row]) -> None:
     """The table of measures, and as last line the same as one JSON object."""
-    print(f"\n{'measure':<56}{'ours s':>9}{'peer s':>9}{'ratio':>8}{'must':>7}  ok")
+    print(f"\n{'measure':<56}{'ours':>9}{'peer':>9}{'ratio':>8}{'must':>7}  ok")
     for row in rows:
-        print(f"{row.measure:<56}{row.ours:>9.3f}{row.peer:>9.3f}{row.ratio:>8.2f}{row.must:>7.2f}  {_judgement(row)}")
+        print(f"{row.measure:<56}{row.ours:>9.4g}{row.peer:>9.4g}{row.ratio:>8.2f}{row.must:>7.2f}  {_judgement(row)}")
     keys = ("ours", "peer", "ratio", "must", "ok")
     print(json.dumps({row.measure: {key: _rounded(getattr(row, key)) for key in keys} for row in rows}))
 

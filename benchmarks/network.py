@@ -76,14 +76,15 @@ def _in_hosts(rate: str, size: int, arguments: argparse.Namespace) -> list[Row]:
 
 def _in_buckets(rate: str, size: int, arguments: argparse.Namespace) -> list[Row]:
     """A token bucket in every process's streams, on loopback."""
-    samples = compete(_ours(arguments), title=_title(rate, size, arguments), bandwidth=rate, **_common(size, arguments))
+    samples = compete(_ours(arguments, bandwidth=rate), title=_title(rate, size, arguments), **_common(size, arguments))
     return _rows(f"token bucket, {_name(rate, size)}", samples, _floor_s(_rates(rate, arguments), size, arguments))
 
 
-def _ours(arguments: argparse.Namespace) -> dict[str, Entry]:
-    ours = {"ours": Entry(module="ours", members=arguments.workers)}
+def _ours(arguments: argparse.Namespace, **comm: str) -> dict[str, Entry]:
+    """Ours with `comm` in place of the defaults, and its 16-bit wire format."""
+    ours = {"ours": Entry(module="ours", members=arguments.workers, work={"comm": comm})}
     if not arguments.no_bf16:
-        ours["ours bf16"] = Entry(module="ours", members=arguments.workers, work={"wire": "bf16"})
+        ours["ours bf16"] = Entry(module="ours", members=arguments.workers, work={"comm": {**comm, "push_format": "bf16", "pull_format": "bf16"}})
     return ours
 
 

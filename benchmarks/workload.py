@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +38,10 @@ class Workload:
     tensors: int = 0
     """Above 0: so many equal tensors of `model_bytes` together in place of the perceptron."""
     model_bytes: int = 0
-    wire: str = "fp32"
-    """Format of push and pull (only pserver)."""
-    bandwidth: str | None = None
-    """Rate of the token bucket in place of a real link (only pserver)."""
+    comm: dict[str, Any] = field(default_factory=dict)
+    """Fields of CommConfig that are not the default's (only pserver)."""
+    stub: dict[str, str] = field(default_factory=dict)
+    """Where the only server is, and what opens it: data, control, run_id, token (only stubs)."""
     places: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Virtual hosts by name: pid of the holder, address. Empty: this host alone."""
 

@@ -29,7 +29,7 @@ def _config(workload: Workload, folder: str) -> Config:
         train=TrainConfig(loop="benchmarks.peers.ours:train", batch_size=workload.batch, max_steps=1_000_000),
         optimizer=OptimizerConfig(name="adam", lr=1e-3),
         scaling=ScalingConfig(num_workers=workload.workers, num_servers=workload.servers),
-        comm=CommConfig(push_format=workload.wire, pull_format=workload.wire, bandwidth=workload.bandwidth),
+        comm=CommConfig(**workload.comm),
         security=SecurityConfig(allow_plaintext=bool(workload.places)),
         run=RunConfig(storage_path=folder),
     )
