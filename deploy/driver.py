@@ -15,10 +15,12 @@ from deploy.measure.reader import LedgerWriter
 from deploy.measure.text import counted
 from deploy.measure.verdict import log_line
 from deploy.measure.window import Window
+from deploy.processes import Processes
+from deploy.recovery import Recovery
 from deploy.rundir import RunDirectory
 from deploy.watch import Watch
 from ps.addresses import listen_host
-from ps.config import ServerSettings, Timeouts, to_json
+from ps.config import Timeouts
 from ps.control import Control, Epoch, Failure
 from ps.control_service import ControlServicer
 from ps.errors import NotInitialised, PserverError
@@ -27,9 +29,6 @@ from ps.reader import Reader
 from ps.security import RunGuard, check_plaintext, new_token
 from ps.segments import run_mark
 from ps.transport.rpc import bind_within, new_server
-from workers.config import WorkerSettings
-from workers.context import for_any_process
-from workers.task import load_task, task_fields, task_path
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +48,7 @@ class Driver:
         self._token = new_token()
         self._run_id = f"{rundir.name}-{new_token()[:8]}"
         self.books = Books(config, rundir)
+        self.recovery = Recovery(config.failure.max_failures)
         self.window = Window()
         """The ledger's totals, once `run` has ended."""
         scaling = config.scaling
@@ -63,7 +63,18 @@ class Driver:
     def run(self, interrupted: threading.Event) -> None:
         """Trains to the end, or until `interrupted` is set. Raises what ended the run; no process is left in any case,
         and no memory on this host."""
-        self._watch = Watch(self._launcher, self._control, self._service, self._rundir, interrupted, self._log_now_and_then)
+        self._watch = Watch(
+            self._launcher,
+            self._control,
+            self._service,
+            self._rundir,
+            interrupted,
+            recovery=self.recovery,
+            timeouts=self._timeouts,
+            restart=lambda key: self._processes.start(key),
+            on_tick=self._log_now_and_then,
+            say=self._say,
+        )
         with run_mark(self._run_id):
             self._run()
 
@@ -81,8 +92,7 @@ class Driver:
             check_plaintext(host, allowed=self._config.security.allow_plaintext)
             port = bind_within(server, host, self._config.comm.ports)
             server.start()
-            self._start_servers(f"{host}:{port}")
-            self._start_workers(f"{host}:{port}")  # at once: they are told the servers when all of these have registered
+            self._start(f"{host}:{port}")
             self._wait_for_processes()
             self._watch.wait("the workers to join", self._begin)
             self._watch.wait("training", lambda: self._control.final_version is not None)
@@ -99,48 +109,14 @@ class Driver:
 
     # -- phases ----------------------------------------------------------------------------------------------
 
-    def _start_servers(self, control_address: str) -> None:
-        config = self._config
-        for shard in range(config.scaling.num_servers):
-            key = ProcessKey("server", shard)
-            settings = ServerSettings(
-                run_id=self._run_id,
-                token=self._token,
-                shard=shard,
-                num_servers=config.scaling.num_servers,
-                num_workers=config.scaling.num_workers,
-                control_address=control_address,
-                host=self._launcher.bind_host(key),
-                optimizer=config.optimizer,
-                schedule=config.schedule,
-                comm=config.comm,
-                security=config.security,
-                timeouts=self._timeouts,
-            )
-            self._launcher.start(key, to_json(settings))
-
-    def _start_workers(self, control_address: str) -> None:
-        config = self._config
-        task = load_task(config.task.name, config.task.fields) if config.task else None
-        train = for_any_process(config.train)
-        for rank in range(config.scaling.num_workers):
-            settings = WorkerSettings(
-                run_id=self._run_id,
-                token=self._token,
-                rank=rank,
-                num_workers=config.scaling.num_workers,
-                num_servers=config.scaling.num_servers,
-                gpus=config.scaling.gpus_per_worker,
-                control_address=control_address,
-                task=task_path(task) if task else None,
-                task_fields=task_fields(task) if task else {},
-                train=train,
-                optimizer=config.optimizer,
-                comm=config.comm,
-                security=config.security,
-                timeouts=self._timeouts,
-            )
-            self._launcher.start(ProcessKey("worker", rank), to_json(settings))
+    def _start(self, control_address: str) -> None:
+        """All at once: workers are told the servers when all of these have registered."""
+        self._processes = Processes(
+            self._config, self._launcher, run_id=self._run_id, token=self._token, control_address=control_address, timeouts=self._timeouts
+        )
+        scaling = self._config.scaling
+        for key in [ProcessKey("server", s) for s in range(scaling.num_servers)] + [ProcessKey("worker", r) for r in range(scaling.num_workers)]:
+            self._processes.start(key)
 
     def _wait_for_processes(self) -> None:
         scaling, start_s = self._config.scaling, self._timeouts.start_s
@@ -161,14 +137,16 @@ class Driver:
 
     def _finish(self) -> None:
         """The last version has landed everywhere: keeps it, and lets all processes end by themselves."""
-        version = self._control.final_version
-        assert version is not None
-        with self._watch.by_cause():
-            self.books.close(version, self._reader)
+        self._watch.wait("the last weights", self._close_books)
         self._reader.stop_servers("the run has finished")
         self._watch.wait_for_ends(self._timeouts.stop_s)
         if self._log_at is not None:
             self._say_bottleneck()
+
+    def _close_books(self) -> bool:
+        assert self._control.final_version is not None
+        self.books.close(self._control.final_version, self._reader)
+        return True
 
     def _end_processes(self) -> None:
         self._service.stop()

@@ -48,6 +48,8 @@ class Summary:
     """Whether early stopping ended the run before its last step."""
     restored_version: int | None = None
     """The best version, if its weights are the last ones since the run stopped early; else None."""
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    """Deaths of processes that were made good, or were not: process, reason, step, back_after_s."""
     wall_s: float = 0.0
     """From the start of the first process to the end of the last one, seconds."""
     params_sha256: str | None = None

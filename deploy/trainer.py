@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from deploy.books import metrics_of
-from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig, to_toml
+from deploy.config import Config, FailureConfig, RunConfig, ScalingConfig, TaskConfig, to_toml
 from deploy.console import Console
 from deploy.driver import Driver
 from deploy.interrupts import interruptible, uninterrupted
@@ -49,6 +49,7 @@ class Trainer:
         plateau: PlateauConfig | None = None,
         comm: CommConfig | None = None,
         security: SecurityConfig | None = None,
+        failure: FailureConfig | None = None,
         launcher: LauncherName = "ray",
         address: str | None = None,
         quiet: bool = False,
@@ -66,6 +67,7 @@ class Trainer:
             plateau=plateau or PlateauConfig(),
             comm=comm or CommConfig(),
             security=security or SecurityConfig(),
+            failure=failure or FailureConfig(),
             run=run_config or RunConfig(),
         )
         self._launcher: LauncherName = launcher
@@ -95,6 +97,7 @@ class Trainer:
             plateau=config.plateau,
             comm=config.comm,
             security=config.security,
+            failure=config.failure,
             launcher=launcher,
             address=address,
             quiet=quiet,
@@ -179,6 +182,7 @@ def _summary(config: Config, rundir: RunDirectory, driver: Driver | None, window
         epochs=books.epochs if books else 0,
         stopped_early=books.stopped_early if books else False,
         restored_version=books.restored_version if books else None,
+        failures=driver.recovery.to_dicts() if driver else [],
         wall_s=wall_s,
         params_sha256=books.params_sha256 if books else None,
         buffers_sha256=books.buffers_sha256 if books else None,

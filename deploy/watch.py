@@ -1,4 +1,5 @@
-"""Watches the processes of a run: waits for things, and says what has gone wrong by its cause, not by its echo."""
+"""Watches the processes of a run: waits for things, has dead processes started again, and says what has gone wrong by its
+cause, not by its echo."""
 
 import threading
 import time
@@ -6,7 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from deploy.launch.base import Ending, Launcher, ProcessKey
+from deploy.recovery import NAMED_AFTER, Pulse, Recovery
 from deploy.rundir import RunDirectory
+from ps.config import Timeouts
 from ps.control import Control
 from ps.control_service import ControlServicer
 from ps.errors import ProcessDied, Unreachable, by_name
@@ -17,7 +20,7 @@ _DEATH_S = 5.0
 
 
 class Watch:
-    """The driver's eyes. `on_tick` is called now and then while it waits."""
+    """The driver's eyes. `on_tick` is called now and then while it waits, `restart` to start a process again."""
 
     def __init__(
         self,
@@ -26,21 +29,35 @@ class Watch:
         service: ControlServicer,
         rundir: RunDirectory,
         interrupted: threading.Event,
+        *,
+        recovery: Recovery,
+        timeouts: Timeouts,
+        restart: Callable[[ProcessKey], None],
         on_tick: Callable[[], None],
+        say: Callable[[str], None],
     ) -> None:
         self._launcher = launcher
         self._control = control
         self._service = service
         self._rundir = rundir
         self._interrupted = interrupted
+        self._recovery = recovery
+        self._pulse = Pulse(timeouts.frozen_after_s)
+        self._timeouts = timeouts
+        self._restart = restart
         self._on_tick = on_tick
+        self._say = say
+        self._restarted: dict[ProcessKey, tuple[int, float]] = {}
+        """The incarnation before each restart, and when that was."""
+        self._killed: dict[ProcessKey, str] = {}
+        """Why a process was killed from here."""
 
     def wait(self, what: str, done: Callable[[], bool], timeout_s: float | None = None) -> None:
-        """Polls until `done`. Raises as soon as a process has died or a member has failed, Unreachable after `timeout_s`, and
-        KeyboardInterrupt once the run is interrupted."""
+        """Polls until `done`, and tends the processes. Raises as soon as a member has failed or a death cannot be made good,
+        Unreachable after `timeout_s`, and KeyboardInterrupt once the run is interrupted."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            with self.by_cause():
+            with self._by_cause():
                 if done():
                     return
             with self._service.changed:
@@ -51,9 +68,9 @@ class Watch:
             if failure:
                 error = by_name(failure.error_type, _named(failure.rank, failure.error))
                 error.add_note(failure.traceback)
-                with self.by_cause():
+                with self._by_cause():
                     raise error
-            self._raise_deaths()
+            self._tend()
             if deadline and time.monotonic() > deadline:
                 raise Unreachable(f"waited {timeout_s:g} s for {what}: {self._unregistered()}; see {self._rundir.logs}")
             self._on_tick()
@@ -66,38 +83,95 @@ class Watch:
             time.sleep(POLL_S)
 
     @contextmanager
-    def by_cause(self) -> Iterator[None]:
+    def _by_cause(self) -> Iterator[None]:
         """Raises the death of a process in place of the Unreachable that it caused."""
         try:
             yield
         except Unreachable:
             deadline = time.monotonic() + _DEATH_S
             while time.monotonic() < deadline:
-                self._raise_deaths()
+                for key, ending in self._deaths():
+                    raise self._death(key, ending.reason, ending, "") from None
                 time.sleep(POLL_S)
             raise
 
-    def _raise_deaths(self) -> None:
-        finished = self._control.final_version is not None
-        for key, ending in self._launcher.ended().items():
-            if ending.code != 0 or not (finished or self._has_finished(key)):
-                with self._service.changed:  # a member that failed said so before it ended
-                    failure = self._control.failure
-                if failure is None or failure.rank != key.index or key.role != "worker":
-                    raise self._death(key, ending)
+    # -- deaths ----------------------------------------------------------------------------------------------
+
+    def _tend(self) -> None:
+        """Starts what has died again, kills what is frozen, and says so."""
+        for key, ending in self._deaths():
+            if self._control.failure:
+                return  # which ends the run
+            self._make_good(key, ending)
+        with self._service.changed:
+            beats = {key: self._control.beats[key.role, key.index] for key in self._expected() if (key.role, key.index) in self._control.beats}
+            steps = {key: step for key in beats if (step := self._control.steps.get((key.role, key.index))) is not None}
+        for key, step in steps.items():
+            death = self._recovery.told(key, step, time.monotonic())
+            if death:
+                self._say(f"{key} is back at step {step}, {death.back_after_s:.1f} s after its death was seen")
+        self._kill_silent(beats)
+
+    def _deaths(self) -> list[tuple[ProcessKey, Ending]]:
+        """Processes that have ended before their time. A member that failed said so before it ended: that is no death."""
+        ended = self._launcher.ended()
+        with self._service.changed:
+            failure = self._control.failure
+            failed = ProcessKey("worker", failure.rank) if failure and failure.rank is not None else None
+            return [(key, ending) for key, ending in ended.items() if key != failed and not self._has_finished(key)]
+
+    def _make_good(self, key: ProcessKey, ending: Ending) -> None:
+        with self._service.changed:
+            has_registered = self._has_registered(key)
+            incarnation = self._control.incarnations.get((key.role, key.index), 0)
+            step = self._control.newest_step
+            self._control.lose(key.role, key.index)
+        reason = self._killed.pop(key, ending.reason)
+        if ending.code and not has_registered:
+            raise self._death(key, reason, ending, "")  # it would only fail again
+        why_not = self._recovery.died(key, reason, step, time.monotonic())
+        if why_not is not None or key.role == "server":
+            raise self._death(key, reason, ending, why_not or "")
+        self._say(f"{key} {reason} at step {step}: starting it again")
+        self._restarted[key] = incarnation, time.monotonic()
+        self._restart(key)
+
+    def _has_registered(self, key: ProcessKey) -> bool:
+        """Whether the process that runs under this name has."""
+        before, _ = self._restarted.get(key, (0, 0.0))
+        return self._control.incarnations.get((key.role, key.index), 0) > before
 
     def _has_finished(self, key: ProcessKey) -> bool:
         return key.role == "worker" and self._control.has_finished(key.index)
 
-    def _death(self, key: ProcessKey, ending: Ending) -> ProcessDied:
+    def _expected(self) -> list[ProcessKey]:
+        """Processes that have something left to do."""
+        servers = [ProcessKey("server", shard) for shard in range(self._control.num_servers)]
+        return servers + [key for rank in range(self._control.num_workers) if not self._has_finished(key := ProcessKey("worker", rank))]
+
+    def _kill_silent(self, beats: dict[ProcessKey, int]) -> None:
+        named, frozen = self._pulse.tick(time.monotonic(), beats, self._launcher.cpu_s)
+        frozen_s = self._timeouts.frozen_after_s
+        for key in named:
+            self._say(f"{key} has given no sign of life for {frozen_s * NAMED_AFTER:g} s: is it stopped, or its host overloaded?")
+        for key in frozen:
+            self._kill(key, f"gave no sign of life for {frozen_s:g} s and was killed")
+        for key, (_, since) in self._restarted.items():
+            if key not in self._killed and time.monotonic() - since > self._timeouts.start_s and not self._has_registered(key):
+                self._kill(key, f"did not register within {self._timeouts.start_s:g} s and was killed")
+
+    def _kill(self, key: ProcessKey, reason: str) -> None:
+        self._killed[key] = reason
+        self._launcher.kill(key)
+
+    def _death(self, key: ProcessKey, reason: str, ending: Ending, why: str) -> ProcessDied:
         log_file = self._rundir.process_log(key.role, key.index)
         words = ending.last_words.splitlines()
         last = f"; its last words: {words[-1].strip()}" if words else ""
-        return ProcessDied(f"{key} {ending.reason}{last}; see {log_file}")
+        return ProcessDied(f"{key} {reason}{last}{f' ({why})' if why else ''}; see {log_file}")
 
     def _unregistered(self) -> str:
-        keys = [("server", i) for i in range(self._control.num_servers)] + [("worker", i) for i in range(self._control.num_workers)]
-        missing = [f"{role} {index}" for role, index in keys if (role, index) not in self._control.incarnations]
+        missing = [str(key) for key in self._expected() if (key.role, key.index) not in self._control.incarnations]
         return f"{', '.join(missing)} did not register"
 
 

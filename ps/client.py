@@ -18,6 +18,7 @@ from ps.config import CommConfig, Timeouts
 from ps.control import ServerAddress
 from ps.errors import PserverError, Stopped, Unreachable, VersionGone
 from ps.exchange import Exchange
+from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.layout import Layout, Run
 from ps.line import Line
@@ -168,6 +169,7 @@ class Client:
             self._clock.sent(shard, index, payload_bytes, wire_bytes)
         for data in frames:
             line.send(data)
+            hit("worker.sent")
 
     # -- streams ---------------------------------------------------------------------------------------------
 
@@ -229,6 +231,7 @@ class Client:
         with self._changed:
             self._clock.landed(line.index, header, frame.payload_bytes(line.layout, run, line.pull_format), 0 if header.shared else wire_bytes)
             self._exchange.landed(line.index, run)
+            hit("worker.landed")
             self._changed.notify_all()
 
     def _learn_norms(self, header: pb.FrameHeader) -> None:

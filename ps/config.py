@@ -105,6 +105,8 @@ class Timeouts:
     """Between two signs of life of a process."""
     orphan_after_s: float = 20.0
     """A process that cannot reach the driver for so long ends and removes its memory."""
+    frozen_after_s: float = 30.0
+    """A process that exists but gives no sign of life for so long, nor uses the processor, is killed and started again; named after a third."""
     barrier_log_s: float = 10.0
     """A barrier that waits longer logs who is missing; it never gives up while all members live."""
     start_s: float = 120.0

@@ -67,6 +67,12 @@ class Control:
     """Newest incarnation by role ("server", "worker") and index."""
     machines: dict[tuple[str, int], Machine] = field(default_factory=dict)
     """Of the newest incarnations."""
+    beats: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Signs of life of the newest incarnations so far; none of a process that is known to have ended."""
+    steps: dict[tuple[str, int], int] = field(default_factory=dict)
+    """Last step or version that each of them told."""
+    newest_step: int = 0
+    """Largest one ever told."""
     failure: Failure | None = None
     """The first one."""
     _reports: dict[int, dict[int, EpochSums]] = field(default_factory=dict)
@@ -84,7 +90,19 @@ class Control:
         if address:
             self.servers[index] = address
         self.incarnations[role, index] = self.incarnations.get((role, index), 0) + 1
+        self.beats[role, index] = 0
         return self.incarnations[role, index]
+
+    def beat(self, role: str, index: int, step: int) -> None:
+        """A sign of life of the newest incarnation."""
+        self.beats[role, index] = self.beats.get((role, index), 0) + 1
+        self.steps[role, index] = step
+        self.newest_step = max(self.newest_step, step)
+
+    def lose(self, role: str, index: int) -> None:
+        """The process has ended; a successor will register."""
+        self.beats.pop((role, index), None)
+        self.steps.pop((role, index), None)
 
     def _check_versions(self, role: str, index: int, machine: Machine) -> None:
         for place, other in self.machines.items():

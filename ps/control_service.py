@@ -75,7 +75,9 @@ class ControlServicer:
 
     def heartbeat(self, request: pb.HeartbeatRequest, context: grpc.ServicerContext) -> pb.HeartbeatReply:
         with as_status(context), self.changed:
-            self._control.check_current(_role(request.role), request.index, request.incarnation)
+            role = _role(request.role)
+            self._control.check_current(role, request.index, request.incarnation)
+            self._control.beat(role, request.index, request.step)
             if request.exchanging:
                 self._control.exchanges(request.index, request.step)
             stop = self._stop

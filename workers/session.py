@@ -11,6 +11,7 @@ from ps.client import Client
 from ps.control import EpochSums, ServerAddress
 from ps.control_service import ControlClient
 from ps.errors import Stopped
+from ps.failpoints import hit
 from ps.layout import Layout
 from ps.ledger import RowBuffer, WorkerRow
 from ps.plan import Plan
@@ -70,6 +71,7 @@ class Session:
         if self._stop_reason:
             raise Stopped(self._stop_reason)
         version = client.join(bound.initial_digests(), plan, environment(settings.train.num_threads))
+        hit("worker.joined")
         if version == -1 and self.rank == 0:
             client.init(bound.landing[0])
         client.open()
@@ -78,6 +80,7 @@ class Session:
             client.pull(self.version, bound.landing[self.version % 2])
             bound.copy_across(self.version)
         bound.install(self.version)
+        hit("worker.installed")
         self.spans.take()
         return bound
 
@@ -100,8 +103,10 @@ class Session:
 
     def report(self, sums: Mapping[str, float]) -> bool:
         """Brings the rank's sums of a phase at the present version; True if the run ends here. Returns when every rank has reported."""
+        hit("worker.reports")
         self._rows.urgent.set()
         stop = self._control.report_epoch(EpochSums(self.version, self.bound.epoch_sums(self.version), dict(sums)))
+        hit("worker.reported")
         self.spans.take()
         return stop
 

@@ -10,6 +10,7 @@ import torch
 from ps.config import from_json
 from ps.control_service import ControlClient, Heart
 from ps.errors import ConfigError, PserverError, Stopped, WorkerFailed
+from ps.failpoints import hit
 from ps.ledger import RowBuffer
 from ps.logs import configure_logging
 from ps.security import call_metadata
@@ -50,6 +51,7 @@ class Worker:
         settings = self.settings
         torch.set_num_threads(settings.train.num_threads)
         servers = self._control.register(environment(settings.train.num_threads), timeout_s=settings.timeouts.start_s)
+        hit("worker.registered")
         log.info("rank %d of run %s works with %d servers", settings.rank, settings.run_id, len(servers))
         self._heart.start()
         try:
@@ -59,6 +61,7 @@ class Worker:
             with operations_named():
                 self._train(session)
             self._control.report_finished(session.version)
+            hit("worker.finished")
         except Stopped:
             raise
         except Exception as error:

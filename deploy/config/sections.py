@@ -65,6 +65,19 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FailureConfig:
+    """How many deaths of its processes a run outlives."""
+
+    max_failures: int | None = None
+    """Deaths of workers and servers that are made good by starting the process again, >= 0; the next one ends the run. None: any number,
+    unless one process dies five times at the same step."""
+
+    def __post_init__(self) -> None:
+        if self.max_failures is not None and self.max_failures < 0:
+            raise ValueError(f"failure.max_failures = {self.max_failures} is out of range: >= 0; leave it out for any number")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole config file, checked."""
 
@@ -77,6 +90,7 @@ class Config:
     plateau: PlateauConfig = field(default_factory=PlateauConfig)
     comm: CommConfig = field(default_factory=CommConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
+    failure: FailureConfig = field(default_factory=FailureConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

@@ -54,10 +54,16 @@ class Launcher(Protocol):
         """Address that server `key` must bind; empty if that is decided where it starts."""
 
     def start(self, key: ProcessKey, settings_json: str) -> None:
-        """Returns at once; a process that cannot start is found in `ended`."""
+        """Returns at once; a process that cannot start is found in `ended`. One that is there may be started again."""
 
     def ended(self) -> dict[ProcessKey, Ending]:
-        """All processes that have ended so far. Does not block."""
+        """All processes that have ended so far and were not started again. Nothing is left of them that could still write. Does not block."""
+
+    def kill(self, key: ProcessKey) -> None:
+        """Ends a process that may be stopped; it is found in `ended`."""
+
+    def cpu_s(self, key: ProcessKey) -> float | None:
+        """Processor seconds that the process has used; None if that is not known here."""
 
     def stop(self, grace_s: float) -> None:
         """Gives running processes `grace_s` to end, then kills. None is left when it returns. Idempotent."""

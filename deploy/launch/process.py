@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+import psutil
 import torch
 
 from deploy.launch.base import Ending, LogPath, ProcessKey, Role, last_words, module_path
@@ -58,6 +59,7 @@ class ProcessLauncher:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(module_path())},
                 process_group=0,
             )
+        self._ended.pop(key, None)
         self._running[key] = process
         assert process.stdin is not None
         # The settings hold the run's token: others on this host can read arguments, and children inherit the environment.
@@ -73,6 +75,15 @@ class ProcessLauncher:
             if process.poll() is not None:
                 self._bury(key)
         return dict(self._ended)
+
+    def kill(self, key: ProcessKey) -> None:
+        if key in self._running:
+            self._bury(key)
+
+    def cpu_s(self, key: ProcessKey) -> float | None:
+        with contextlib.suppress(KeyError, psutil.NoSuchProcess):
+            return sum(psutil.Process(self._running[key].pid).cpu_times()[:2])
+        return None
 
     def stop(self, grace_s: float) -> None:
         deadline = time.monotonic() + grace_s

@@ -135,6 +135,7 @@ class RayLauncher:
             max_task_retries=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
         )
+        self._ended.pop(key, None)
         path = self._log_path(key).absolute()
         self._actors[key] = actor.remote(module_path(), str(self._write_probe(path)), self._probe)
         self._places[key] = self._actors[key].place.remote()
@@ -165,6 +166,19 @@ class RayLauncher:
                 self._ended[running[ref]] = self._ending(running[ref])
         self._tell_of_logs()
         return dict(self._ended)
+
+    def kill(self, key: ProcessKey) -> None:
+        if key in self._actors and key not in self._ended:
+            process = self._process(key)
+            ray.kill(self._actors[key])
+            if process:
+                _kill([process])
+
+    def cpu_s(self, key: ProcessKey) -> float | None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = self._process(key)
+            return sum(process.cpu_times()[:2]) if process else None
+        return None
 
     def stop(self, grace_s: float) -> None:
         if not ray.is_initialized():
@@ -222,6 +236,8 @@ class RayLauncher:
         try:
             code = ray.get(self._runs[key])
         except RayActorError as error:
+            if error.actor_init_failed:
+                return Ending(1, _cause(error), words)
             return Ending(None, _cause(error) + self._where(key), words)
         except RayTaskError as error:
             return Ending(1, f"raised {type(error.cause).__name__}: {error.cause}", words)
@@ -253,10 +269,7 @@ class RayLauncher:
             ray.kill(actor)
             self._ended.setdefault(key, Ending(None, "was killed by the launcher", last_words(self._log_path(key))))
         _, alive = psutil.wait_procs(here, KILL_WAIT_S)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(alive, KILL_WAIT_S)
+        _kill(alive)
         self._actors.clear()
         self._places.clear()
         self._runs.clear()
@@ -279,6 +292,13 @@ class RayLauncher:
                 place: Place = ray.get(ready[0])
                 return place
         return None
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, KILL_WAIT_S)
 
 
 def require_listener(address: str, timeout_s: float) -> None:

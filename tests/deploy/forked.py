@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig
-from deploy.launch.base import Ending, ProcessKey
+from deploy.config import Config, FailureConfig, RunConfig, ScalingConfig, TaskConfig
+from deploy.launch.base import Ending, LogPath, ProcessKey
 from deploy.launch.process import ProcessLauncher
 from deploy.result import Result
 from deploy.rundir import RunDirectory
@@ -26,8 +26,8 @@ CONTEXT.set_forkserver_preload(["ps.server", "workers.worker"])
 class _Forked:
     """What the process launcher uses of `subprocess.Popen`."""
 
-    def __init__(self, key: ProcessKey, settings_json: str, log: Path) -> None:
-        self._process = CONTEXT.Process(target=_live, args=(key.role, settings_json, log))
+    def __init__(self, key: ProcessKey, settings_json: str, log: Path, fault: tuple[str, int] | None) -> None:
+        self._process = CONTEXT.Process(target=_live, args=(key.role, settings_json, log, fault))
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
@@ -52,8 +52,15 @@ class ForkedLauncher(ProcessLauncher):
     when: Callable[[], bool] = staticmethod(lambda: True)
     has_killed = False
 
+    def __init__(self, log_path: LogPath) -> None:
+        super().__init__(log_path)
+        self.faults: dict[ProcessKey, list[tuple[str, int]]] = {}
+        """Failpoints by process: each of its incarnations in turn dies at the next of them, when it is hit for so many times."""
+
     def start(self, key: ProcessKey, settings_json: str) -> None:
-        self._running[key] = _Forked(key, settings_json, self._log_path(key))  # type: ignore[assignment]
+        self._ended.pop(key, None)
+        left = self.faults.get(key)
+        self._running[key] = _Forked(key, settings_json, self._log_path(key), left.pop(0) if left else None)  # type: ignore[assignment]
 
     def ended(self) -> dict[ProcessKey, Ending]:
         if self.victim in self._running and not self.has_killed and self.when():
@@ -77,7 +84,7 @@ class ForkedTrainer(Trainer):
 
 
 def trainer(storage: Path, task: str, fields: dict[str, Any] | None = None, **options: Any) -> ForkedTrainer:
-    """For a task by its name; `options` are `optimizer` and fields of the sections train, scaling and comm, which share none."""
+    """For a task by its name; `options` are `optimizer` and fields of the sections train, scaling, comm and failure, which share none."""
 
     def of(section: Any) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name in section.__dataclass_fields__}
@@ -88,6 +95,7 @@ def trainer(storage: Path, task: str, fields: dict[str, Any] | None = None, **op
         optimizer=options.get("optimizer", OptimizerConfig()),
         scaling=ScalingConfig(**of(ScalingConfig)),
         comm=CommConfig(**of(CommConfig)),
+        failure=FailureConfig(**of(FailureConfig)),
         run=RunConfig(storage_path=str(storage)),
     )
     return ForkedTrainer.from_config(config, quiet=True, timeouts=Timeouts(heartbeat_s=0.2))
@@ -98,7 +106,8 @@ def train(storage: Path, task: str, fields: dict[str, Any] | None = None, **opti
     return trainer(storage, task, fields, **options).fit()
 
 
-def _live(role: str, settings_json: str, log: Path) -> None:
+def _live(role: str, settings_json: str, log: Path, fault: tuple[str, int] | None) -> None:
+    from ps import failpoints
     from ps.logs import configure_logging
     from ps.server import serve
     from workers.worker import work
@@ -109,4 +118,6 @@ def _live(role: str, settings_json: str, log: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     configure_logging()
+    if fault:
+        failpoints.arm(*fault)
     sys.exit((serve if role == "server" else work)(settings_json))

@@ -1,4 +1,4 @@
-"""Processes that are killed or interrupted: the run ends soon, says by whom, and leaves nothing behind."""
+"""Processes that are killed where that is not made good, or interrupted: the run ends soon, says by whom, and leaves nothing behind."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import psutil
 import pytest
 import ray
 
-from deploy.config import RunConfig
+from deploy.config import FailureConfig, RunConfig
 from deploy.launch.base import ProcessKey
 from deploy.result import Result
 from deploy.rundir import RunDirectory
@@ -63,7 +63,7 @@ def in_training(rundir: RunDirectory) -> bool:
 @pytest.mark.parametrize("victim", [ProcessKey("worker", 1), ProcessKey("server", 0)], ids=str)
 @pytest.mark.parametrize("when", [at_once, in_training], ids=["at the start", "in mid-training"])
 def test_a_killed_process_ends_the_run_and_is_named(victim: ProcessKey, when: Callable[[RunDirectory], bool], tmp_path: Path) -> None:
-    result, took_s = killed(trainer(tmp_path, BROKEN, {"how": "long"}, **ENDLESS), victim, when)
+    result, took_s = killed(trainer(tmp_path, BROKEN, {"how": "long"}, **ENDLESS, max_failures=0), victim, when)
     assert took_s < SOON_S
     assert isinstance(result.error, ProcessDied)
     log = result.path / "logs" / f"{victim.role}-{victim.index}.log"
@@ -76,7 +76,7 @@ def test_a_killed_process_ends_the_run_and_is_named(victim: ProcessKey, when: Ca
 @pytest.mark.parametrize("victim", [ProcessKey("worker", 0), ProcessKey("server", 1)], ids=str)
 def test_a_process_killed_during_validation_is_named(victim: ProcessKey, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    made = trainer(tmp_path, BROKEN, {"how": "long validation", "mark": str(mark)}, batch_size=64, epochs=1)
+    made = trainer(tmp_path, BROKEN, {"how": "long validation", "mark": str(mark)}, batch_size=64, epochs=1, max_failures=0)
     result, took_s = killed(made, victim, lambda _: mark.exists())
     assert took_s < SOON_S
     assert str(result.error).startswith(f"{victim} was killed by SIGKILL")
@@ -86,10 +86,18 @@ def test_a_worker_that_dies_in_the_middle_of_a_step_is_named(tmp_path: Path) -> 
     with nothing_left():
         result = train(tmp_path, BROKEN, {"how": "suicide"}, **ENDLESS)
     assert str(result.error).startswith("worker 1 was killed by SIGKILL; its last words: ")
+    assert "(it has died 5 times at step " in str(result.error)
+    assert {death["process"] for death in json.loads((result.path / "summary.json").read_text())["failures"]} == {"worker 1"}
 
 
 def test_an_actor_that_is_killed_is_named(tmp_path: Path, ray_cluster: str) -> None:
-    made = Trainer(Broken(how="suicide"), train_config=TrainConfig(**ENDLESS), run_config=RunConfig(storage_path=str(tmp_path)), quiet=True)
+    made = Trainer(
+        Broken(how="suicide"),
+        train_config=TrainConfig(**ENDLESS),
+        failure=FailureConfig(max_failures=0),
+        run_config=RunConfig(storage_path=str(tmp_path)),
+        quiet=True,
+    )
     with nothing_left():
         result = made.fit()
     assert str(result.error).startswith("worker 1 was killed or has crashed; its last words: ")
@@ -98,7 +106,7 @@ def test_an_actor_that_is_killed_is_named(tmp_path: Path, ray_cluster: str) -> N
 
 PROGRAM = """
 import sys
-from deploy.config import RunConfig
+from deploy.config import FailureConfig, RunConfig
 from deploy.trainer import Trainer
 from ps.config import Timeouts
 from tests.deploy.broken import Broken

@@ -1,0 +1,63 @@
+"""The processes of a run: what each is told, and how it is started."""
+
+from deploy.config import Config
+from deploy.launch.base import Launcher, ProcessKey
+from ps.config import ServerSettings, Timeouts, to_json
+from workers.config import WorkerSettings
+from workers.context import for_any_process
+from workers.task import load_task, task_fields, task_path
+
+
+class Processes:
+    """Starts servers and workers, the first time and again: a successor is told the same."""
+
+    def __init__(self, config: Config, launcher: Launcher, *, run_id: str, token: str, control_address: str, timeouts: Timeouts) -> None:
+        self._config = config
+        self._launcher = launcher
+        self._run_id = run_id
+        self._token = token
+        self._control_address = control_address
+        self._timeouts = timeouts
+        self._task = load_task(config.task.name, config.task.fields) if config.task else None
+        self._train = for_any_process(config.train)
+
+    def start(self, key: ProcessKey) -> None:
+        """Returns at once."""
+        settings = self._server(key) if key.role == "server" else self._worker(key)
+        self._launcher.start(key, to_json(settings))
+
+    def _server(self, key: ProcessKey) -> ServerSettings:
+        config = self._config
+        return ServerSettings(
+            run_id=self._run_id,
+            token=self._token,
+            shard=key.index,
+            num_servers=config.scaling.num_servers,
+            num_workers=config.scaling.num_workers,
+            control_address=self._control_address,
+            host=self._launcher.bind_host(key),
+            optimizer=config.optimizer,
+            schedule=config.schedule,
+            comm=config.comm,
+            security=config.security,
+            timeouts=self._timeouts,
+        )
+
+    def _worker(self, key: ProcessKey) -> WorkerSettings:
+        config = self._config
+        return WorkerSettings(
+            run_id=self._run_id,
+            token=self._token,
+            rank=key.index,
+            num_workers=config.scaling.num_workers,
+            num_servers=config.scaling.num_servers,
+            gpus=config.scaling.gpus_per_worker,
+            control_address=self._control_address,
+            task=task_path(self._task) if self._task else None,
+            task_fields=task_fields(self._task) if self._task else {},
+            train=self._train,
+            optimizer=config.optimizer,
+            comm=config.comm,
+            security=config.security,
+            timeouts=self._timeouts,
+        )

@@ -1,0 +1,33 @@
+"""Places where a test may end the process: named, at changes of state. Nothing happens at any of them unless a test has armed it."""
+
+import os
+import signal
+
+POINTS = frozenset(
+    {
+        "worker.registered",
+        "worker.joined",
+        "worker.installed",
+        "worker.sent",
+        "worker.landed",
+        "worker.reports",
+        "worker.reported",
+        "worker.finished",
+    }
+)
+
+_left: dict[str, int] = {}
+
+
+def arm(name: str, hits: int) -> None:
+    """Kills the process when it comes to the place for the `hits`-th time."""
+    assert name in POINTS, name
+    _left[name] = hits
+
+
+def hit(name: str) -> None:
+    """The process is at the place `name`."""
+    if name in _left:
+        _left[name] -= 1
+        if _left[name] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
