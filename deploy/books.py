@@ -12,6 +12,8 @@ from deploy.rundir import RunDirectory
 from ps.checkpoint import load_weights, save_weights, sha256_of, tensors_of
 from ps.control import Epoch
 from ps.decisions import Decider, Decision
+from ps.errors import ConfigError
+from ps.plan import Plan
 from ps.reader import Reader
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Books:
     """Largest shard over the mean, in bytes."""
 
     def __post_init__(self) -> None:
+        self._has_weight = False
         self._decider = Decider(self.config.early_stopping, self.config.plateau)
 
     def enter(self, epoch: Epoch, reader: Reader, say: Callable[[str], None]) -> Decision:
@@ -57,6 +60,7 @@ class Books:
             "time_s": time.time(),
             **means(epoch, own_loop=plan.own_loop),
         }
+        self._check_weight(epoch, plan)
         former = self._decider.log[-1].rate_factor if self._decider.log else 1.0
         decision = self._decider.decide(epoch.version, metrics_of(row), validated=plan.own_loop or plan.validates(epoch.version))
         reader.decide(decision.version, decision.rate_factor)
@@ -73,6 +77,13 @@ class Books:
             waited = counted(self.config.early_stopping.patience or 0, "validation")
             say(f"epoch {row['epoch']}: no improvement in {waited}, stopping early; the best is version {self._decider.best_version}")
         return decision
+
+    def _check_weight(self, epoch: Epoch, plan: Plan) -> None:
+        """Raises ConfigError at the end of the first epoch if no sample has counted: nothing was learned."""
+        self._has_weight |= epoch.training.get("weight") != 0
+        if not self._has_weight and epoch.version >= min(plan.steps_per_epoch, plan.total_steps):
+            what = "opt.step was called with weight=0" if plan.own_loop else "the task's loss() returned the weight 0"
+            raise ConfigError(f"{what} on every worker in {counted(epoch.version, 'step')}: nothing is learned; give the number of samples")
 
     def ends_epoch(self, row: dict[str, Any]) -> bool:
         """Whether the row of `history` stands at the end of an epoch, not within it."""

@@ -157,6 +157,7 @@ class Trainer:
             resources_per_worker=scaling.resources_per_worker,
             placement_strategy=scaling.placement_strategy,
             code=code_folder(self._what()),
+            shared_storage=self._config.run.shared_storage,
             say=console.line,
         )
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ps.errors import ConfigError
 from ps.plan import Plan
+from workers.answers import check_parameters
 from workers.config import TrainConfig
 from workers.imports import absolute_name, import_attribute
 from workers.initial import load_initial
@@ -125,6 +126,7 @@ class Context:
         """
         if self._optimizer:
             raise ConfigError("ctx.optimizer(model) was called twice: a run trains one model; put several networks into one nn.ModuleDict")
+        check_parameters(model)
         init = self._session.settings.train.init
         plan = self._plan()
         if init is not None:

@@ -83,14 +83,3 @@ def _each(batch: Any, function: Callable[[Any], Any], whole: type = Tensor) -> A
     if isinstance(batch, tuple | list):
         return type(batch)(_each(value, function, whole) for value in batch)
     return function(batch)
-
-
-def mean_and_weight(loss: Tensor | tuple[Tensor, float], num_samples: int) -> tuple[Tensor, float]:
-    """What a task's `loss` returned for a batch of `num_samples`, as scalar mean and weight; raises ValueError."""
-    mean, weight = loss if isinstance(loss, tuple) else (loss, float(num_samples))
-    if mean.dim() != 0:
-        raise ValueError(f"the task's loss has shape {list(mean.shape)}: return the mean over the batch, a scalar")
-    weight = float(weight)
-    if not 0 <= weight < float("inf"):
-        raise ValueError(f"the weight {weight} of the task's loss is out of range: finite and >= 0")
-    return mean, weight

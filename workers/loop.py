@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from ps.plan import Plan
+from workers.answers import data_of, model_of
 from workers.config import TrainConfig
 from workers.initial import load_initial
 from workers.sampler import BatchPlan
@@ -18,7 +19,7 @@ def train(session: Session, task: Task) -> None:
     """Every step: data, forward, backward, push, pull, install; a report where the plan says so."""
     settings, config = session.settings, session.settings.train
     dtype = getattr(torch, config.dtype)
-    data, validation_data = task.train_data(), task.validation_data()
+    data, validation_data = data_of(task, "train"), data_of(task, "validation")
     batches = BatchPlan.from_config(config, settings.num_workers, len(data))
     plan = plan_of(config, batches)
     bound = session.bind(build_model(task, config).to(session.device), plan)
@@ -65,7 +66,7 @@ def _report(session: Session, task: Task, validation_data: Samples, batch_size: 
 def build_model(task: Task, config: TrainConfig) -> torch.nn.Module:
     """The task's model at version 0, the same on every rank."""
     torch.manual_seed(config.seed)
-    model = task.model().to(getattr(torch, config.dtype))
+    model = model_of(task).to(getattr(torch, config.dtype))
     if config.init is not None:
         load_initial(model, Path(config.init))
     return model

@@ -47,10 +47,13 @@ class ProcessActor:
             sees_run=self._sees_run,
         )
 
-    def run(self, target: str, settings_json: str, log_path: str) -> int:
-        """Calls `target` ("module:function") with the settings and returns its exit code."""
+    def run(self, target: str, settings_json: str, log_path: str, must_see_run: bool) -> int:
+        """Calls `target` ("module:function") with the settings and returns its exit code; without the run directory, if it must
+        be there, does not begin."""
         if self._sees_run:  # else Ray's own logs keep the output
             _write_output_to(Path(log_path))
+        elif must_see_run:
+            return 1
         configure_logging()
         module, _, function = target.partition(":")
         try:

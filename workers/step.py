@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 
 from ps.errors import NonFinite
+from workers.answers import check_gradient, mean_and_weight
 from workers.batches import Batches, MicroBatch
 from workers.binding import BoundModel
-from workers.data import mean_and_weight
 from workers.sampler import BatchPlan, torch_seed
 from workers.spans import Spans
 from workers.task import Samples, Task
@@ -68,6 +68,7 @@ class GradientStep:
                 samples += micro.num_samples
                 if its_weight == 0:
                     continue
+                check_gradient(mean)
                 (mean * its_weight if several else mean).backward()  # type: ignore[no-untyped-call]
                 self._check(step, value := float(mean.detach()))  # on a GPU this waits for all of the above
                 loss_sum += value * its_weight

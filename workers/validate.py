@@ -2,9 +2,9 @@
 
 import torch
 
-from ps.errors import ConfigError
+from workers.answers import mean_and_weight, metrics_of
 from workers.binding import BoundModel
-from workers.data import cast, fetch, mean_and_weight, move
+from workers.data import cast, fetch, move
 from workers.sampler import sample_rng, validation_slices
 from workers.task import Samples, Task
 
@@ -22,8 +22,6 @@ def validate(task: Task, data: Samples, bound: BoundModel, dtype: torch.dtype, *
                 sums["loss"] += float(mean) * weight
             sums["weight"] += weight
             sums["samples"] += len(indices)
-            for name, value in task.metrics(model, batch).items():
-                if name == "loss":
-                    raise ConfigError("the task's metrics() returns a metric called loss, as the validation loss is called: rename it")
+            for name, value in metrics_of(task, model, batch).items():
                 sums[f"metric.{name}"] = sums.get(f"metric.{name}", 0.0) + value
     return sums

@@ -56,6 +56,8 @@ class RunConfig:
     """Name of the run directory: letters, digits, "-", "_" and ".", the first no ".". None: date, time and task."""
     storage_path: str = "runs"
     """Folder of run directories, absolute or from the working directory."""
+    shared_storage: bool = True
+    """Whether every node of a Ray cluster must see `storage_path`. False: logs of processes on nodes that do not stay there, in Ray's logs."""
 
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", self.name):

@@ -1,6 +1,7 @@
 """The user's code on its way to the nodes of a cluster: which folder, and what of it."""
 
 import importlib.util
+import json
 import os
 import shutil
 import sysconfig
@@ -59,6 +60,17 @@ def relative_name(name: str, folder: Path) -> str:
     if module.endswith(".py") and path.is_relative_to(folder.resolve()):
         return f"{path.relative_to(folder.resolve())}:{attribute}"
     return name
+
+
+def as_on_nodes(settings_json: str, folder: Path | None) -> str:
+    """The settings of a worker with the names under which its node finds the user's code, if it has a copy of `folder`."""
+    settings = json.loads(settings_json)
+    if folder is None or "train" not in settings:
+        return settings_json
+    for table, key in ((settings, "task"), (settings["train"], "loop")):
+        if table.get(key):
+            table[key] = relative_name(table[key], folder)
+    return json.dumps(settings)
 
 
 def _files(folder: Path, skip: Path) -> Iterator[Path]:

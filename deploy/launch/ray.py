@@ -1,14 +1,11 @@
 """Actors of a Ray cluster: a given one, or a local one that lives as long as the launcher."""
 
 import contextlib
-import json
 import logging
 import math
 import os
-import re
 import secrets
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -24,9 +21,10 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deploy.launch.base import Ending, LogPath, ProcessKey, Role, last_words, module_path
-from deploy.launch.code import relative_name, stage
+from deploy.launch.code import as_on_nodes, stage
 from deploy.launch.fit import Resources, check_fit, placement
-from ps.errors import ConfigError, PserverError, ResourcesMissing, Unauthenticated, Unreachable
+from deploy.launch.ray_errors import death, refused, require_listener
+from ps.errors import ConfigError, ResourcesMissing
 from workers.ray_actor import Place, ProcessActor
 
 log = logging.getLogger(__name__)
@@ -56,11 +54,13 @@ class RayLauncher:
         resources_per_worker: Mapping[str, float] | None = None,
         placement_strategy: str = "PACK",
         code: Path | None = None,
+        shared_storage: bool = True,
         say: Callable[[str], None] | None = None,
         timeout_s: float = 10.0,
         targets: Mapping[Role, str] = TARGETS,
     ) -> None:
-        """`code`: folder of the user's code, which travels to the nodes of a given cluster. `say`: shows a line to the user.
+        """`code`: folder of the user's code, which travels to the nodes of a given cluster. `shared_storage`: whether all nodes must
+        see the folder of the logs. `say`: shows a line to the user.
         `timeout_s`: until others must have freed what fits into the cluster but is in use."""
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
         if "://" in self._address:
@@ -70,6 +70,7 @@ class RayLauncher:
             )
         self._log_path = log_path
         self._code = code
+        self._shared_storage = shared_storage
         self._say = say
         per_worker = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {}), **(resources_per_worker or {})}
         self._bundles = {ProcessKey("worker", rank): dict(per_worker) for rank in range(num_workers)}
@@ -83,7 +84,7 @@ class RayLauncher:
         self._code_root: Path | None = None  # what the nodes have a copy of as their working directory
         self._probe = secrets.token_hex(16)
         self._probe_path: Path | None = None
-        self._told_of_logs = False
+        self._checked_storage = False
         self._actors: dict[ProcessKey, Any] = {}
         self._places: dict[ProcessKey, Any] = {}  # refs of Place
         self._runs: dict[ProcessKey, Any] = {}  # refs of exit codes
@@ -139,7 +140,12 @@ class RayLauncher:
         path = self._log_path(key).absolute()
         self._actors[key] = actor.remote(module_path(), str(self._write_probe(path)), self._probe)
         self._places[key] = self._actors[key].place.remote()
-        self._runs[key] = self._actors[key].run.remote(self._targets[key.role], self._as_on_nodes(settings_json), str(path))
+        settings = as_on_nodes(settings_json, self._code_root)
+        self._runs[key] = self._actors[key].run.remote(self._targets[key.role], settings, str(path), self._shared_storage)
+
+    @property
+    def _storage(self) -> Path:
+        return self._log_path(ProcessKey("worker", 0)).absolute().parents[2]
 
     def _write_probe(self, log: Path) -> Path:
         """By this file a node tells whether it sees the run directory."""
@@ -148,23 +154,14 @@ class RayLauncher:
             self._probe_path.write_text(self._probe)
         return self._probe_path
 
-    def _as_on_nodes(self, settings_json: str) -> str:
-        """The settings of a worker with the names under which its node finds the user's code."""
-        settings = json.loads(settings_json)
-        if self._code_root is None or "train" not in settings:
-            return settings_json
-        for table, key in ((settings, "task"), (settings["train"], "loop")):
-            if table.get(key):
-                table[key] = relative_name(table[key], self._code_root)
-        return json.dumps(settings)
-
     def ended(self) -> dict[ProcessKey, Ending]:
         running = {ref: key for key, ref in self._runs.items() if key not in self._ended}
         if running:
             done, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
             for ref in done:
-                self._ended[running[ref]] = self._ending(running[ref])
-        self._tell_of_logs()
+                if not self._is_refused(running[ref]):
+                    self._ended[running[ref]] = self._ending(running[ref])
+        self._check_storage()
         return dict(self._ended)
 
     def kill(self, key: ProcessKey) -> None:
@@ -181,6 +178,7 @@ class RayLauncher:
         return None
 
     def stop(self, grace_s: float) -> None:
+        self._checked_storage = True  # what ended the run has been said
         if not ray.is_initialized():
             return
         try:
@@ -218,7 +216,7 @@ class RayLauncher:
                     configure_logging=False,
                 )
             except (ConnectionError, AuthenticationError) as error:
-                raise _refused(self._address, error) from error
+                raise refused(self._address, error) from error
         self._owns_ray = True
         if _IN_SUBMITTED_JOB in os.environ and ray.get_runtime_context().runtime_env.get("working_dir"):
             self._code_root = Path.cwd()
@@ -227,7 +225,7 @@ class RayLauncher:
         """The runtime environment that carries the user's code; a submitted job has brought it already."""
         if self._code is None or _IN_SUBMITTED_JOB in os.environ:
             return None
-        stage(self._code, folder, skip=self._log_path(ProcessKey("worker", 0)).parents[2])
+        stage(self._code, folder, skip=self._storage)
         self._code_root = self._code
         return {"working_dir": str(folder)}
 
@@ -236,9 +234,10 @@ class RayLauncher:
         try:
             code = ray.get(self._runs[key])
         except RayActorError as error:
+            reason = death(str(error), init_failed=error.actor_init_failed)
             if error.actor_init_failed:
-                return Ending(1, _cause(error), words)
-            return Ending(None, _cause(error) + self._where(key), words)
+                return Ending(1, reason, words)
+            return Ending(None, reason + self._where(key), words)
         except RayTaskError as error:
             return Ending(1, f"raised {type(error.cause).__name__}: {error.cause}", words)
         return Ending(code, "ended normally" if code == 0 else f"exited with code {code}", words)
@@ -250,18 +249,29 @@ class RayLauncher:
             return ""
         return f" on {place.host}" + ("" if place.sees_run else f" (`ray logs actor --id {place.actor_id}` has its log)")
 
-    def _tell_of_logs(self) -> None:
-        """Once all processes have a place: which hosts do not see the run directory."""
-        if self._told_of_logs or set(self._places) != set(self._bundles):
+    def _is_refused(self, key: ProcessKey) -> bool:
+        """It has not begun: `_check_storage` says why when all places are known."""
+        place = self._place(key)
+        return self._shared_storage and not self._checked_storage and place is not None and not place.sees_run
+
+    def _check_storage(self) -> None:
+        """Once all processes have a place, before any begins where the run directory is missing: names the hosts that do not see it."""
+        if self._checked_storage or set(self._places) != set(self._bundles):
             return
         found = [self._place(key) for key in self._places]
-        self._told_of_logs = all(found)
-        blind = sorted({place.host for place in found if place and not place.sees_run})
-        if self._told_of_logs and blind:
-            text = f"logs of processes on {', '.join(blind)} stay there, in Ray's logs: run.storage_path is not shared with the driver's host"
-            log.warning("%s", text)
-            if self._say:
-                self._say(text)
+        self._checked_storage = all(found)
+        blind = ", ".join(sorted({place.host for place in found if place and not place.sees_run}))
+        if not self._checked_storage or not blind:
+            return
+        if self._shared_storage:
+            raise ConfigError(
+                f"run.storage_path: {blind} cannot see {self._storage} of the driver's host: mount it there under the same path, "
+                "or set run.shared_storage = false, which leaves the logs of such hosts in Ray's"
+            )
+        text = f"logs of processes on {blind} stay there, in Ray's logs: run.storage_path is not shared with the driver's host"
+        log.warning("%s", text)
+        if self._say:
+            self._say(text)
 
     def _kill_actors(self) -> None:
         here = [process for key in self._actors if (process := self._process(key))]
@@ -301,51 +311,12 @@ def _kill(processes: list[psutil.Process]) -> None:
     psutil.wait_procs(processes, KILL_WAIT_S)
 
 
-def require_listener(address: str, timeout_s: float) -> None:
-    """Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ConfigError(f"{address!r} is no address of a Ray cluster: write HOST:PORT, for example 10.0.0.1:6379, or auto")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
-    except (OSError, OverflowError) as error:
-        raise _no_cluster(address) from error
-
-
-def _no_cluster(address: str) -> Unreachable:
-    return Unreachable(f"no Ray cluster answers at {address}: start one there (`ray start --head`), or leave out the address for a local one")
-
-
-def _refused(address: str, error: Exception) -> PserverError:
-    """Ray gives the reason in a text only, after some tries."""
-    if "AuthenticationError" in f"{error!r} {error.__cause__!r}":
-        return Unauthenticated(
-            f"the Ray cluster at {address} wants another token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's"
-        )
-    return _no_cluster(address)
-
-
 def _nodes() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _text(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items()) if name in ("CPU", "GPU")) or "nothing"
-
-
-def _cause(error: RayActorError) -> str:
-    """Ray cannot tell the signal that ended a process, only that its connection broke."""
-    message = str(error)
-    if error.actor_init_failed:
-        node = re.search(r"ip=([0-9.]+)", message)
-        words = message.strip().splitlines()[-1]
-        remedy = ": install the same pserver on every node" if "ModuleNotFoundError" in words else ""
-        return f"could not start{f' on {node[1]}' if node else ''}: {words}{remedy}"
-    if "node running low on memory" in message:
-        return "was killed by Ray because its host ran out of memory"
-    if "node has died" in message or "node was terminated" in message:
-        return "was lost with its Ray node"
-    return "was killed or has crashed"
 
 
 @contextlib.contextmanager

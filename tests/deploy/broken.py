@@ -26,6 +26,8 @@ class Broken(Task):
     def model(self) -> nn.Module:
         if self.how == "model":
             raise RuntimeError("there is no\nsuch layer")
+        if self.how == "no model":
+            return None  # type: ignore[return-value]
         width = 5 if self.how == "shapes" and self._is_first() else 4
         return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 1))
 
@@ -37,7 +39,7 @@ class Broken(Task):
     def validation_data(self) -> TensorData:
         return _samples(0 if self.how == "no validation" else 32)
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+    def loss(self, model: nn.Module, batch: Any) -> Tensor | tuple[Tensor, float]:
         inputs, targets = batch
         if model.training:
             self._train()
@@ -47,7 +49,12 @@ class Broken(Task):
         loss = (model(inputs) - targets).square().mean()
         if self.how == "no scalar":
             return loss.reshape(1)
+        if self.how == "no weight":
+            return loss, 0.0
         return loss * math.nan if self.how == "nan" and torch.initial_seed() == torch_seed(0, 7, 1) else loss
+
+    def metrics(self, model: nn.Module, batch: Any) -> dict[str, float]:
+        return {"loss": 1.0} if self.how == "metrics" else {}
 
     def _train(self) -> None:
         if self.how == "loss":

@@ -11,7 +11,8 @@ import ray
 
 from deploy.launch.base import ProcessKey
 from deploy.launch.fit import check_fit
-from deploy.launch.ray import RayLauncher, require_listener
+from deploy.launch.ray import RayLauncher
+from deploy.launch.ray_errors import require_listener
 from ps.errors import ConfigError, ResourcesMissing, Unreachable
 from tests.deploy.conftest import Notes, gone
 from tests.deploy.waiting import ending_of

@@ -19,6 +19,7 @@ from deploy.virtual.plan import HostSpec
 from deploy.virtual.ray_nodes import RAY_FOLDER, RayNodes
 from deploy.virtual.remove import NAMESPACES
 from ps.errors import ConfigError, ResourcesMissing
+from tests.workers.idx_files import write_pictures
 
 WORKERS = [ProcessKey("worker", 0), ProcessKey("worker", 1)]
 SERVERS = [ProcessKey("server", 0)]
@@ -136,7 +137,6 @@ def net(hidden: int) -> nn.Module:
 """
 TASK = """
 from dataclasses import dataclass
-from pathlib import Path
 
 from neighbour import net
 from workers.tasks.digits import Digits
@@ -144,47 +144,84 @@ from workers.tasks.digits import Digits
 
 @dataclass(frozen=True)
 class Mine(Digits):
-    data: str = ""
-
     def model(self):
         return net(self.hidden)
+"""
+LOOP = """
+import torch
+from torch import nn
 
-    def train_data(self):
-        if self.data:
-            Path(self.data).read_text()
-        return super().train_data()
+from neighbour import net
+from workers.tasks.digits import Digits
+
+
+def train(ctx):
+    pixels, classes = Digits().train_data()[range(1437)]
+    model = net(8)
+    sampler = ctx.sampler(len(pixels))
+    optimizer = ctx.optimizer(model)
+    for step in ctx.steps():
+        batch = torch.from_numpy(sampler(step))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(pixels[batch]), classes[batch]).backward()
+        optimizer.step(weight=len(batch))
+    ctx.report({"copies": 0.0 if __file__ == "CODE/loop.py" else 1.0})
 """
 CONFIG = """
-[task]
-name = "{code}/task.py:Mine"
 [train]
-batch_size = 32
+batch_size = 16
 max_steps = 6
 [optimizer]
 name = "adam"
 [comm]
 interface = "10.77.0.0/16"
 port_range = "20000-20009"
+[scaling]
+num_workers = 4
+placement_strategy = "STRICT_SPREAD"
 [security]
 allow_plaintext = true
-[run]
-storage_path = "{runs}"
 """
-NODES = ["head", "one", "two"]
+NODES = ["head", "one", "two", "three", "four"]
+Done = subprocess.CompletedProcess[str]
 
 
 @dataclass
 class Outcome:
     """What came of a cluster that is gone."""
 
-    trained: subprocess.CompletedProcess[bytes]
-    without_data: subprocess.CompletedProcess[bytes]
-    without_token: tuple[int, str]
-    logs: list[str]
+    trained: Done
+    looped: Done
+    without_storage: Done
+    without_data: Done
+    without_token: Done
     namespaces: list[str]
     pids: list[int]
-    on_nodes: dict[str, Any]
-    local: dict[str, Any]
+    runs: Path
+    """Run directories that all nodes saw, and those of local processes."""
+    apart: Path
+    """Run directories that two nodes did not see."""
+
+
+@dataclass
+class Commands:
+    """`pserver run` on the head of a cluster."""
+
+    cluster: VirtualCluster
+    env: dict[str, str]
+    config: Path
+
+    def start(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
+        return self.cluster.popen("head", pserver(self.config, *arguments), env={**self.env, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def ended(process: subprocess.Popen[bytes]) -> Done:
+    output, errors = process.communicate(timeout=100)
+    return subprocess.CompletedProcess(process.args, process.returncode, output.decode(), errors.decode())
+
+
+def pserver(config: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from deploy.cli.main import main; main()", "run", str(config), *arguments]
 
 
 def summary(run: Path) -> dict[str, Any]:
@@ -192,80 +229,102 @@ def summary(run: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def pserver(config: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from deploy.cli.main import main; main()", "run", str(config), *arguments]
+def error_of(done: Done) -> str:
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """Two runs on a head and two nodes. The nodes do not have the code; node two has neither data nor run directories."""
+    """Runs on a head and four nodes. The nodes do not have the code; three and four do not see `apart`, nor four the pictures."""
     base = tmp_path_factory.mktemp("nodes")
-    code, runs, data = (base / name for name in ("code", "runs", "data"))
-    for folder in (code, runs, data):
+    code, runs, apart, pictures = folders = [base / name for name in ("code", "runs", "apart", "pictures")]
+    for folder in folders:
         folder.mkdir()
     (code / "neighbour.py").write_text(NEIGHBOUR)
     (code / "task.py").write_text(TASK)
-    (data / "here").touch()
+    (code / "loop.py").write_text(LOOP.replace("CODE", str(code)))
+    write_pictures(pictures)
     config = base / "config.toml"
-    config.write_text(CONFIG.format(code=code, runs=runs))
-    private = {"head": (RAY_FOLDER,), "one": (RAY_FOLDER, str(code)), "two": (RAY_FOLDER, str(code), str(runs), str(data))}
-    root = str(Path(__file__).parents[2])
-    env = {"PYTHONPATH": root}
-    with VirtualCluster([HostSpec(name=name, private=private[name]) for name in NODES]) as cluster, RayNodes(cluster, NODES) as nodes:
-        env |= nodes.env
-        stranger = cluster.popen(
-            "head",
-            pserver(config, "--name", "stranger"),
-            env={**env, "RAY_AUTH_TOKEN": "f" * 64},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        trained = cluster.run("head", pserver(config, "--name", "trained"), env=env, timeout_s=100)
-        apart = ["--servers", "1", "--set", "scaling.placement_strategy=STRICT_SPREAD"]
-        without_data = cluster.run("head", pserver(config, *apart, "--set", f"task.data={data}/here"), env=env, timeout_s=100)
-        _, words = stranger.communicate(timeout=60)
+    config.write_text(CONFIG)
+    task = ("--set", f"task.name={code}/task.py:Mine", "--set", f"run.storage_path={runs}", "--set", "task.hidden=8")
+    loop = ("--loop", f"{code}/loop.py:train")
+    in_apart = ("--set", f"run.storage_path={apart}", "--servers", "1")
+    fashion = ("--set", "task.name=fashion-mnist", "--set", f"task.data_dir={pictures}", "--set", f"run.storage_path={runs}", "--servers", "1")
+    private = {"three": [code, apart], "four": [code, apart, pictures], "head": []}
+    hosts = [HostSpec(name=name, private=(RAY_FOLDER, *map(str, private.get(name, [code])))) for name in NODES]
+    root = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with VirtualCluster(hosts) as cluster, RayNodes(cluster, NODES, cpus=dict.fromkeys(NODES[1:], 4), timeout_s=120.0) as nodes:
+        head = Commands(cluster, root | nodes.env, config)
+        stranger = head.start(*task, "--name", "stranger", RAY_AUTH_TOKEN="f" * 64)
+        trained, without_storage = map(ended, [head.start(*task, "--name", "trained"), head.start(*loop, *in_apart)])
+        shown = ("--name", "looped", "--set", "run.shared_storage=false")
+        looped, without_data = map(ended, [head.start(*loop, *in_apart, *shown), head.start(*fashion)])
+        without_token = ended(stranger)
         namespaces = [cluster.plan.switch, *map(cluster.plan.namespace, NODES)]
         pids = [pid for name in NODES for pid in cluster.pids(name)]
-    local_config = base / "local.toml"
-    local_config.write_text(config.read_text().replace('interface = "10.77.0.0/16"', ""))
-    local = pserver(local_config, "--launcher", "process", "--name", "local")
-    subprocess.run(local, env={**os.environ, "PYTHONPATH": root}, capture_output=True, check=True)
-    logs = sorted(path.name for path in (runs / "trained" / "logs").iterdir())
-    refused = (stranger.returncode, words.decode())
-    return Outcome(trained, without_data, refused, logs, namespaces, pids, summary(runs / "trained"), summary(runs / "local"))
+    local = ("--launcher", "process", "--set", "comm.interface=")
+    for arguments in ((*task, "--name", "local-task"), (*loop, "--name", "local-loop", "--set", f"run.storage_path={runs}")):
+        subprocess.run(pserver(config, *arguments, *local), env={**os.environ, **root}, capture_output=True, check=True)
+    return Outcome(trained, looped, without_storage, without_data, without_token, namespaces, pids, runs, apart)
 
 
 @pytest.mark.root
-@pytest.mark.timeout(200)  # the cluster and three runs, on a busy machine
-def test_three_nodes_give_the_bits_of_local_processes(outcome: Outcome) -> None:
-    assert outcome.trained.returncode == 0, outcome.trained.stderr.decode()
-    assert outcome.on_nodes["steps"] == 6
-    assert outcome.on_nodes["params_sha256"] == outcome.local["params_sha256"]
+@pytest.mark.timeout(300)  # the cluster and seven runs, on a busy machine
+def test_five_nodes_give_the_bits_of_local_processes(outcome: Outcome) -> None:
+    assert outcome.trained.returncode == 0, outcome.trained.stderr
+    on_nodes = summary(outcome.runs / "trained")
+    assert on_nodes["steps"] == 6
+    assert on_nodes["params_sha256"] == summary(outcome.runs / "local-task")["params_sha256"]
 
 
 @pytest.mark.root
-def test_logs_of_a_node_without_the_run_directory_stay_there_and_the_user_is_told(outcome: Outcome) -> None:
-    assert "logs of processes on two stay there, in Ray's logs: run.storage_path is not shared" in outcome.trained.stdout.decode()
-    assert "driver.log" in outcome.logs
-    assert 0 < sum(name.startswith(("worker-", "server-")) for name in outcome.logs) < 4
+def test_an_own_loop_and_its_neighbour_reach_nodes_that_do_not_have_them(outcome: Outcome) -> None:
+    assert outcome.looped.returncode == 0, outcome.looped.stderr
+    on_nodes, local = summary(outcome.apart / "looped"), summary(outcome.runs / "local-loop")
+    assert on_nodes["params_sha256"] == local["params_sha256"]
+    assert (on_nodes["metrics"]["copies"], local["metrics"]["copies"]) == (1.0, 0.0)
+
+
+@pytest.mark.root
+def test_all_logs_come_together_where_the_storage_is_shared(outcome: Outcome) -> None:
+    names = {path.name for path in (outcome.runs / "trained" / "logs").iterdir()}
+    assert names == {"driver.log", *(f"worker-{rank}.log" for rank in range(4)), "server-0.log", "server-1.log"}
+
+
+@pytest.mark.root
+def test_storage_that_is_not_shared_is_refused_before_the_first_step_and_the_nodes_named(outcome: Outcome) -> None:
+    assert outcome.without_storage.returncode == 2
+    assert error_of(outcome.without_storage).startswith(f"error: run.storage_path: four, three cannot see {outcome.apart} of the driver's host: ")
+    (run,) = [path for path in outcome.apart.iterdir() if path.name != "looped"]
+    assert summary(run)["steps"] == 0
+    assert not (run / "metrics.jsonl").exists()
+
+
+@pytest.mark.root
+def test_where_storage_need_not_be_shared_logs_stay_on_their_nodes_and_the_user_is_told(outcome: Outcome) -> None:
+    assert "logs of processes on four, three stay there, in Ray's logs: run.storage_path is not shared" in outcome.looped.stdout
+    names = [path.name for path in (outcome.apart / "looped" / "logs").iterdir()]
+    assert "driver.log" in names
+    assert sum(name.startswith("worker-") for name in names) == 2
 
 
 @pytest.mark.root
 def test_missing_data_is_an_error_that_names_the_node(outcome: Outcome) -> None:
-    assert outcome.without_data.returncode == 1
-    (line,) = [line for line in outcome.without_data.stderr.decode().splitlines() if line.startswith("error: ")]
-    assert " on two: FileNotFoundError: " in line and line.startswith("error: rank ")
+    assert outcome.without_data.returncode == 2
+    line = error_of(outcome.without_data)
+    assert line.startswith("error: rank ")
+    assert " on four: no Fashion-MNIST in " in line
 
 
 @pytest.mark.root
 def test_another_token_is_refused_with_the_remedy(outcome: Outcome) -> None:
-    code, words = outcome.without_token
-    assert code == 1
-    assert "error: the Ray cluster at 10.77.0.1:6379 wants another token: set RAY_AUTH_MODE=token" in words
+    assert outcome.without_token.returncode == 1
+    assert "the Ray cluster at 10.77.0.1:6379 wants another token: set RAY_AUTH_MODE=token" in error_of(outcome.without_token)
 
 
 @pytest.mark.root
 def test_no_process_and_no_namespace_stays(outcome: Outcome) -> None:
-    assert len(outcome.pids) >= 3
+    assert len(outcome.pids) >= 5
     assert not [pid for pid in outcome.pids if Path(f"/proc/{pid}").exists()]
     assert not [name for name in outcome.namespaces if (NAMESPACES / name).exists()]

@@ -14,8 +14,9 @@ from ps.checkpoint import sha256_of, tensors_of
 from ps.config import CommConfig, OptimizerConfig, ScheduleConfig
 from ps.plan import Plan
 from tests.ps.cluster import Member, cluster, in_threads, start
+from workers.answers import mean_and_weight
 from workers.config import TrainConfig
-from workers.data import TensorData, mean_and_weight
+from workers.data import TensorData
 from workers.sampler import BatchPlan
 from workers.spans import Spans
 from workers.step import GradientStep

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from workers.data import TensorData, cast, fetch, mean_and_weight
+from workers.answers import mean_and_weight
+from workers.data import TensorData, cast, fetch
 from workers.sampler import BatchPlan, sample_rng
 from workers.task import Task, load_task
 from workers.tasks import SHIPPED
@@ -139,22 +140,3 @@ def test_cast_changes_floating_tensors_only_at_any_depth() -> None:
     assert batch["a"][1][0].dtype == torch.int64
     assert isinstance(batch["b"], Pair)
     assert batch["b"].y == "text"
-
-
-def test_a_loss_weighs_as_many_samples_unless_it_says_otherwise() -> None:
-    mean = torch.tensor(2.0)
-    assert mean_and_weight(mean, 7) == (mean, 7.0)
-    assert mean_and_weight((mean, 3), 7) == (mean, 3.0)
-
-
-@pytest.mark.parametrize(
-    ("loss", "message"),
-    [
-        (torch.zeros(4), r"loss has shape \[4\]: return the mean"),
-        ((torch.tensor(0.0), -1.0), "weight -1.0 .* out of range"),
-        ((torch.tensor(0.0), float("nan")), "weight nan .* out of range"),
-    ],
-)
-def test_a_loss_that_is_no_mean_or_no_weight_is_refused(loss: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        mean_and_weight(loss, 4)
