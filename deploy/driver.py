@@ -29,6 +29,7 @@ from ps.reader import Reader
 from ps.security import RunGuard, check_plaintext, new_token
 from ps.segments import run_mark
 from ps.transport.rpc import bind_within, new_server
+from workers.config import RivalSettings
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +39,23 @@ _LOG_EVERY_S = 30.0
 class Driver:
     """Runs once. `books` is filled as the run goes on."""
 
-    def __init__(self, config: Config, rundir: RunDirectory, launcher: Launcher, console: Console, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        config: Config,
+        rundir: RunDirectory,
+        launcher: Launcher,
+        console: Console,
+        timeouts: Timeouts,
+        rival: RivalSettings | None = None,
+    ) -> None:
+        """`rival`: workers compare with DDP in place of training."""
         config, self._batch_rule = apply_batch_rule(config)
         self._config = config
         self._rundir = rundir
         self._launcher = launcher
         self._console = console
         self._timeouts = timeouts
+        self._rival = rival
         self._token = new_token()
         self._run_id = f"{rundir.name}-{new_token()[:8]}"
         self.books = Books(config, rundir)
@@ -112,7 +123,13 @@ class Driver:
     def _start(self, control_address: str) -> None:
         """All at once: workers are told the servers when all of these have registered."""
         self._processes = Processes(
-            self._config, self._launcher, run_id=self._run_id, token=self._token, control_address=control_address, timeouts=self._timeouts
+            self._config,
+            self._launcher,
+            run_id=self._run_id,
+            token=self._token,
+            control_address=control_address,
+            timeouts=self._timeouts,
+            rival=self._rival,
         )
         scaling = self._config.scaling
         for key in [ProcessKey("server", s) for s in range(scaling.num_servers)] + [ProcessKey("worker", r) for r in range(scaling.num_workers)]:

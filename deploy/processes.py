@@ -3,7 +3,7 @@
 from deploy.config import Config
 from deploy.launch.base import Launcher, ProcessKey
 from ps.config import ServerSettings, Timeouts, to_json
-from workers.config import WorkerSettings
+from workers.config import RivalSettings, WorkerSettings
 from workers.context import for_any_process
 from workers.task import load_task, task_fields, task_path
 
@@ -11,13 +11,24 @@ from workers.task import load_task, task_fields, task_path
 class Processes:
     """Starts servers and workers, the first time and again: a successor is told the same."""
 
-    def __init__(self, config: Config, launcher: Launcher, *, run_id: str, token: str, control_address: str, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        config: Config,
+        launcher: Launcher,
+        *,
+        run_id: str,
+        token: str,
+        control_address: str,
+        timeouts: Timeouts,
+        rival: RivalSettings | None = None,
+    ) -> None:
         self._config = config
         self._launcher = launcher
         self._run_id = run_id
         self._token = token
         self._control_address = control_address
         self._timeouts = timeouts
+        self._rival = rival
         self._task = load_task(config.task.name, config.task.fields) if config.task else None
         self._train = for_any_process(config.train)
 
@@ -56,6 +67,7 @@ class Processes:
             task=task_path(self._task) if self._task else None,
             task_fields=task_fields(self._task) if self._task else {},
             train=self._train,
+            rival=self._rival,
             optimizer=config.optimizer,
             comm=config.comm,
             security=config.security,

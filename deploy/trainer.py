@@ -1,19 +1,18 @@
 """`Trainer(...).fit() -> Result`: a run from Python, in the vocabulary of Ray Train."""
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
 
 from deploy.books import metrics_of
 from deploy.config import Config, FailureConfig, RunConfig, ScalingConfig, TaskConfig, to_toml
 from deploy.console import Console
 from deploy.driver import Driver
 from deploy.interrupts import interruptible, uninterrupted
-from deploy.launch.base import Launcher, ProcessKey
+from deploy.launch.base import Launcher
+from deploy.launch.choice import LauncherName, make_launcher
 from deploy.measure.table import closing_line, tables
 from deploy.measure.window import Window
 from deploy.result import Result, Summary, versions
@@ -23,8 +22,6 @@ from ps.decisions import EarlyStoppingConfig, PlateauConfig
 from ps.errors import ConfigError, Stopped
 from workers.config import TrainConfig
 from workers.task import Task, load_task, task_fields, task_path
-
-LauncherName = Literal["ray", "process"]
 
 
 class Trainer:
@@ -137,29 +134,7 @@ class Trainer:
         return self._config.task.name if self._config.task else self._config.train.loop or ""
 
     def _make_launcher(self, rundir: RunDirectory, console: Console) -> Launcher:
-        def log_path(key: ProcessKey) -> Any:
-            return rundir.process_log(key.role, key.index)
-
-        scaling = self._config.scaling
-        if self._launcher == "process":
-            from deploy.launch.process import ProcessLauncher
-
-            return ProcessLauncher(log_path, num_gpus=math.ceil(scaling.num_workers * scaling.gpus_per_worker))
-        from deploy.launch.code import code_folder
-        from deploy.launch.ray import RayLauncher
-
-        return RayLauncher(
-            log_path,
-            num_workers=scaling.num_workers,
-            num_servers=scaling.num_servers,
-            address=self._address,
-            use_gpu=scaling.use_gpu,
-            resources_per_worker=scaling.resources_per_worker,
-            placement_strategy=scaling.placement_strategy,
-            code=code_folder(self._what()),
-            shared_storage=self._config.run.shared_storage,
-            say=console.line,
-        )
+        return make_launcher(self._launcher, self._config, rundir, self._what(), address=self._address, say=console.line)
 
 
 def _where_it_stands(rundir: RunDirectory, driver: Driver | None) -> str:

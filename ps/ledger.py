@@ -91,6 +91,8 @@ class ServerRow:
     """Thread seconds spent on sums."""
     apply_s: float = 0.0
     """Thread seconds spent on updates and on encoding answers."""
+    cpu_s: float = 0.0
+    """CPU seconds of the whole process since the row before."""
     wait_s: float = 0.0
     """From the first rank complete to the last rank complete."""
     waits_for: int | None = None

@@ -21,6 +21,8 @@ class ServerStats:
         self._last_rank = 0
         self._newest = -1
         self._aggregate_s = 0.0
+        self._cpu_s = time.process_time()
+        """At the last row."""
         self._log = ServerLog()
         self.steps_per_epoch = 1
         """Set by the first member that joins."""
@@ -75,6 +77,7 @@ class ServerStats:
         self._newest = row.step
         row.time_s = time.time()
         row.aggregate_s, self._aggregate_s = self._aggregate_s, 0.0
+        row.cpu_s, self._cpu_s = (now := time.process_time()) - self._cpu_s, now
         spans = sorted((first, last) for first, last in zip(self._first, self._last, strict=True) if first is not None)
         row.ingress_s = covered(spans)
         ends = sorted((last, rank) for rank, last in enumerate(self._last))

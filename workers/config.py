@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ps.config import CommConfig, OptimizerConfig, SecurityConfig, Timeouts
+from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig, Timeouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,18 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RivalSettings:
+    """What a worker needs to take the same steps under DDP too, for `pserver compare`."""
+
+    store_address: str
+    """"host:port" of the store that the driver serves: where ranks meet, and leave their records."""
+    num_steps: int
+    """Steps of each of the two."""
+    schedule: ScheduleConfig
+    """As the servers have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
     """All that one worker process needs; travels as JSON on its standard input or through Ray."""
 
@@ -88,6 +100,8 @@ class WorkerSettings:
     task_fields: dict[str, Any] = field(default_factory=dict)
     """Values of the task's fields, as the config file gives them."""
     train: TrainConfig
+    rival: RivalSettings | None = None
+    """Compare with DDP in place of training. None: train."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     comm: CommConfig = field(default_factory=CommConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)

@@ -84,14 +84,8 @@ class GradientStep:
 
     def _forward(self, step: int, micro: MicroBatch) -> tuple[torch.Tensor, float]:
         torch.manual_seed(torch_seed(self._plan.seed, step, self._rank, micro.index))
-        with self._lower_precision():
+        with lower_precision(self._autocast, self._bound.device):
             return mean_and_weight(self._task.loss(self._bound.model, micro.batch), micro.num_samples)
-
-    def _lower_precision(self) -> AbstractContextManager[object]:
-        """Torch's autocast on the model's device; weights and gradients keep their type."""
-        if self._autocast == "none":
-            return nullcontext()
-        return torch.autocast(self._bound.device.type, dtype=getattr(torch, self._autocast))
 
     def _check(self, step: int, loss: float) -> None:
         if self._nonfinite == "error" and not math.isfinite(loss):
@@ -99,3 +93,8 @@ class GradientStep:
                 f"loss is {loss} at step {step} on rank {self._rank}: lower optimizer.lr, clip with optimizer.max_grad_norm, "
                 'or skip such steps with optimizer.nonfinite = "skip"'
             )
+
+
+def lower_precision(autocast: str, device: torch.device) -> AbstractContextManager[object]:
+    """Torch's autocast on the model's device; weights and gradients keep their type."""
+    return nullcontext() if autocast == "none" else torch.autocast(device.type, dtype=getattr(torch, autocast))

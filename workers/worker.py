@@ -78,7 +78,13 @@ class Worker:
         if settings.train.loop is not None:
             run_loop(settings.train.loop, session)
         elif settings.task is not None:
-            train(session, load_task(settings.task, settings.task_fields))
+            task = load_task(settings.task, settings.task_fields)
+            if settings.rival:
+                from workers.compare import compare  # brings torch.distributed
+
+                compare(session, task)
+            else:
+                train(session, task)
 
     def _report_failure(self, error: Exception) -> None:
         ours = isinstance(error, PserverError)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from deploy.cli.compare import compare
 from deploy.cli.doctor import doctor
 from deploy.cli.export import export
 from deploy.cli.run import run
@@ -16,6 +17,7 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(run)
+app.command()(compare)
 app.command()(doctor)
 app.command()(export)
 

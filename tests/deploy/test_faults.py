@@ -15,9 +15,10 @@ import ray
 
 from deploy.config import FailureConfig, RunConfig
 from deploy.launch.base import ProcessKey
+from deploy.launch.choice import LauncherName
 from deploy.result import Result
 from deploy.rundir import RunDirectory
-from deploy.trainer import LauncherName, Trainer
+from deploy.trainer import Trainer
 from ps.errors import ProcessDied, Stopped
 from tests.deploy.broken import Broken
 from tests.deploy.conftest import gone
