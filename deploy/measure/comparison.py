@@ -1,5 +1,6 @@
 """pserver beside DDP, from the records of all ranks: what a step takes, and whether to use which. Pure."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,8 @@ from workers.compare import Record, is_measured
 
 FELT = 0.05
 """Part of a step below which a difference is not worth a change."""
+SURE = 3.0
+"""Standard errors by which two medians must differ to be different."""
 SAME_START = 1e-3
 """Relative difference of the losses of step 0, which the same weights give on the same batches, but for rounding."""
 SAME_END = 0.02
@@ -67,25 +70,26 @@ class Comparison:
                 f"No advice: the losses differ ({self.ours.last_loss:.6g} and {self.ddp.last_loss:.6g}), so the two did not compute the same. "
                 "Lower optimizer.lr if training diverges; else the task depends on more than its arguments"
             )
-        cpu = f"CPU time is {self.ours.cpu_s / self.ddp.cpu_s:.2f} of DDP's" if self.ddp.cpu_s else "CPU time is not known"
-        apart = self.ours.high_s < self.ddp.low_s or self.ddp.high_s < self.ours.low_s
-        if not apart or abs(self.ratio - 1) < FELT:
-            return f"No difference that would be felt: {self.ratio:.2f} of DDP's step, within the spread. {cpu}"
+        cpu = f"CPU time is {self.ours.cpu_s / self.ddp.cpu_s:.2f} of DDP's"
+        noise_s = math.hypot(self._error_s(self.ours), self._error_s(self.ddp))
+        if abs(self.ratio - 1) < FELT or abs(self.ours.step_s - self.ddp.step_s) < SURE * noise_s:
+            return f"No difference that is felt and certain: {self.ratio:.2f} of DDP's step. {cpu}"
         if self.ratio < 1:
             return f"Use pserver here: a step takes {self.ratio:.2f} of DDP's. {cpu}"
         return f"Use DDP here: it is {self.ratio:.2f} times as fast. {cpu}. What holds pserver up: {self.bottleneck}"
+
+    def _error_s(self, of: Contender) -> float:
+        """Standard error of a median, by the quartiles of a normal distribution."""
+        return 1.253 * (of.high_s - of.low_s) / 1.349 / math.sqrt(self.num_measured)
 
     def text(self) -> str:
         """The table and the advice."""
         columns = ["", "step", "quartiles", "samples/s", "CPU per step", "first loss", "last loss"]
         title = f"{self.num_measured} steps of each in turns, after warm-up; DDP over gloo, {self.variant} (the best of a short trial)"
         table = Table(title, columns, [_cells("pserver", self.ours), _cells("DDP", self.ddp)])
-        same = (
-            "the losses agree"
-            if self.losses_agree
-            else "the losses differ" + ("" if self.exact else ", as the wire format or autocast may make them")
-        )
-        return f"{table.plain()}\npserver / DDP = {self.ratio:.2f}; {same} after {self.num_steps} steps\n{self.advice()}"
+        why = "" if self.exact else ", as the wire format or autocast may make them"
+        losses = "agree" if self.losses_agree else f"differ{why}"
+        return f"{table.plain()}\npserver / DDP = {self.ratio:.2f}; the losses {losses}\n{self.advice()}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

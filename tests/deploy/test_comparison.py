@@ -38,9 +38,10 @@ def test_the_advice_names_the_faster_one_and_what_holds_pserver_up() -> None:
     assert re.match(r"Use DDP here: it is 2\.00 times as fast\. .*shard 1's link", made_up(1.0, 0.5).advice())
 
 
-def test_a_difference_within_the_spread_or_too_small_is_none() -> None:
+def test_a_difference_within_the_noise_or_too_small_is_none() -> None:
     assert made_up(0.98, 1.0).advice().startswith("No difference")
-    assert made_up(0.9, 1.0, spread=0.1).advice().startswith("No difference")
+    assert made_up(0.9, 1.0, spread=0.2).advice().startswith("No difference")
+    assert made_up(0.5, 1.0, spread=0.2).advice().startswith("Use pserver")
 
 
 def test_without_equal_losses_there_is_no_advice_unless_a_format_explains_them() -> None:
