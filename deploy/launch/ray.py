@@ -4,7 +4,6 @@ import contextlib
 import logging
 import math
 import os
-import secrets
 import signal
 import tempfile
 import threading
@@ -24,10 +23,9 @@ from deploy.launch.base import Ending, LogPath, ProcessKey, Role, last_words, mo
 from deploy.launch.code import as_on_nodes, stage
 from deploy.launch.fit import Resources, check_fit, placement
 from deploy.launch.ray_errors import death, refused, require_listener
+from deploy.launch.storage import SharedStorage
 from ps.errors import ConfigError, ResourcesMissing
 from workers.ray_actor import Place, ProcessActor
-
-log = logging.getLogger(__name__)
 
 TARGETS: Mapping[Role, str] = {"server": "ps.server:serve", "worker": "workers.worker:work"}
 _IN_SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -70,7 +68,7 @@ class RayLauncher:
             )
         self._log_path = log_path
         self._code = code
-        self._shared_storage = shared_storage
+        self._storage = SharedStorage(log_path(ProcessKey("worker", 0)).absolute().parents[2], shared=shared_storage)
         self._say = say
         per_worker = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {}), **(resources_per_worker or {})}
         self._bundles = {ProcessKey("worker", rank): dict(per_worker) for rank in range(num_workers)}
@@ -82,9 +80,6 @@ class RayLauncher:
         self._groups: list[PlacementGroup] = []
         self._bundle_of: dict[ProcessKey, tuple[PlacementGroup, int]] = {}
         self._code_root: Path | None = None  # what the nodes have a copy of as their working directory
-        self._probe = secrets.token_hex(16)
-        self._probe_path: Path | None = None
-        self._checked_storage = False
         self._actors: dict[ProcessKey, Any] = {}
         self._places: dict[ProcessKey, Any] = {}  # refs of Place
         self._runs: dict[ProcessKey, Any] = {}  # refs of exit codes
@@ -138,28 +133,17 @@ class RayLauncher:
         )
         self._ended.pop(key, None)
         path = self._log_path(key).absolute()
-        self._actors[key] = actor.remote(module_path(), str(self._write_probe(path)), self._probe)
+        self._actors[key] = actor.remote(module_path(), str(self._storage.write_probe(path.parent)), self._storage.probe)
         self._places[key] = self._actors[key].place.remote()
         settings = as_on_nodes(settings_json, self._code_root)
-        self._runs[key] = self._actors[key].run.remote(self._targets[key.role], settings, str(path), self._shared_storage)
-
-    @property
-    def _storage(self) -> Path:
-        return self._log_path(ProcessKey("worker", 0)).absolute().parents[2]
-
-    def _write_probe(self, log: Path) -> Path:
-        """By this file a node tells whether it sees the run directory."""
-        if self._probe_path is None:
-            self._probe_path = log.with_name(".seen")
-            self._probe_path.write_text(self._probe)
-        return self._probe_path
+        self._runs[key] = self._actors[key].run.remote(self._targets[key.role], settings, str(path), self._storage.shared)
 
     def ended(self) -> dict[ProcessKey, Ending]:
         running = {ref: key for key, ref in self._runs.items() if key not in self._ended}
         if running:
             done, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
             for ref in done:
-                if not self._is_refused(running[ref]):
+                if not self._storage.refuses(self._place(running[ref])):
                     self._ended[running[ref]] = self._ending(running[ref])
         self._check_storage()
         return dict(self._ended)
@@ -178,7 +162,7 @@ class RayLauncher:
         return None
 
     def stop(self, grace_s: float) -> None:
-        self._checked_storage = True  # what ended the run has been said
+        self._storage.close()
         if not ray.is_initialized():
             return
         try:
@@ -190,9 +174,6 @@ class RayLauncher:
             for group in self._groups:
                 remove_placement_group(group)
             self._groups.clear()
-            if self._probe_path:
-                self._probe_path.unlink(missing_ok=True)
-                self._probe_path = None
             if self._owns_ray:
                 ray.shutdown()
                 self._owns_ray = False
@@ -225,7 +206,7 @@ class RayLauncher:
         """The runtime environment that carries the user's code; a submitted job has brought it already."""
         if self._code is None or _IN_SUBMITTED_JOB in os.environ:
             return None
-        stage(self._code, folder, skip=self._storage)
+        stage(self._code, folder, skip=self._storage.folder)
         self._code_root = self._code
         return {"working_dir": str(folder)}
 
@@ -249,28 +230,8 @@ class RayLauncher:
             return ""
         return f" on {place.host}" + ("" if place.sees_run else f" (`ray logs actor --id {place.actor_id}` has its log)")
 
-    def _is_refused(self, key: ProcessKey) -> bool:
-        """It has not begun: `_check_storage` says why when all places are known."""
-        place = self._place(key)
-        return self._shared_storage and not self._checked_storage and place is not None and not place.sees_run
-
     def _check_storage(self) -> None:
-        """Once all processes have a place, before any begins where the run directory is missing: names the hosts that do not see it."""
-        if self._checked_storage or set(self._places) != set(self._bundles):
-            return
-        found = [self._place(key) for key in self._places]
-        self._checked_storage = all(found)
-        blind = ", ".join(sorted({place.host for place in found if place and not place.sees_run}))
-        if not self._checked_storage or not blind:
-            return
-        if self._shared_storage:
-            raise ConfigError(
-                f"run.storage_path: {blind} cannot see {self._storage} of the driver's host: mount it there under the same path, "
-                "or set run.shared_storage = false, which leaves the logs of such hosts in Ray's"
-            )
-        text = f"logs of processes on {blind} stay there, in Ray's logs: run.storage_path is not shared with the driver's host"
-        log.warning("%s", text)
-        if self._say:
+        if set(self._places) == set(self._bundles) and (text := self._storage.check([self._place(key) for key in self._places])) and self._say:
             self._say(text)
 
     def _kill_actors(self) -> None:

@@ -14,8 +14,10 @@ import pytest
 import ray
 
 from deploy.config import FailureConfig, RunConfig
-from deploy.launch.base import ProcessKey
+from deploy.console import Console
+from deploy.launch.base import Ending, ProcessKey
 from deploy.launch.choice import LauncherName
+from deploy.launch.ray import RayLauncher
 from deploy.result import Result
 from deploy.rundir import RunDirectory
 from deploy.trainer import Trainer
@@ -102,6 +104,44 @@ def test_an_actor_that_is_killed_is_named(tmp_path: Path, ray_cluster: str) -> N
     with nothing_left():
         result = made.fit()
     assert str(result.error).startswith("worker 1 was killed or has crashed; its last words: ")
+    assert ray.is_initialized()
+
+
+class ServerKiller(Trainer):
+    """On Ray; kills server 1 once in mid-training."""
+
+    killed: psutil.Process | None = None
+
+    def _make_launcher(self, rundir: RunDirectory, console: Console) -> RayLauncher:
+        launcher = super()._make_launcher(rundir, console)
+        assert isinstance(launcher, RayLauncher)
+        ended = launcher.ended
+
+        def kill_first() -> dict[ProcessKey, Ending]:
+            if self.killed is None and in_training(rundir):
+                self.killed = launcher._process(ProcessKey("server", 1))
+                assert self.killed
+                self.killed.kill()
+            return ended()
+
+        launcher.ended = kill_first  # type: ignore[method-assign]
+        return launcher
+
+
+def test_a_servers_actor_that_is_killed_ends_the_run_and_is_named(tmp_path: Path, ray_cluster: str) -> None:
+    made = ServerKiller(
+        Broken(how="long"),
+        train_config=TrainConfig(**ENDLESS),
+        failure=FailureConfig(max_failures=0),
+        run_config=RunConfig(storage_path=str(tmp_path)),
+        quiet=True,
+    )
+    with nothing_left():
+        result = made.fit()
+    assert made.killed and not made.killed.is_running()
+    assert isinstance(result.error, ProcessDied)
+    assert str(result.error).startswith("server 1 was killed or has crashed; its last words: ")
+    assert not segments_of(result.path)
     assert ray.is_initialized()
 
 
