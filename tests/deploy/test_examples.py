@@ -1,0 +1,55 @@
+"""Every file of examples/ trains, by the name under which the documents show it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.config import load
+from ps.config import Timeouts
+from tests.deploy.forked import ForkedTrainer
+from tests.workers.idx_files import write_pictures
+
+EXAMPLES = Path("examples")
+SHORT = {
+    "digits": ["train.epochs=6"],
+    "fashion-mnist": ["train.epochs=8", "train.batch_size=8", "schedule.warmup_steps=4"],
+    "own-loop": ["train.epochs=4"],
+}
+"""What makes each of them short; fashion-mnist learns from 96 pictures."""
+ACCURACY = {"digits": "validation_accuracy", "fashion-mnist": "validation_accuracy", "own-loop": "accuracy"}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_an_example_learns(name: str, tmp_path: Path) -> None:
+    pictures = [f"task.data_dir={write_pictures(tmp_path / 'pictures')}"] if name == "fashion-mnist" else []
+    config = load(EXAMPLES / f"{name}.toml", [*SHORT[name], *pictures, f"run.storage_path={tmp_path}/runs"])
+    result = ForkedTrainer.from_config(config, quiet=True, timeouts=Timeouts(heartbeat_s=0.2)).fit()
+    assert result.error is None
+    assert result.metrics[ACCURACY[name]] > 0.7
+
+
+def test_every_example_has_its_test() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.toml")} == SHORT.keys()
+
+
+def test_the_own_task_trains_by_the_readmes_command(tmp_path: Path) -> None:
+    command = 'run examples/digits.toml --set task.name="examples/own_task.py:Rings"'
+    assert f"pserver {command}".replace("examples/digits.toml --set ", "CONFIG.toml --set '") + "'" in Path("README.md").read_text()
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-c", "from deploy.cli.main import main; main()", *command.split(), "--launcher", "process", "--json"),
+            *("--set", "train.epochs=4", "--set", f"run.storage_path={tmp_path}"),
+        ],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    metrics = json.loads(ended.stdout)["metrics"]
+    assert metrics["validation_loss"] < 0.1
