@@ -11,9 +11,9 @@ from workers.task import Task
 
 
 class _Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, normalise: bool) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.Tanh(), nn.Dropout(0.2))
+        self.body = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32) if normalise else nn.Identity(), nn.Tanh(), nn.Dropout(0.2))
         self.head = nn.Linear(32, 1)
         self.unused = nn.Linear(4, 4)
 
@@ -24,9 +24,11 @@ class Odd(Task):
 
     weighs: bool = True
     samples: int = 70
+    normalise: bool = True
+    """By batch statistics, which a batch of one sample has not."""
 
     def model(self) -> nn.Module:
-        return _Net()
+        return _Net(self.normalise)
 
     def train_data(self) -> TensorData:
         inputs = torch.randn(self.samples, 6, generator=torch.Generator().manual_seed(7))
