@@ -20,9 +20,11 @@ PserverError
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import grpc
+import grpc.aio
 
 
 class PserverError(Exception):
@@ -123,7 +125,21 @@ def as_status(context: grpc.ServicerContext) -> Iterator[None]:
     try:
         yield
     except PserverError as error:
-        context.abort(STATUS[type(error)], f"{type(error).__name__}: {error}")
+        context.abort(*status_of(error))
+
+
+@contextlib.asynccontextmanager
+async def as_stream_status(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+    """The same on an event loop."""
+    try:
+        yield
+    except PserverError as error:
+        await context.abort(*status_of(error))
+
+
+def status_of(error: PserverError) -> tuple[grpc.StatusCode, str]:
+    """Status and detail of a call that raises `error`."""
+    return STATUS[type(error)], f"{type(error).__name__}: {error}"
 
 
 def by_name(name: str, message: str) -> PserverError:

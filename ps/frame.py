@@ -107,10 +107,10 @@ def land(payload: Bytes, memory: Bytes, layout: ShardLayout, run: Run, *, flat: 
 
 def chunk_digests(memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool) -> list[int]:
     """xxh3-64 of every chunk of the run as it lies in `memory`."""
-    offsets = layout.flat if flat else layout.local
-    digest = xxhash.xxh3_64_intdigest
-    ends = offsets[run.span] + layout.num_bytes[run.span]
-    return [digest(memory[a:b].data) for a, b in zip(offsets[run.span].tolist(), ends.tolist(), strict=True)]
+    starts = (layout.flat if flat else layout.local)[run.span]
+    ends = starts + layout.num_bytes[run.span]
+    digest, view = xxhash.xxh3_64_intdigest, memory.data
+    return [digest(view[a:b]) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
 def payload_digests(payload: Bytes, layout: ShardLayout, run: Run) -> list[int]:
@@ -120,8 +120,8 @@ def payload_digests(payload: Bytes, layout: ShardLayout, run: Run) -> list[int]:
 
 def _digests(payload: Bytes, sizes: Sequence[int]) -> list[int]:
     ends = list(accumulate(sizes))
-    digest = xxhash.xxh3_64_intdigest
-    return [digest(payload[a:b].data) for a, b in zip([0, *ends], ends, strict=False)]
+    digest, view = xxhash.xxh3_64_intdigest, payload.data
+    return [digest(view[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def _chunks(layout: ShardLayout, run: Run) -> list[Chunk]:
@@ -164,10 +164,15 @@ def checked_run(
         if not may_share or len(payload) or header.format:
             raise MalformedFrame(f"frame of kind {pb.Kind.Name(header.kind)} says that its payload is shared, and may not")
         return run
-    for i, (sent, found) in enumerate(zip(header.digests, _digests(payload, sizes), strict=True)):
-        if sent != found:
-            raise MalformedFrame(f"chunk {run.first + i} of shard {layout.index}: digest {sent:016x} was sent, {found:016x} arrived")
+    found = _digests(payload, sizes)
+    if found != header.digests:
+        raise _damaged(header, run, layout, found)
     return run
+
+
+def _damaged(header: pb.FrameHeader, run: Run, layout: ShardLayout, found: list[int]) -> MalformedFrame:
+    chunk, sent, arrived = next((run.first + i, a, b) for i, (a, b) in enumerate(zip(header.digests, found, strict=True)) if a != b)
+    return MalformedFrame(f"chunk {chunk} of shard {layout.index}: digest {sent:016x} was sent, {arrived:016x} arrived")
 
 
 def _payload_sizes(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, run: Run, wire: str) -> list[int]:

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+import grpc.aio
 from google.protobuf.message import DecodeError
 
 from protos import pserver_pb2 as pb
-from ps.errors import STATUS, ConfigError, ForeignRun, MalformedFrame, PserverError, Unauthenticated
+from ps.errors import ConfigError, ForeignRun, MalformedFrame, PserverError, Unauthenticated, status_of
 
 _TOKEN = "pserver-token"
 _RUN = "pserver-run"
@@ -32,9 +33,9 @@ def call_metadata(run_id: str, token: str, member: pb.Member | None = None) -> M
     return entries if member is None else (*entries, (_MEMBER, member.SerializeToString()))
 
 
-def member_of(context: grpc.ServicerContext) -> pb.Member:
+def member_of(context: grpc.aio.ServicerContext[Any, Any]) -> pb.Member:
     """The member that a stream belongs to. Raises MalformedFrame."""
-    value = dict(context.invocation_metadata()).get(_MEMBER)
+    value = dict(context.invocation_metadata() or ()).get(_MEMBER)
     if not isinstance(value, bytes):
         raise MalformedFrame(f"the call carries no {_MEMBER}")
     try:
@@ -46,31 +47,53 @@ def member_of(context: grpc.ServicerContext) -> pb.Member:
     return member
 
 
-class RunGuard(grpc.ServerInterceptor):
-    """Ends every call that does not carry the run's token and id, before a message of it is read."""
+class _Guard:
+    """Which calls are this run's."""
 
     def __init__(self, run_id: str, token: str) -> None:
         self._run_id = run_id
         self._token = token
+
+    def refusal(self, details: grpc.HandlerCallDetails) -> PserverError | None:
+        """Why a call may not be served."""
+        entries = dict(details.invocation_metadata)
+        if not hmac.compare_digest(str(entries.get(_TOKEN, "")).encode(), self._token.encode()):
+            return Unauthenticated("the call does not carry this run's token: is the sender part of another run?")
+        if entries.get(_RUN) != self._run_id:
+            return ForeignRun(f"the call belongs to run {entries.get(_RUN)!r}, this is {self._run_id!r}")
+        return None
+
+
+class RunGuard(_Guard, grpc.ServerInterceptor):
+    """Ends every call that does not carry the run's token and id, before a message of it is read."""
 
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        entries = dict(handler_call_details.invocation_metadata)
-        if not hmac.compare_digest(str(entries.get(_TOKEN, "")).encode(), self._token.encode()):
-            return _refuse(Unauthenticated("the call does not carry this run's token: is the sender part of another run?"))
-        if entries.get(_RUN) != self._run_id:
-            return _refuse(ForeignRun(f"the call belongs to run {entries.get(_RUN)!r}, this is {self._run_id!r}"))
-        return continuation(handler_call_details)
+        error = self.refusal(handler_call_details)
+        if error is None:
+            return continuation(handler_call_details)
+
+        def abort(requests: object, context: grpc.ServicerContext) -> Any:
+            context.abort(*status_of(error))
+
+        return grpc.stream_stream_rpc_method_handler(abort)
 
 
-def _refuse(error: PserverError) -> grpc.RpcMethodHandler[Any, Any]:
-    def abort(requests: object, context: grpc.ServicerContext) -> Any:
-        context.abort(STATUS[type(error)], f"{type(error).__name__}: {error}")
+class StreamGuard(_Guard, grpc.aio.ServerInterceptor):
+    """The same for servers on an event loop."""
 
-    return grpc.stream_stream_rpc_method_handler(abort)
+    async def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        error = self.refusal(handler_call_details)
+        if error is None:
+            return await continuation(handler_call_details)
+
+        async def abort(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await context.abort(*status_of(error))
+
+        return grpc.stream_stream_rpc_method_handler(abort)
 
 
 def check_plaintext(host: str, *, allowed: bool) -> None:

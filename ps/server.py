@@ -1,6 +1,7 @@
 """A server process: one shard behind two gRPC servers, from its settings to its end. `python -m ps.server`."""
 
 import argparse
+import contextlib
 import logging
 import os
 import platform
@@ -12,22 +13,23 @@ import time
 from dataclasses import replace
 from importlib import metadata
 
-import grpc
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protos import pserver_pb2 as pb
 from ps.addresses import listen_host
 from ps.config import ServerSettings, from_json
+from ps.control_port import ControlPort
 from ps.control_service import ControlClient, Heart
+from ps.data_port import DataPort
 from ps.errors import ConfigError, PserverError, Stopped
 from ps.host import ShardHost
 from ps.ledger import RowBuffer
 from ps.logs import configure_logging
-from ps.security import RunGuard, call_metadata, check_plaintext
-from ps.servicer import ShardServicer
-from ps.transport.rpc import Peer, bind, bind_within, new_server
+from ps.security import RunGuard, StreamGuard, call_metadata, check_plaintext
+from ps.transport.rpc import Bindable, Peer, bind, bind_within, new_server
 from ps.transport.shaping import Link
+from ps.transport.streams import StreamServer
 
 log = logging.getLogger(__name__)
 
@@ -40,19 +42,17 @@ class Server:
         check_plaintext(settings.host, allowed=settings.security.allow_plaintext)
         self.rows = RowBuffer()
         self.host = ShardHost(settings, self.rows)
-        servicer = ShardServicer(self.host, Link(settings.comm.link_bytes_per_s(settings.shard)), settings.comm)
-        guard = RunGuard(settings.run_id, settings.token)
-        # a stream holds a thread of the pool for its whole life
-        self._data = new_server("data", guard, max_workers=2 * settings.num_workers + 8)
-        self._data.add_generic_rpc_handlers((servicer.data_handlers(),))
-        self._control = new_server("control", guard, max_workers=settings.num_workers + 4)
-        self._control.add_generic_rpc_handlers((servicer.control_handlers(),))
+        credentials = settings.run_id, settings.token
+        link = Link(settings.comm.link_bytes_per_s(settings.shard))
+        self._data = StreamServer(StreamGuard(*credentials), DataPort(self.host, link, settings.comm, settings.num_workers).handlers())
+        self._control = new_server("control", RunGuard(*credentials), max_workers=settings.num_workers + 4)
+        self._control.add_generic_rpc_handlers((ControlPort(self.host).handlers(),))
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._control)
         self.data_port = self._bind(self._data, settings.data_port)
         self.control_port = self._bind(self._control, settings.control_port)
 
-    def _bind(self, server: grpc.Server, port: int) -> int:
+    def _bind(self, server: Bindable, port: int) -> int:
         host = self.settings.host
         return bind(server, host, port) if port else bind_within(server, host, self.settings.comm.ports)
 
@@ -83,9 +83,10 @@ class Server:
         """Ends streams and calls, gives ports and memory back. Idempotent."""
         self._health.enter_graceful_shutdown()
         self.host.close(Stopped(f"server {self.settings.shard} ends"))
-        ended = [self._data.stop(grace_s), self._control.stop(grace_s)]
-        for event in ended:
-            event.wait(grace_s + 1)
+        data, control = self._data.stop(grace_s), self._control.stop(grace_s)
+        with contextlib.suppress(TimeoutError):
+            data.result(grace_s + 1)
+        control.wait(grace_s + 1)
 
 
 def build_server(settings: ServerSettings) -> Server:

@@ -10,8 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from protos import pserver_pb2 as pb
 from ps import frame
@@ -31,6 +34,30 @@ from ps.two_phase import TwoPhase
 from ps.update import PLAIN, Updater
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Push:
+    """A contribution on its way through the barrier."""
+
+    member: pb.Member
+    header: pb.FrameHeader
+    run: Run
+    payload: Bytes
+    """In the elements' own type."""
+    sent_bytes: int
+    """Payload as it travelled."""
+    prints: npt.NDArray[np.uint64] | None
+    receipt: Callable[[Verdict], None]
+    todo: list[Run]
+    """Parts that have not been taken."""
+    worst: Verdict = Verdict.ACCEPTED
+    actions: list[Action] = field(default_factory=list)
+    whole: Part = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rank = self.member.rank
+        self.step = int(self.header.step)
 
 
 class Shard:
@@ -85,6 +112,7 @@ class Shard:
             if segment is not None:
                 self._segments.setdefault(member.rank, segment)
             session, stream = self._streams.join(member.rank)
+            self._changed.notify_all()  # a push of the old session that waits for its turn has none
             version = self.store.version
         if stream:
             stream.end(Fenced(f"rank {member.rank} has joined again as incarnation {member.incarnation}"))
@@ -183,53 +211,71 @@ class Shard:
 
     # -- contributions ---------------------------------------------------------------------------------------
 
-    def push(self, member: pb.Member, header: pb.FrameHeader, run: Run, payload: Bytes, receipt: Callable[[Verdict], None]) -> None:
+    @property
+    def is_two_phase(self) -> bool:
+        """Whether the last contribution of a step applies the whole shard."""
+        return self._two_phase.needed
+
+    def push(
+        self, member: pb.Member, header: pb.FrameHeader, run: Run, payload: Bytes, receipt: Callable[[Verdict], None], *, may_wait: bool = True
+    ) -> Callable[[], object] | None:
         """A contribution: calls `receipt` once it has been taken, then carries out what became possible.
 
-        Blocks while the bound on early payload is reached and it is not the rank's turn. Raises Fenced, EarlyPush,
-        Diverged, which end the stream, and NonFinite, ModelMismatch, which end the shard: the step can never be whole.
+        Blocks while the bound on early payload is reached and it is not the rank's turn; with `may_wait` false it returns what is
+        left to be called instead, for a thread that may. Raises Fenced, EarlyPush, Diverged, which end the stream, and NonFinite,
+        ModelMismatch, which end the shard: the step can never be whole.
         """
+        values = frame.exact_payload(header, payload, self.layout, run)
+        prints = np.array(header.digests, np.uint64) if header.kind == pb.PUSH else None
+        if header.shared:
+            self._verify_repeated(member.rank, header, run)
+        return self._go_on(_Push(member, header, run, values, len(payload), prints, receipt, [run]), may_wait=may_wait)
+
+    def _go_on(self, push: "_Push", *, may_wait: bool) -> Callable[[], object] | None:
         try:
-            self._push(member, header, run, payload, receipt)
+            if not self._offer_all(push, may_wait=may_wait):
+                return partial(self._go_on, push, may_wait=True)
+            self._taken(push)
         except (NonFinite, ModelMismatch) as error:
             self.end(error)
             raise
+        return None
 
-    def _push(self, member: pb.Member, header: pb.FrameHeader, run: Run, payload: Bytes, receipt: Callable[[Verdict], None]) -> None:
-        rank, step, sent_bytes = member.rank, int(header.step), len(payload)
-        payload = frame.exact_payload(header, payload, self.layout, run)
-        prints = np.array(header.digests, np.uint64) if header.kind == pb.PUSH else None
-        if header.shared:
-            self._verify_repeated(rank, header, run)
-        todo, worst = [run], Verdict.ACCEPTED
-        actions: list[Action] = []
-        while todo:
+    def _offer_all(self, push: "_Push", *, may_wait: bool) -> bool:
+        """Offers what has not been taken until nothing is left; False if the rest must wait and may not."""
+        while push.todo:
             with self._changed:
                 self._check_running()
-                self._check_fence(member)
-                self._check_decided(step)
-                self._two_phase.delivery.pushed(rank, step)
-                whole = self._contribution(rank, header, run, payload)
-                offers = [self._offer(rank, header, whole, part, prints) for part in todo]
+                self._check_fence(push.member)
+                self._check_decided(push.step)
+                self._two_phase.delivery.pushed(push.rank, push.step)
+                push.whole = self._contribution(push.rank, push.header, push.run, push.payload)
+                offers = [self._offer(push, part) for part in push.todo]
                 self._changed.notify_all()
-                worst = max(worst, *(offer.verdict for offer in offers))
-                todo = [part for offer in offers for part in offer.paused]
-                actions = [action for offer in offers for action in offer.actions]
-                if todo and not actions:
+                push.worst = max(push.worst, *(offer.verdict for offer in offers))
+                push.todo = [part for offer in offers for part in offer.paused]
+                push.actions = [action for offer in offers for action in offer.actions]
+                if push.todo and not push.actions:
+                    if not may_wait:
+                        return False
                     self._changed.wait()
-            if todo:
-                self._carry_out(actions, rank, whole)
-                actions = []
-        if worst in (Verdict.EARLY, Verdict.DIVERGED):
-            self._carry_out(actions, rank, whole)  # what the barrier has given out must come back, or it waits for ever
-            raise self._refusal(worst, rank, step, run)
-        receipt(worst)
-        self._stats.received(rank, step, self.layout.payload_bytes(run) if header.shared else sent_bytes)
-        self._send_norms(step)
-        if whole.is_flat:
-            self._carry_out_in_pool(actions, rank, whole)
+            if push.todo:
+                self._carry_out(push.actions, push.rank, push.whole)
+        return True
+
+    def _taken(self, push: "_Push") -> None:
+        """All of a contribution has its verdict."""
+        if push.worst in (Verdict.EARLY, Verdict.DIVERGED):
+            # what the barrier has given out must come back, or it waits for ever
+            self._carry_out(push.actions, push.rank, push.whole)
+            raise self._refusal(push.worst, push.rank, push.step, push.run)
+        push.receipt(push.worst)
+        self._stats.received(push.rank, push.step, self.layout.payload_bytes(push.run) if push.header.shared else push.sent_bytes)
+        self._send_norms(push.step)
+        if push.whole.is_flat:
+            self._carry_out_in_pool(push.actions, push.rank, push.whole)
         else:
-            self._carry_out(actions, rank, whole)
+            self._carry_out(push.actions, push.rank, push.whole)
 
     def _verify_repeated(self, rank: int, header: pb.FrameHeader, run: Run) -> None:
         """Looks at the bytes in a segment if the run was pushed before. Comes before the offer: the member waits for the run,
@@ -256,12 +302,12 @@ class Shard:
             "its gradient is not a function of parameters, seed, step and rank"
         )
 
-    def _offer(self, rank: int, header: pb.FrameHeader, whole: Part, part: Run, prints: np.ndarray | None) -> Offer:
-        marks = None if prints is None else prints[part.first - whole.run.first : part.stop - whole.run.first]
-        offer = self._barrier.offer(rank, int(header.step), part, marks, header.weight, holds_payload=not whole.is_flat)
-        if prints is not None:
+    def _offer(self, push: "_Push", part: Run) -> Offer:
+        marks = None if push.prints is None else push.prints[part.first - push.run.first : part.stop - push.run.first]
+        offer = self._barrier.offer(push.rank, push.step, part, marks, push.header.weight, holds_payload=not push.whole.is_flat)
+        if push.prints is not None:
             for piece in offer.queued:
-                self._pending.keep(rank, self._pending.cut(whole, piece))
+                self._pending.keep(push.rank, self._pending.cut(push.whole, piece))
         return offer
 
     def _carry_out_in_pool(self, actions: list[Action], rank: int, whole: Part) -> None:

@@ -8,7 +8,7 @@ import math
 import socket
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -28,17 +28,23 @@ _COMMON = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]
-_SERVER = [*_COMMON, ("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2)]
+SERVER_OPTIONS = [*_COMMON, ("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2)]
 _CLIENT = [*_COMMON, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
 
 
 def new_server(name: str, guard: RunGuard, max_workers: int) -> grpc.Server:
     """A server whose every method is guarded."""
     pool = futures.ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix=name)
-    return grpc.server(pool, interceptors=[guard], options=_SERVER)
+    return grpc.server(pool, interceptors=[guard], options=SERVER_OPTIONS)
 
 
-def bind(server: grpc.Server, host: str, port: int) -> int:
+class Bindable(Protocol):
+    """What can listen: a grpc.Server, and one on an event loop."""
+
+    def add_insecure_port(self, address: str) -> int: ...
+
+
+def bind(server: Bindable, host: str, port: int) -> int:
     """Binds and returns the port. Raises ConfigError if it is taken."""
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
@@ -51,7 +57,7 @@ def bind(server: grpc.Server, host: str, port: int) -> int:
     return bound
 
 
-def bind_within(server: grpc.Server, host: str, ports: range | None) -> int:
+def bind_within(server: Bindable, host: str, ports: range | None) -> int:
     """Binds the first free port of `ports` (None: any) and returns it. Raises ConfigError if all are taken."""
     if ports is None:
         return bind(server, host, 0)

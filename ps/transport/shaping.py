@@ -1,5 +1,6 @@
 """A token bucket that stands in for a thin link where none can be made."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -27,12 +28,15 @@ class TokenBucket:
 
     def take(self, num_bytes: int) -> None:
         """Returns when the bytes have passed."""
+        if (delay_s := self.reserve(num_bytes)) > 0:
+            self._wait(delay_s)
+
+    def reserve(self, num_bytes: int) -> float:
+        """Lets the bytes pass next; seconds until they have."""
         with self._lock:
             now = self._clock()
             self._free_at = max(self._free_at, now - self._burst_s) + num_bytes / self._rate
-            delay = self._free_at - now
-        if delay > 0:
-            self._wait(delay)
+            return max(0.0, self._free_at - now)
 
 
 class Link:
@@ -49,3 +53,16 @@ class Link:
     def receive(self, num_bytes: int) -> None:
         if self._down:
             self._down.take(num_bytes)
+
+    async def sending(self, num_bytes: int) -> None:
+        """`send` on an event loop."""
+        await _pass(self._up, num_bytes)
+
+    async def receiving(self, num_bytes: int) -> None:
+        """`receive` on an event loop."""
+        await _pass(self._down, num_bytes)
+
+
+async def _pass(bucket: TokenBucket | None, num_bytes: int) -> None:
+    if bucket and (delay_s := bucket.reserve(num_bytes)) > 0:
+        await asyncio.sleep(delay_s)

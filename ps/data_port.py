@@ -1,0 +1,181 @@
+"""The gRPC edge of a shard's data port: decode, call, encode, under one error translator, on the process's event loop.
+
+What is small is done on the loop; what may take long, or wait for other ranks, in a thread.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from protos import pserver_pb2 as pb
+from ps import frame
+from ps.barrier import Verdict
+from ps.codecs import CASTS
+from ps.config import CommConfig
+from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, PserverError, as_stream_status
+from ps.frame import Bytes
+from ps.host import ShardHost
+from ps.layout import Run
+from ps.security import member_of
+from ps.shard import Shard
+from ps.streams import Stream
+from ps.transport.shaping import Link
+from ps.transport.streams import Outbox
+
+log = logging.getLogger(__name__)
+
+INLINE_BYTES = 1 << 17
+"""Up to so many bytes of a shard a contribution is digested, summed and applied on the loop: to wake a thread takes longer."""
+
+_VERDICTS: dict[type[PserverError], Verdict] = {
+    EarlyPush: Verdict.EARLY,
+    Fenced: Verdict.FENCED,
+    Diverged: Verdict.DIVERGED,
+    MalformedFrame: Verdict.MALFORMED,
+}
+_Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
+
+
+class DataPort:
+    """Methods of `pserver.Shard` that move bulk bytes."""
+
+    def __init__(self, host: ShardHost, link: Link, comm: CommConfig, num_workers: int) -> None:
+        self._host = host
+        self._link = link
+        self._comm = comm
+        # every stream may wait in one thread for its rank's turn, and the rank whose turn it is must still find one
+        self._threads = ThreadPoolExecutor(num_workers + (os.cpu_count() or 1), thread_name_prefix="data")
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        return grpc.method_handlers_generic_handler(
+            "pserver.Shard",
+            {
+                "Init": grpc.stream_unary_rpc_method_handler(self.init, response_serializer=lambda reply: reply.SerializeToString()),
+                "Steps": grpc.stream_stream_rpc_method_handler(self.steps),
+                "Pull": grpc.unary_stream_rpc_method_handler(self.pull, request_deserializer=pb.PullRequest.FromString),
+            },
+        )
+
+    async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+    async def init(self, requests: AsyncIterator[bytes], context: _Context) -> pb.InitReply:
+        stored = 0
+        async with as_stream_status(context):
+            shard = self._host.shard()
+            shard.check_member(member_of(context))
+            async for data in requests:
+                await self._link.receiving(len(data))
+                stored += await self._in_thread(self._store_initial, shard, data)
+        return pb.InitReply(num_stored=stored)
+
+    def _store_initial(self, shard: Shard, data: bytes) -> int:
+        header, payload = frame.decode(data)
+        if header.kind != pb.INIT:
+            raise MalformedFrame(f"frame of kind {header.kind} on the Init stream")
+        run = frame.checked_run(header, payload, shard.layout, with_payload=True)
+        self._host.check_initial(run, list(header.digests))
+        return len(run) * shard.init(run, payload)
+
+    async def pull(self, request: pb.PullRequest, context: _Context) -> AsyncIterator[bytes]:
+        async with as_stream_status(context):
+            shard = self._host.shard()
+            version = shard.pull_version(request.version)
+            wire = request.format or frame.EXACT
+            if wire not in CASTS:
+                raise MalformedFrame(f"a pull in format {wire!r}, which is not one of {', '.join(CASTS)}")
+            stop = request.first_chunk + request.num_chunks if request.num_chunks else len(shard.layout)
+            for frame_run in shard.layout.frames(self._comm.frame_bytes):
+                run = Run(max(frame_run.first, request.first_chunk), min(frame_run.stop, stop))
+                if run.first < run.stop:
+                    data = await self._in_thread(shard.encode_params, version, run, wire)
+                    await self._link.sending(len(data))
+                    yield data
+
+    # -- training streams ------------------------------------------------------------------------------------
+
+    async def steps(self, requests: AsyncIterator[bytes], context: _Context) -> None:
+        async with as_stream_status(context):
+            shard = self._host.shard()
+            member = member_of(context)
+            outbox: Outbox[bytes | PserverError | None] = Outbox()
+            stream = Stream(send=outbox.put, end=outbox.put, lands_shared=member.lands_shared)
+            shard.open_stream(member, stream)
+            reader = asyncio.create_task(self._read(shard, member, requests, stream))
+            try:
+                while (item := await outbox.get()) is not None:
+                    if isinstance(item, PserverError):
+                        raise item
+                    await self._link.sending(len(item))
+                    await context.write(item)
+            finally:
+                reader.cancel()
+                shard.close_stream(member, stream)
+
+    async def _read(self, shard: Shard, member: pb.Member, requests: AsyncIterator[bytes], stream: Stream) -> None:
+        """Takes the stream's frames until it ends; an error ends it, after a receipt that names the verdict."""
+        header = pb.FrameHeader()
+        try:
+            async for data in requests:
+                await self._link.receiving(len(data))
+                header, payload = frame.decode(data)
+                await self._take(shard, member, header, payload, stream)
+            stream.end(None)
+        except PserverError as error:
+            log.warning("stream of rank %d ends: %s", member.rank, error)
+            verdict = _VERDICTS.get(type(error))
+            if verdict:
+                stream.send(_receipt(header, verdict, str(error)))
+            stream.end(error)
+        except Exception as error:
+            log.exception("stream of rank %d fails", member.rank)
+            reason = " ".join(repr(error).split())
+            shard.end(PserverError(f"server {shard.layout.index} failed on a frame of rank {member.rank}: {reason}; see its log"))
+
+    async def _take(self, shard: Shard, member: pb.Member, header: pb.FrameHeader, payload: Bytes, stream: Stream) -> None:
+        if header.HasField("member") and header.member != member:
+            raise Fenced(f"a frame of rank {header.member.rank} incarnation {header.member.incarnation} on the stream of rank {member.rank}")
+        if header.kind == pb.NORMS:
+            await self._in_thread(shard.learn_norms, member, header)
+        elif header.kind not in (pb.PUSH, pb.ABSENT):
+            raise MalformedFrame(f"frame of kind {header.kind} on the Steps stream")
+        elif self._is_brief(shard, header):
+            rest = self._push(shard, member, header, payload, stream, may_wait=False)
+            if rest:
+                await self._in_thread(rest)
+        else:
+            await self._in_thread(self._push, shard, member, header, payload, stream)
+
+    def _is_brief(self, shard: Shard, header: pb.FrameHeader) -> bool:
+        chunks = slice(header.first_chunk, header.first_chunk + header.num_chunks)
+        return not shard.is_two_phase and int(shard.layout.num_bytes[chunks].sum()) <= INLINE_BYTES
+
+    def _push(
+        self, shard: Shard, member: pb.Member, header: pb.FrameHeader, payload: Bytes, stream: Stream, may_wait: bool = True
+    ) -> Callable[[], object] | None:
+        """A checked contribution; with `may_wait` false, what is left to be done where waiting is allowed."""
+        wire = self._comm.push_format
+        may_share = wire == frame.EXACT
+        run = frame.checked_run(header, payload, shard.layout, with_payload=header.kind == pb.PUSH, wire=wire, may_share=may_share)
+        if run.stop > shard.layout.num_versioned:
+            raise MalformedFrame(f"chunks {run.first}..{run.stop - 1} of shard {shard.layout.index} are frozen: nothing may be pushed to them")
+        if header.step < 0:
+            raise MalformedFrame(f"step {header.step} of a run that starts at 0")
+        if not 0.0 <= header.weight < float("inf"):
+            raise MalformedFrame(f"weight {header.weight} is not a number from 0")
+        return shard.push(member, header, run, payload, lambda verdict: stream.send(_receipt(header, verdict)), may_wait=may_wait)
+
+
+def _receipt(header: pb.FrameHeader, verdict: Verdict, detail: str = "") -> bytes:
+    reply = pb.FrameHeader(
+        kind=pb.RECEIPT, step=header.step, sequence=header.sequence, verdict=pb.Verdict.Name(verdict), detail=detail, clock_s=time.monotonic()
+    )
+    return frame.encode(reply)
