@@ -101,6 +101,16 @@ def fails(ctx: Context) -> None:
         opt.step(weight=0)
 
 
+def idle(ctx: Context) -> None:
+    """No worker ever has a sample."""
+    optimizer = ctx.optimizer(nn.Linear(2, 1))
+    for step in ctx.steps():
+        optimizer.zero_grad()
+        optimizer.step(weight=0)
+        if step % 2:
+            ctx.report({"seen": 1.0})
+
+
 def hill(ctx: Context) -> None:
     """Reports after every step a metric that is highest at version 4; does not look at what the driver says."""
     opt = ctx.optimizer(nn.Linear(2, 1))

@@ -174,6 +174,12 @@ def test_an_own_loop_stops_early_by_its_own_metric(tmp_path: Path) -> None:
 # -- in the small --------------------------------------------------------------------------------------------------
 
 
+def test_an_own_loop_in_which_nothing_counts_is_told_so(tmp_path: Path) -> None:
+    result = fit(tmp_path, f"{HERE}:idle", train={"batch_size": 1, "max_steps": 4})
+    assert isinstance(result.error, ConfigError)
+    assert str(result.error).startswith("opt.step was called with weight=0 on every worker in 4 steps: nothing is learned")
+
+
 def test_no_shard_takes_a_push_of_a_step_before_the_decision_for_it() -> None:
     plan = Plan(steps_per_epoch=2, total_steps=4)
     made = Bench(specs_of(3), settings(1, control_address="127.0.0.1:1"), plan=plan)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from ps.config import CommConfig, OptimizerConfig, ScheduleConfig
 from ps.schedules import learning_rate
 from tests.ps.rules import TABLE
-from tests.ps.training import Job, Marked, difference, moved, plain, run
+from tests.ps.training import Job, Marked, as_ranks, difference, moved, plain, run
 
 MOMENTUM = Job()
 
@@ -183,44 +183,13 @@ class NormedTask(Marked):
         return Normed()
 
 
-def with_rank_statistics(job: Job) -> dict[str, torch.Tensor]:
-    """One process that does what the ranks do: statistics of each part of a batch, then their weighted mean."""
-    model, data, batches = job.model(), job.task.train_data(), job.batches()
-    optimizer = momentum(model.parameters())
-    for step in range(job.steps):
-        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        parts = [batches.micro_batches(step, rank) for rank in range(job.num_workers)]
-        total = sum(len(indices) for micro in parts for indices in micro)
-        after = {name: torch.zeros_like(buffer) for name, buffer in before.items()}
-        optimizer.zero_grad()
-        for micro in parts:
-            for name, buffer in model.named_buffers():
-                buffer.copy_(before[name])
-            for indices in micro:
-                x, y, mark = data.batch(indices)
-                share = len(indices) / total
-                (job.task.loss(model, (x.double(), y.double(), mark)) * share).backward()
-            share = sum(len(indices) for indices in micro) / total
-            for name, buffer in model.named_buffers():
-                if not micro:
-                    continue
-                if buffer.is_floating_point():
-                    after[name] += buffer * share
-                else:
-                    after[name] = buffer.clone()
-        for name, buffer in model.named_buffers():
-            buffer.copy_(after[name])
-        optimizer.step()
-    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
-
-
 @pytest.mark.parametrize(("num_workers", "global_batch_size", "accumulate"), [(2, 12, 1), (3, 16, 1), (3, 23, 2)])
 def test_batch_statistics_are_the_weighted_mean_of_the_ranks(num_workers: int, global_batch_size: int, accumulate: int) -> None:
     """The last batches of 2, 2 and 4 samples leave ranks with few samples or none; a count of batches must not differ between ranks."""
     job = replace(MOMENTUM, task=NormedTask(), num_workers=num_workers)
     job = job.changed(global_batch_size=global_batch_size, accumulate=accumulate)
     found = run(job)
-    assert difference(found.weights, with_rank_statistics(job)) <= 1e-10
+    assert difference(found.weights, as_ranks(job, momentum)) <= 1e-10
     assert int(found.weights["norm.num_batches_tracked"]) > 0
     assert run(replace(job, num_servers=1, shuffle=5)).buffers_sha256 == found.buffers_sha256
 

@@ -17,7 +17,7 @@ from tests.ps.cluster import Member, cluster, in_threads, start
 from workers.answers import mean_and_weight
 from workers.config import TrainConfig
 from workers.data import TensorData
-from workers.sampler import BatchPlan
+from workers.sampler import BatchPlan, torch_seed
 from workers.spans import Spans
 from workers.step import GradientStep
 from workers.task import Task
@@ -169,6 +169,38 @@ def plain(
             continue
         mean.backward()
         before_step(model)
+        optimizer.step()
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+def as_ranks(job: Job, make: Callable[[Any], torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    """One process that does what the ranks do: each part of a batch with its seed and its own batch statistics, then their weighted mean."""
+    model, data, batches = job.model(), job.task.train_data(), job.batches()
+    optimizer = make([parameter for parameter in model.parameters() if parameter.requires_grad])
+    for step in range(job.steps):
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        parts = [batches.micro_batches(step, rank) for rank in range(job.num_workers)]
+        total = sum(len(indices) for micro in parts for indices in micro)
+        after = {name: torch.zeros_like(buffer) for name, buffer in before.items()}
+        optimizer.zero_grad()
+        for rank, micro in enumerate(parts):
+            for name, buffer in model.named_buffers():
+                buffer.copy_(before[name])
+            for index, indices in enumerate(micro):
+                batch = tuple(t.to(job.dtype) if t.is_floating_point() else t for t in data.batch(indices))
+                torch.manual_seed(torch_seed(job.train.seed, step, rank, index))
+                mean, _ = mean_and_weight(job.task.loss(model, batch), len(indices))
+                (mean * (len(indices) / total)).backward()
+            share = sum(len(indices) for indices in micro) / total
+            for name, buffer in model.named_buffers():
+                if not micro:
+                    continue
+                if buffer.is_floating_point():
+                    after[name] += buffer * share
+                else:
+                    after[name] = buffer.clone()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(after[name])
         optimizer.step()
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 

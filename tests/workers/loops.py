@@ -131,6 +131,11 @@ def no_data(ctx: Context) -> None:
     ctx.sampler(0)
 
 
+def half(ctx: Context) -> None:
+    ctx.sampler(10)
+    ctx.optimizer(nn.Linear(2, 1).half())
+
+
 def no_length(ctx: Context) -> None:
     ctx.optimizer(model())
 

@@ -154,6 +154,7 @@ def test_ranks_that_part_are_named(loop: Callable[..., object], message: str) ->
         (loops.two_optimizers, r"ctx.optimizer\(model\) was called twice: .* nn.ModuleDict"),
         (loops.two_samplers, r"ctx.sampler\(5\) after ctx.sampler\(10\)"),
         (loops.no_data, r"ctx.sampler\(0\): the training data is empty"),
+        (loops.half, "parameter weight of the model is float16: train in float32 or float64"),
         (loops.no_length, r"needs the length of the run: call ctx.sampler\(len\(data\)\) before it, or set train.max_steps"),
         (loops.steps_first, r"ctx.steps\(\) before ctx.optimizer"),
         (loops.another_model, "rank . against rank .: initial values of bias differ"),
