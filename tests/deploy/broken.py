@@ -26,8 +26,6 @@ class Broken(Task):
     def model(self) -> nn.Module:
         if self.how == "model":
             raise RuntimeError("there is no\nsuch layer")
-        if self.how == "no model":
-            return None  # type: ignore[return-value]
         width = 5 if self.how == "shapes" and self._is_first() else 4
         return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 1))
 
@@ -39,7 +37,7 @@ class Broken(Task):
     def validation_data(self) -> TensorData:
         return _samples(0 if self.how == "no validation" else 32)
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor | tuple[Tensor, float]:
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, targets = batch
         if model.training:
             self._train()
@@ -47,14 +45,7 @@ class Broken(Task):
             Path(self.mark).touch()
             signal.pause()
         loss = (model(inputs) - targets).square().mean()
-        if self.how == "no scalar":
-            return loss.reshape(1)
-        if self.how == "no weight":
-            return loss, 0.0
         return loss * math.nan if self.how == "nan" and torch.initial_seed() == torch_seed(0, 7, 1) else loss
-
-    def metrics(self, model: nn.Module, batch: Any) -> dict[str, float]:
-        return {"loss": 1.0} if self.how == "metrics" else {}
 
     def _train(self) -> None:
         if self.how == "loss":
@@ -70,6 +61,26 @@ class Broken(Task):
         except FileExistsError:
             return False
         return True
+
+
+@dataclass(frozen=True)
+class Wrong(Broken):
+    """Returns what it should not, as `how` says."""
+
+    def model(self) -> Any:
+        model = super().model()
+        return {"no model": None, "half model": model.half()}.get(self.how, model) if "model" in self.how else model
+
+    def train_data(self) -> Any:
+        return None if self.how == "no data" else super().train_data()
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        loss = super().loss(model, batch)
+        answers = {"vector loss": loss.reshape(1), "detached loss": loss.detach(), "weightless loss": (loss, 0.0)}
+        return answers.get(self.how, loss)
+
+    def metrics(self, model: nn.Module, batch: Any) -> dict[str, float]:
+        return {"loss": 1.0} if self.how == "metric loss" else {}
 
 
 def _samples(number: int) -> TensorData:

@@ -35,10 +35,6 @@ FAILING = [
     pytest.param("model", {}, r"rank \d: RuntimeError: there is no such layer", 1, id="model() raises"),
     pytest.param("train_data", {}, r"rank \d: FileNotFoundError: .*'/data/missing'", 1, id="train_data() raises"),
     pytest.param("loss", {}, r"rank \d: ValueError: labels are missing", 1, id="loss() raises"),
-    pytest.param("no model", {}, r"the task's model\(\) returned None: return a torch.nn.Module", 2, id="no model"),
-    pytest.param("no scalar", {}, r"the task's loss\(\) returned a tensor of shape \[1\]: return the mean", 2, id="no scalar"),
-    pytest.param("no weight", {}, r"loss\(\) returned the weight 0 on every worker in 16 steps: nothing is learned", 2, id="all weights 0"),
-    pytest.param("metrics", {}, r"the task's metrics\(\) returns a metric called loss, .*: rename it", 2, id="a metric called loss"),
     pytest.param("empty", {}, r"the task's train_data\(\) is empty", 2, id="no data"),
     pytest.param("nan", {}, r"loss is nan at step 7 on rank 1: lower optimizer.lr, .*skip", 1, id="a loss that is NaN at step 7"),
     pytest.param(
