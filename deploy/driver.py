@@ -5,7 +5,8 @@ import socket
 import threading
 import time
 import traceback
-from functools import cached_property
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from deploy.books import Books, metrics_of
 from deploy.config import Config, apply_batch_rule
@@ -18,16 +19,16 @@ from deploy.measure.window import Window
 from deploy.processes import Processes
 from deploy.recovery import Recovery
 from deploy.rundir import RunDirectory
-from deploy.watch import Watch
+from deploy.watch import POLL_S, Watch
 from ps.addresses import listen_host
 from ps.config import Timeouts
 from ps.control import Control, Epoch, Failure
 from ps.control_service import ControlServicer
-from ps.errors import NotInitialised, PserverError
+from ps.errors import NotInitialised, PserverError, Stopped
 from ps.ledger import WorkerRow, from_line
 from ps.reader import Reader
 from ps.security import RunGuard, check_plaintext, new_token
-from ps.segments import run_mark
+from ps.segments import remove_segments, run_mark
 from ps.transport.rpc import bind_within, new_server
 from workers.config import RivalSettings
 
@@ -65,6 +66,9 @@ class Driver:
         scaling = config.scaling
         self._control = Control(num_workers=scaling.num_workers, num_servers=scaling.num_servers, home=socket.gethostname())
         self._ledger = LedgerWriter(rundir.comm, scaling.num_workers, scaling.num_servers)
+        self._reader = Reader(
+            self._run_id, self._token, scaling.num_servers, self._control.locate, timeouts, pause=lambda: self._service.pause(POLL_S)
+        )
         self._service = ControlServicer(self._control, 1, on_epoch=self._on_epoch, on_rows=self._on_rows, on_step=self._on_step)
         self._loss: float | None = None
         self._logged_s = time.monotonic()
@@ -87,7 +91,10 @@ class Driver:
             say=self._say,
         )
         with run_mark(self._run_id):
-            self._run()
+            try:
+                self._run()
+            finally:
+                remove_segments(self._run_id)
 
     def _run(self) -> None:
         server = None
@@ -105,7 +112,7 @@ class Driver:
             server.start()
             self._start(f"{host}:{port}")
             self._wait_for_processes()
-            self._watch.wait("the workers to join", self._begin)
+            self._aside("the workers to join", self._begin)
             self._watch.wait("training", lambda: self._control.final_version is not None)
             self._finish()
         finally:
@@ -115,8 +122,7 @@ class Driver:
                 self.window = self._ledger.close()
                 if server:
                     server.stop(0.5).wait(2)
-                if self._control.has_all_servers:
-                    self._reader.close()
+                self._reader.close()
 
     # -- phases ----------------------------------------------------------------------------------------------
 
@@ -143,27 +149,30 @@ class Driver:
         self._watch.wait("the workers to start", lambda: self._num_registered("worker") == scaling.num_workers, start_s)
         self._say(f"{counted(scaling.num_workers, 'worker')} registered")
 
-    @cached_property
-    def _reader(self) -> Reader:
-        """Only when all servers have registered."""
-        servers = [self._control.servers[shard] for shard in range(self._config.scaling.num_servers)]
-        return Reader(self._run_id, self._token, servers, self._timeouts)
+    def _aside(self, what: str, work: Callable[[], None]) -> None:
+        """Does `work`, which may wait for a server, in a thread of its own, while this one has it started again."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="aside")
+        try:
+            ended = pool.submit(work)
+            self._watch.wait(what, ended.done)
+            ended.result()
+        finally:
+            pool.shutdown(wait=False)
 
     def _num_registered(self, role: str) -> int:
         return sum(1 for key in list(self._control.incarnations) if key[0] == role)
 
     def _finish(self) -> None:
         """The last version has landed everywhere: keeps it, and lets all processes end by themselves."""
-        self._watch.wait("the last weights", self._close_books)
+        self._aside("the last weights", self._close_books)
         self._reader.stop_servers("the run has finished")
         self._watch.wait_for_ends(self._timeouts.stop_s)
         if self._log_at is not None:
             self._say_bottleneck()
 
-    def _close_books(self) -> bool:
+    def _close_books(self) -> None:
         assert self._control.final_version is not None
         self.books.close(self._control.final_version, self._reader)
-        return True
 
     def _end_processes(self) -> None:
         self._service.stop()
@@ -196,14 +205,14 @@ class Driver:
             if isinstance(row, WorkerRow) and row.rank == 0:
                 self._loss = row.loss
 
-    def _begin(self) -> bool:
-        """Says once what is trained, as soon as a worker has joined; False before."""
-        if self.books.imbalance is not None:
-            return True
-        try:
-            layout, plan = self._reader.model
-        except NotInitialised:
-            return False
+    def _begin(self) -> None:
+        """Says what is trained, as soon as a worker has joined."""
+        while True:
+            try:
+                layout, plan = self._reader.model
+                break
+            except NotInitialised:
+                self._service.pause(POLL_S)
         self.books.imbalance = layout.imbalance
         self._logged_s = time.monotonic()
         sizes = ", ".join(f"{size / 1e6:.3g}" for size in layout.shard_bytes)
@@ -212,10 +221,9 @@ class Driver:
         if len(layout) < layout.num_servers:
             self._say(f"warning: {layout.num_servers} servers for {chunks}: some hold nothing; use fewer servers")
         self._console.start(plan.total_steps, self._config.train.epochs)
-        return True
 
     def _on_step(self, rank: int, step: int) -> None:
-        if rank != 0 or step == 0:
+        if rank != 0 or step == 0 or self.books.imbalance is None:
             return
         _, plan = self._reader.model
         self.books.steps = max(self.books.steps, step)
@@ -225,6 +233,8 @@ class Driver:
     def _on_epoch(self, epoch: Epoch) -> bool:
         try:
             decision = self.books.enter(epoch, self._reader, self._say)
+        except Stopped:
+            raise
         except Exception as error:  # no rank's fault, though a rank's report has brought it to light
             ours = isinstance(error, PserverError)
             text = str(error) if ours else f"the driver cannot enter epoch {epoch.version} into the books: {type(error).__name__}: {error}"

@@ -57,9 +57,8 @@ class Watch:
         Unreachable after `timeout_s`, and KeyboardInterrupt once the run is interrupted."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            with self._by_cause():
-                if done():
-                    return
+            if done():
+                return
             with self._service.changed:
                 self._service.changed.wait(POLL_S)
                 failure = self._control.failure
@@ -130,8 +129,8 @@ class Watch:
         if ending.code and not has_registered:
             raise self._death(key, reason, ending, "")  # it would only fail again
         why_not = self._recovery.died(key, reason, step, time.monotonic())
-        if why_not is not None or key.role == "server":
-            raise self._death(key, reason, ending, why_not or "")
+        if why_not is not None:
+            raise self._death(key, reason, ending, why_not)
         self._say(f"{key} {reason} at step {step}: starting it again")
         self._restarted[key] = incarnation, time.monotonic()
         self._restart(key)

@@ -344,6 +344,18 @@ class ServerAddress(_message.Message):
     control_address: str
     def __init__(self, shard: _Optional[int] = ..., data_address: _Optional[str] = ..., control_address: _Optional[str] = ...) -> None: ...
 
+class LocateRequest(_message.Message):
+    __slots__ = ("shard",)
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    def __init__(self, shard: _Optional[int] = ...) -> None: ...
+
+class LocateReply(_message.Message):
+    __slots__ = ("server",)
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    server: ServerAddress
+    def __init__(self, server: _Optional[_Union[ServerAddress, _Mapping]] = ...) -> None: ...
+
 class HeartbeatRequest(_message.Message):
     __slots__ = ("role", "index", "incarnation", "step", "rows", "exchanging")
     ROLE_FIELD_NUMBER: _ClassVar[int]

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +25,7 @@ from ps.layout import Layout, Run
 from ps.line import Line
 from ps.norms import NormRelay
 from ps.plan import Plan
+from ps.rejoin import Locate, Rejoin
 from ps.shared import MemberSegment
 from ps.step_clock import StepClock, StepTiming
 from ps.store import EMPTY
@@ -33,13 +35,15 @@ log = logging.getLogger(__name__)
 
 Present = Callable[[int], bool]
 """Whether tensor i has a contribution in the step."""
+_ASK_AGAIN_S = 0.1
+"""Until a server that is away is asked again."""
 
 
 class Client:
     """A member's connection to all shards. One thread calls join, init, pull and exchange; `abort` may come from any.
 
     `landing` holds two flat layouts; version v lands in landing[v % 2]. `segment`, if there is one, holds the gradients that
-    are exchanged; it is the client's from here on.
+    are exchanged; it is the client's from here on. `locate` finds servers that were started again.
     """
 
     def __init__(
@@ -54,11 +58,15 @@ class Client:
         timeouts: Timeouts,
         landing: tuple[Bytes, Bytes],
         segment: MemberSegment | None = None,
+        locate: Locate | None = None,
     ) -> None:
         self.member = member
         self.layout = layout
         self._landing = landing
         self._segment = segment
+        self._initial: Bytes | None = None
+        """Version 0, if it is ours to bring."""
+        self._rejoin = Rejoin(len(servers), timeouts, locate, self._pause)
         link = Link(comm.link_bytes_per_s())
         shards = layout.shards
         self._lines = [Line(a, shards[a.shard], link, member=member, run_id=run_id, token=token, timeouts=timeouts, comm=comm) for a in servers]
@@ -78,7 +86,7 @@ class Client:
 
         `digests`: xxh3-64 of every chunk of version 0 in layout order. Raises ModelMismatch, Fenced, Unreachable.
         """
-        self._request = pb.JoinRequest(
+        self._rejoin.request = pb.JoinRequest(
             member=self.member,
             tensors=spec_messages(self.layout.specs),
             chunk_digests=digests,
@@ -89,30 +97,39 @@ class Client:
             own_loop=plan.own_loop,
             shared=self._segment.offer if self._segment else None,
         )
-        versions = [line.join(self._request, len(self._lines)) for line in self._lines]
+        versions = [self._rejoin.join(line) for line in self._lines]
         return min((version for version in versions if version != EMPTY), default=0)
 
     def init(self, values: Bytes) -> None:
-        """Brings version 0 to all shards from a flat layout; repeating it changes nothing."""
+        """Brings version 0 to all shards from a flat layout, which must not change before `open` returns; repeating it changes nothing."""
+        self._initial = values
         for line in self._lines:
-            line.init(values)
+            self._rejoin.persist(line, partial(line.init, values))
 
     def pull(self, version: int, into: Bytes) -> int:
         """All tensors of one version, pinned, into a flat layout; returns the version. Raises VersionGone: join again."""
         pulled = version
         for line in self._lines:
-            pulled = line.pull(pulled, into)
+            pulled = self._rejoin.persist(line, partial(line.pull, pulled, into))
         return pulled
+
+    def _pause(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._error), _ASK_AGAIN_S)
+            self._check()
 
     def open(self) -> None:
         """Opens the training streams; returns when every shard is ready (rank 0 may still be bringing version 0)."""
-        for line in self._lines:
-            line.open(self._take, self._stream_ended)
+        with self._changed:
+            self._broken.clear()
+            for line in self._lines:
+                line.open(self._take, self._stream_ended)
         while True:
             with self._changed:
                 self._wait(lambda: bool(self._broken) or all(line.ready for line in self._lines))
                 broken = sorted(self._broken)
             if not broken:
+                self._initial = None
                 return
             for index in broken:
                 self._reopen(self._lines[index])
@@ -176,15 +193,23 @@ class Client:
     def _reopen(self, line: Line) -> None:
         """A stream broke: joins that shard again (same incarnation) and pushes again what has not landed."""
         log.warning("stream to server %d broke: joining again", line.index)
-        version = line.join(self._request, len(self._lines))
+        version = self._rejoin.join(line)
         if version < self._exchange.step:
             raise VersionGone(f"server {line.index} came back with version {version} instead of {self._exchange.step}: its memory is lost")
+        initial = self._initial
+        if version == -1 and initial is not None:
+            self._rejoin.persist(line, partial(line.init, initial))
         with self._changed:
             self._broken.discard(line.index)
             self._exchange.stream_ended(line.index)
             line.open(self._take, self._stream_ended)
             known = self._relay.known()
             self._wait(lambda: line.ready or line.index in self._broken)
+            is_ready = line.ready
+        if is_ready:
+            self._rejoin.succeeded(line)
+        else:
+            self._rejoin.stream_failed(line, Unreachable(f"server {line.index} ends every stream: see its log"))
         for source, squares in known.items():
             self._relay_norms(line, self._exchange.step, source, squares.tolist())
 
@@ -192,7 +217,7 @@ class Client:
         with self._changed:
             if self._error:
                 return
-            if isinstance(error, Unreachable):
+            if self._rejoin.is_gone(error):
                 self._broken.add(line.index)
             else:
                 self._error = error

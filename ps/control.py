@@ -104,6 +104,10 @@ class Control:
         self.beats.pop((role, index), None)
         self.steps.pop((role, index), None)
 
+    def locate(self, shard: int) -> ServerAddress | None:
+        """Where the server of a shard is; None before it has registered, and between two incarnations."""
+        return self.servers.get(shard) if ("server", shard) in self.beats else None
+
     def _check_versions(self, role: str, index: int, machine: Machine) -> None:
         for place, other in self.machines.items():
             for name, version in other.versions.items():

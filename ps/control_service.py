@@ -9,7 +9,7 @@ import grpc
 
 from protos import pserver_pb2 as pb
 from ps.control import Control, Epoch, EpochSums, Failure, Machine, ServerAddress
-from ps.errors import MalformedFrame, PserverError, Stopped, Unreachable, as_status
+from ps.errors import Fenced, MalformedFrame, PserverError, Stopped, Unreachable, as_status
 from ps.ledger import RowBuffer
 from ps.transport.rpc import Peer, unary
 
@@ -47,6 +47,7 @@ class ControlServicer:
                 "Register": unary(self.register, pb.RegisterRequest),
                 "Heartbeat": unary(self.heartbeat, pb.HeartbeatRequest),
                 "Report": unary(self.report, pb.ReportRequest),
+                "Locate": unary(self.locate, pb.LocateRequest),
             },
         )
 
@@ -55,6 +56,12 @@ class ControlServicer:
         with self.changed:
             self._stop = True
             self.changed.notify_all()
+
+    def pause(self, seconds: float) -> None:
+        """Returns after so long. Raises Stopped as soon as the run ends."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._stop, seconds)
+            self._check_running()
 
     def register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         address = None
@@ -68,9 +75,7 @@ class ControlServicer:
             if request.role == pb.WORKER:
                 self.changed.wait_for(lambda: self._stop or self._control.has_all_servers)
                 self._check_running()
-            servers = [
-                pb.ServerAddress(shard=s.shard, data_address=s.data, control_address=s.control) for _, s in sorted(self._control.servers.items())
-            ]
+            servers = [_message(server) for _, server in sorted(self._control.servers.items())]
         return pb.RegisterReply(incarnation=incarnation, generation=self._generation, servers=servers)
 
     def heartbeat(self, request: pb.HeartbeatRequest, context: grpc.ServicerContext) -> pb.HeartbeatReply:
@@ -97,6 +102,12 @@ class ControlServicer:
             elif request.event == pb.FINISHED:
                 self._finish(request)
         return pb.ReportReply(version=request.version)
+
+    def locate(self, request: pb.LocateRequest, context: grpc.ServicerContext) -> pb.LocateReply:
+        with as_status(context), self.changed:
+            self._check_running()
+            found = self._control.locate(request.shard)
+        return pb.LocateReply(server=_message(found) if found else None)
 
     def _fail(self, request: pb.ReportRequest) -> None:
         with self.changed:
@@ -129,6 +140,14 @@ class ControlServicer:
     def _check_running(self) -> None:
         if self._stop:
             raise Stopped("the run ends")
+
+
+def _message(server: ServerAddress) -> pb.ServerAddress:
+    return pb.ServerAddress(shard=server.shard, data_address=server.data, control_address=server.control)
+
+
+def _address(message: pb.ServerAddress) -> ServerAddress:
+    return ServerAddress(message.shard, message.data_address, message.control_address)
 
 
 def _role(number: pb.Role) -> str:
@@ -168,7 +187,7 @@ class ControlClient:
         )
         reply = self._peer.call("Control", "Register", request, pb.RegisterReply, timeout_s=timeout_s)
         self.member.incarnation, self.member.generation = reply.incarnation, reply.generation
-        return [ServerAddress(s.shard, s.data_address, s.control_address) for s in reply.servers]
+        return [_address(server) for server in reply.servers]
 
     def heartbeat(self, step: int, rows: list[str], *, exchanging: bool = False) -> bool:
         """A sign of life; True if the process shall stop. `exchanging`: a worker is pushing and pulling for `step`."""
@@ -181,6 +200,14 @@ class ControlClient:
             rows=rows,
         )
         return bool(self._peer.call("Control", "Heartbeat", request, pb.HeartbeatReply).stop)
+
+    def locate(self, shard: int) -> ServerAddress | None:
+        """Where the shard's server is now; None while it is being started again, or the driver does not answer."""
+        try:
+            reply = self._peer.call("Control", "Locate", pb.LocateRequest(shard=shard), pb.LocateReply)
+        except Unreachable:
+            return None
+        return _address(reply.server) if reply.HasField("server") else None
 
     def report_epoch(self, sums: EpochSums) -> bool:
         """Returns when every rank has reported and the driver has decided; True if the run ends here."""
@@ -215,8 +242,8 @@ class ControlClient:
 
 
 class Heart:
-    """The thread that beats: sends rows and signs of life, and calls `on_stop` once when the driver says stop, fences this
-    process, or has not answered for `orphan_after_s`."""
+    """The thread that beats: sends rows and signs of life, and calls `on_stop` once when the driver says stop or has not
+    answered for `orphan_after_s`, `on_fenced` (None: `on_stop`) when the process has a successor."""
 
     def __init__(
         self,
@@ -228,11 +255,13 @@ class Heart:
         every_s: float,
         orphan_after_s: float,
         clock: Callable[[], float],
+        on_fenced: Callable[[str], None] | None = None,
     ) -> None:
         self._client = client
         self._rows = rows
         self._progress = progress
         self._on_stop = on_stop
+        self._on_fenced = on_fenced or on_stop
         self._every_s = every_s
         self._orphan_after_s = orphan_after_s
         self._clock = clock
@@ -259,15 +288,17 @@ class Heart:
             except Unreachable:
                 if self._clock() - answered > self._orphan_after_s:
                     self._tell(f"the driver has not answered for {self._orphan_after_s:g} s")
+            except Fenced as error:
+                self._tell(str(error), self._on_fenced)
             except PserverError as error:
                 self._tell(str(error))
             if last:
                 return
 
-    def _tell(self, reason: str) -> None:
+    def _tell(self, reason: str, how: Callable[[str], None] | None = None) -> None:
         if not self._told and not self._ended.is_set():
             self._told = True
-            self._on_stop(reason)
+            (how or self._on_stop)(reason)
 
     def stop(self) -> None:
         """Sends what is left and ends the thread."""

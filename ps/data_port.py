@@ -20,6 +20,7 @@ from ps.barrier import Verdict
 from ps.codecs import CASTS
 from ps.config import CommConfig
 from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, PserverError, as_stream_status
+from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.host import ShardHost
 from ps.layout import Run
@@ -99,6 +100,7 @@ class DataPort:
                     data = await self._in_thread(shard.encode_params, version, run, wire)
                     await self._link.sending(len(data))
                     yield data
+                    hit("shard.pulled")
 
     # -- training streams ------------------------------------------------------------------------------------
 

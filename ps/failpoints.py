@@ -13,6 +13,23 @@ POINTS = frozenset(
         "worker.reports",
         "worker.reported",
         "worker.finished",
+        "server.recovered",
+        "server.registered",
+        "shard.made",
+        "shard.joined",
+        "shard.init",
+        "shard.taken",
+        "shard.summed",
+        "shard.held",
+        "store.recording",
+        "shard.recorded",
+        "shard.oldest",
+        "shard.written",
+        "shard.applied",
+        "shard.answered",
+        "shard.pulled",
+        "store.deciding",
+        "shard.decided",
     }
 )
 

@@ -3,20 +3,20 @@
 import hashlib
 import logging
 import threading
-from pathlib import Path
 
 import psutil
 
 from protos import pserver_pb2 as pb
 from ps.agreement import Model, model_from, spec_messages
 from ps.config import ServerSettings
-from ps.errors import MalformedFrame, ModelMismatch, NotInitialised, PserverError, ResourcesMissing
+from ps.errors import MalformedFrame, ModelMismatch, NotInitialised, PserverError
+from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.layout import Layout, Run
 from ps.ledger import RowBuffer
 from ps.optimizers import num_slots
-from ps.segments import Segment, remove_dead_segments, run_prefix, segment_folder
 from ps.shard import Shard
+from ps.shard_memory import ShardMemory
 from ps.shared import map_contributions, offer_store
 from ps.stats import ServerStats
 from ps.store import Store
@@ -29,15 +29,33 @@ class ShardHost:
 
     def __init__(self, settings: ServerSettings, rows: RowBuffer) -> None:
         self._settings = settings
-        self._lock = threading.Lock()  # guards _model, _layout, _shard, _segment, _offer
+        self._lock = threading.Lock()  # guards _model, _layout, _shard, _memory, _offer
         self._model: Model | None = None
         self._layout: Layout | None = None
         self._shard: Shard | None = None
-        self._segment: Segment | None = None
+        self._memory: ShardMemory | None = None
         self._offer: pb.SharedStore | None = None
         self.stopping = threading.Event()
         """Set when the process is asked to end."""
+        self._keeps_memory = settings.control_address is not None
+        """Whether the memory outlives the process, since the driver may start another one: until it says that the run ends."""
         self.stats = ServerStats(settings.shard, settings.num_workers, rows, settings.comm.link_bytes_per_s(settings.shard))
+
+    def recover(self) -> None:
+        """Goes on with the shard that a former process has left on this host, if there is one. Raises ResourcesMissing."""
+        found = ShardMemory.find(self._settings, self.stopping)
+        if found is None:
+            return
+        with self._lock:
+            memory, request = found
+            model = model_from(request)
+            layout = Layout(model.specs, self._settings.num_servers)
+            if len(memory.store) != self._store_bytes(layout):
+                memory.close(remove=True)
+                return
+            self._shard = self._build(layout, model, memory)
+        hit("server.recovered")
+        log.info("shard %d goes on at version %d", self._settings.shard, self.version)
 
     def join(self, request: pb.JoinRequest) -> pb.JoinReply:
         """Raises ModelMismatch, Fenced, MalformedFrame."""
@@ -46,7 +64,7 @@ class ShardHost:
             raise ModelMismatch(f"rank {request.member.rank} joins a run of {settings.num_workers} workers: start the server with as many")
         model = model_from(request)
         with self._lock:
-            shard = self._agreed(model)
+            shard = self._agreed(model, request)
         memory = self._contributions(request)
         version, session = shard.join(request.member, memory)
         return pb.JoinReply(
@@ -65,7 +83,7 @@ class ShardHost:
             return None
         return map_contributions(self._settings.run_id, request.shared, self._layout.flat_bytes)
 
-    def _agreed(self, model: Model) -> Shard:
+    def _agreed(self, model: Model, request: pb.JoinRequest) -> Shard:
         if self._model and self._layout and self._shard:
             self._model.check_same(model, self._layout)
             return self._shard
@@ -73,38 +91,36 @@ class ShardHost:
             layout = Layout(model.specs, self._settings.num_servers)
         except ValueError as error:
             raise ModelMismatch(f"rank {model.rank}: {error}") from error
-        shard = self._build(layout, model)
-        self._model, self._layout, self._shard = model, layout, shard
-        return shard
+        size, room = self._store_bytes(layout), psutil.virtual_memory().available
+        if size > room:
+            raise ModelMismatch(f"shard {self._settings.shard} needs {size} bytes, its host has {room}: use more servers or a larger host")
+        self._shard = self._build(layout, model, ShardMemory.make(self._settings, size, request))
+        return self._shard
 
-    def _build(self, layout: Layout, model: Model) -> Shard:
+    def _store_bytes(self, layout: Layout) -> int:
+        settings = self._settings
+        slots = num_slots(settings.optimizer)
+        return Store.size_bytes(layout.shards[settings.shard], slots=slots, num_norms=self._num_norms(layout))
+
+    def _num_norms(self, layout: Layout) -> int:
+        return sum(s.num_optimizer for s in layout.shards) if self._settings.optimizer.two_phase else 0
+
+    def _build(self, layout: Layout, model: Model, memory: ShardMemory) -> Shard:
         settings = self._settings
         mine = layout.shards[settings.shard]
         slots = num_slots(settings.optimizer)
-        num_norms = sum(s.num_optimizer for s in layout.shards) if settings.optimizer.two_phase else 0
-        size = Store.size_bytes(mine, slots=slots, num_norms=num_norms)
-        room = psutil.virtual_memory().available
-        if size > room:
-            raise ModelMismatch(f"shard {settings.shard} needs {size} bytes, its host has {room}: use more servers or a larger host")
-        self._segment = self._memory(size)
         name = f"{settings.run_id}:{settings.generation}:{settings.shard}:{slots}"
         key = hashlib.blake2b(layout.digest + name.encode(), digest_size=32).digest()
-        store = Store(self._segment.memory, mine, slots=slots, num_norms=num_norms, key=key)
-        if not (self._segment.existed and store.attach()):
-            self._segment.memory[:] = 0
+        store = Store(memory.store, mine, slots=slots, num_norms=self._num_norms(layout), key=key)
+        if not store.attach():
+            hit("shard.made")
+            memory.store[:] = 0
             store.format()
-        self._offer = offer_store(self._segment, store) if settings.comm.may_share else None
+        self._model, self._layout, self._memory = model, layout, memory
+        self._offer = offer_store(memory.segment, store) if settings.comm.may_share else None
         log.info("shard %d: %d chunks, %d bytes, %.3f of the mean", settings.shard, len(mine), mine.size_bytes, _share(layout, settings.shard))
         self.stats.steps_per_epoch = model.plan.steps_per_epoch
         return Shard(layout, store, settings, model.plan, self.stats)
-
-    def _memory(self, size: int) -> Segment:
-        remove_dead_segments()
-        path = segment_path(self._settings, size)
-        try:
-            return Segment(path, size)
-        except OSError as error:
-            raise ResourcesMissing(f"shard {self._settings.shard} cannot have {size} bytes in {path.parent}: {error.strerror or error}") from error
 
     def shard(self) -> Shard:
         """Raises NotInitialised before the first Join."""
@@ -145,23 +161,22 @@ class ShardHost:
         return self._shard.store.version if self._shard else -1
 
     def request_stop(self, reason: str) -> None:
-        """Asks the process to end."""
+        """Asks the process to end: the run is over, and needs the shard's memory no more."""
+        self._keeps_memory = False
+        self.yield_place(reason)
+
+    def yield_place(self, reason: str) -> None:
+        """Asks the process to end; its memory stays for another one, if there is a driver that may start it."""
         log.info("asked to stop: %s", reason)
         self.stopping.set()
 
     def close(self, error: PserverError | None) -> None:
-        """Ends all streams and removes the shard's memory, and what dead processes have left on this host."""
+        """Ends all streams and gives the shard's memory back."""
         with self._lock:
             if self._shard:
                 self._shard.end(error)
-            if self._segment:
-                self._segment.close(remove=True)
-                remove_dead_segments()
-
-
-def segment_path(settings: ServerSettings, size_bytes: int) -> Path:
-    """File of a shard's memory: one per run, generation and shard."""
-    return segment_folder(size_bytes) / f"{run_prefix(settings.run_id)}g{settings.generation}-s{settings.shard}"
+            if self._memory:
+                self._memory.close(remove=not self._keeps_memory)
 
 
 def _share(layout: Layout, shard: int) -> float:

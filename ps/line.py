@@ -53,9 +53,8 @@ class Line:
         self.store: StoreView | None = None
         """The shard's memory, if we read it."""
         self._credentials = (run_id, token)
-        metadata = call_metadata(run_id, token)
-        self._data = Peer(f"server {address.shard}", address.data, metadata, timeouts)
-        self._control = Peer(f"server {address.shard}", address.control, metadata, timeouts)
+        self._timeouts = timeouts
+        self._connect(address)
         self._link = link
         self._push_format, self.pull_format = comm.push_format, comm.pull_format
         self._outgoing: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -63,9 +62,26 @@ class Line:
         self._sequence = 0
         self._frames: dict[int, int] = {}
 
-    def join(self, request: pb.JoinRequest, num_servers: int) -> int:
-        """Joins the shard; returns its version. Raises ModelMismatch, Fenced, Unreachable."""
-        if self.member.session:  # not `wait_ready`: gRPC's thread behind it fails if the channel is closed soon after
+    def _connect(self, address: ServerAddress) -> None:
+        self.address = address
+        """Where the shard is served."""
+        metadata = call_metadata(*self._credentials)
+        self._data = Peer(f"server {address.shard}", address.data, metadata, self._timeouts)
+        self._control = Peer(f"server {address.shard}", address.control, metadata, self._timeouts)
+
+    def move(self, address: ServerAddress) -> None:
+        """The shard is served there now; a stream to another place ends."""
+        if address != self.address:
+            self._data.close()
+            self._control.close()
+            self._connect(address)
+
+    def join(self, request: pb.JoinRequest, num_servers: int, *, may_move: bool = False) -> int:
+        """Joins the shard; returns its version. Raises ModelMismatch, Fenced, Unreachable: at once if nobody listens and the
+        server `may_move`."""
+        if may_move:
+            reply = self._control.call("Shard", "Join", request, pb.JoinReply)
+        elif self.member.session:  # not `wait_ready`: gRPC's thread behind it fails if the channel is closed soon after
             reply = self._control.call("Shard", "Join", request, pb.JoinReply, connects=True)
         else:
             self._control.wait_ready()

@@ -1,8 +1,11 @@
 """Reads whole versions of the parameters without being a member: for the driver."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,27 +14,80 @@ from ps import frame
 from ps.agreement import specs_from
 from ps.config import Timeouts
 from ps.control import ServerAddress
-from ps.errors import PserverError
+from ps.errors import PserverError, Stopped, Unreachable
 from ps.frame import Bytes
-from ps.layout import Layout
+from ps.layout import Layout, ShardLayout
 from ps.plan import Plan
 from ps.security import call_metadata
 from ps.transport.rpc import Peer
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Place:
+    address: ServerAddress
+    data: Peer
+    control: Peer
+
+    def close(self) -> None:
+        self.data.close()
+        self.control.close()
+
 
 class Reader:
-    """Pulls from all servers of a run, and stops them."""
+    """Pulls from all servers of a run, and stops them. Thread-safe.
 
-    def __init__(self, run_id: str, token: str, servers: Sequence[ServerAddress], timeouts: Timeouts) -> None:
-        metadata = call_metadata(run_id, token)
-        self._data = [Peer(f"server {s.shard}", s.data, metadata, timeouts) for s in servers]
-        self._control = [Peer(f"server {s.shard}", s.control, metadata, timeouts) for s in servers]
+    `locate` says where a shard is served now (None: nowhere). Where a server does not answer, `pause` waits a moment before it
+    is asked again, or raises; without it the first failure counts.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        token: str,
+        num_servers: int,
+        locate: Callable[[int], ServerAddress | None],
+        timeouts: Timeouts,
+        pause: Callable[[], None] | None = None,
+    ) -> None:
+        self._metadata = call_metadata(run_id, token)
+        self._num_servers = num_servers
+        self._locate = locate
+        self._timeouts = timeouts
+        self._pause = pause
+        self._lock = threading.Lock()  # guards _places
+        self._places: dict[int, _Place] = {}
+
+    def _ask(self, shard: int, call: Callable[[_Place], T]) -> T:
+        while True:
+            try:
+                return call(self._place(shard))
+            except (Unreachable, Stopped):
+                if not self._pause:
+                    raise
+                self._pause()
+
+    def _place(self, shard: int) -> _Place:
+        address = self._locate(shard)
+        if address is None:
+            raise Unreachable(f"server {shard} does not run")
+        with self._lock:
+            place = self._places.get(shard)
+            if place is None or place.address != address:
+                if place:
+                    place.close()
+                place = self._places[shard] = _Place(address, self._peer(shard, address.data), self._peer(shard, address.control))
+        return place
+
+    def _peer(self, shard: int, address: str) -> Peer:
+        return Peer(f"server {shard}", address, self._metadata, self._timeouts)
 
     @cached_property
     def model(self) -> tuple[Layout, Plan]:
         """The model as the servers hold it, and the length of the run. Raises NotInitialised before the first Join."""
-        reply = self._control[0].call("Shard", "Describe", pb.DescribeRequest(), pb.DescribeReply)
-        layout = Layout(specs_from(reply.tensors, str(self._control[0])), len(self._data))
+        reply = self._ask(0, lambda place: place.control.call("Shard", "Describe", pb.DescribeRequest(), pb.DescribeReply))
+        layout = Layout(specs_from(reply.tensors, "server 0"), self._num_servers)
         return layout, Plan(reply.steps_per_epoch, reply.total_steps, reply.validate_every, reply.own_loop)
 
     @property
@@ -42,24 +98,30 @@ class Reader:
     def decide(self, version: int, rate_factor: float) -> None:
         """Tells every shard how the run goes on from `version` on; returns when all have made it durable."""
         request = pb.DecideRequest(version=version, rate_factor=rate_factor)
-        for peer in self._control:
-            peer.call("Shard", "Decide", request, pb.DecideReply)
+        for shard in range(self._num_servers):
+            self._ask(shard, lambda place: place.control.call("Shard", "Decide", request, pb.DecideReply))
 
     def stop_servers(self, reason: str) -> None:
         """Asks all servers to end; those that do not answer are left to the launcher."""
-        for peer in self._control:
+        request = pb.StopRequest(reason=reason)
+        for shard in range(self._num_servers):
             with suppress(PserverError):
-                peer.call("Shard", "Stop", pb.StopRequest(reason=reason), pb.StopReply, timeout_s=1.0)
+                self._place(shard).control.call("Shard", "Stop", request, pb.StopReply, timeout_s=1.0)
 
     def pull(self, version: int) -> Bytes:
         """All tensors of `version` as a flat layout. Raises VersionGone."""
         flat: Bytes = np.zeros(self.layout.flat_bytes, np.uint8)
-        for peer, mine in zip(self._data, self.layout.shards, strict=True):
-            for data in peer.receive_frames("Pull", pb.PullRequest(version=version)):
-                header, payload = frame.decode(data)
-                frame.land(payload, flat, mine, frame.checked_run(header, payload, mine, with_payload=True), flat=True)
+        for mine in self.layout.shards:
+            self._ask(mine.index, lambda place, mine=mine: _pull(place.data, version, mine, flat))  # type: ignore[misc]
         return flat
 
     def close(self) -> None:
-        for peer in (*self._data, *self._control):
-            peer.close()
+        with self._lock:
+            for place in self._places.values():
+                place.close()
+
+
+def _pull(peer: Peer, version: int, mine: ShardLayout, flat: Bytes) -> None:
+    for data in peer.receive_frames("Pull", pb.PullRequest(version=version)):
+        header, payload = frame.decode(data)
+        frame.land(payload, flat, mine, frame.checked_run(header, payload, mine, with_payload=True), flat=True)

@@ -10,6 +10,7 @@ import mmap
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,12 +60,17 @@ class Segment:
         del self.memory  # the map itself goes with the last view
 
 
-def _open_locked(path: Path) -> int:
+def find_segment(name: str) -> Path | None:
+    """The file of that name that some process has made on this host."""
+    return next((path for folder in _folders() if (path := folder / name).exists()), None)
+
+
+def _open_locked(path: Path, lock: int = fcntl.LOCK_EX) -> int:
     """The file, made if it is missing, locked. Raises SegmentBusy."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, lock | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(file)
             if path.exists():
@@ -91,15 +97,24 @@ def run_prefix(run_id: str) -> str:
 
 @contextlib.contextmanager
 def run_mark(run_id: str) -> Iterator[None]:
-    """While a run has a driver on this host, its servers may be restarted, and their segments are kept for them; removed at its end."""
+    """While a process of a run lives on this host, the memory of the run's dead servers is kept for their successors. Before and
+    after, what dead processes have left here is removed."""
+    marks = [_hold(folder / f"{run_prefix(run_id)}mark") for folder in _folders() if folder.is_dir()]
     remove_dead_segments()
-    mark = Segment(SHM / f"{run_prefix(run_id)}driver", 1) if SHM.is_dir() else None
     try:
         yield
     finally:
-        if mark:
-            mark.close(remove=True)
-        remove_segments(run_id)
+        for mark in marks:
+            os.close(mark)
+        remove_dead_segments()
+
+
+def _hold(path: Path) -> int:
+    while True:
+        try:
+            return _open_locked(path, fcntl.LOCK_SH)
+        except SegmentBusy:  # somebody looks whether it is held
+            time.sleep(0.001)
 
 
 def remove_segments(run_id: str) -> None:
@@ -112,25 +127,29 @@ def remove_dead_segments() -> None:
     """Removes the segments on this host whose owners are dead, of any run."""
     for path in _segments("pserver-"):
         match = _NAME.fullmatch(path.name)
-        if match and not (match["kind"] == "s" and _is_owned(path.with_name(f"{match['run']}driver"))):
+        if match and not (match["kind"] == "s" and _is_held(path.with_name(f"{match['run']}mark"))):
             _remove_if_dead(path)
 
 
-_NAME = re.compile(r"(?P<run>pserver-[0-9a-f]{16}-)(driver|g[0-9]+-(?P<kind>[sr]).*)")
+_NAME = re.compile(r"(?P<run>pserver-[0-9a-f]{16}-)(mark|g[0-9]+-(?P<kind>[sr]).*)")
 
 
 def _segments(prefix: str) -> list[Path]:
-    return [path for folder in (SHM, Path(tempfile.gettempdir())) for path in folder.glob(f"{prefix}*")]
+    return [path for folder in _folders() for path in folder.glob(f"{prefix}*")]
 
 
-def _is_owned(path: Path) -> bool:
-    """Whether a living process owns the file."""
+def _folders() -> tuple[Path, Path]:
+    return SHM, Path(tempfile.gettempdir())
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a living process has a lock on the file."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

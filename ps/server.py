@@ -23,10 +23,12 @@ from ps.control_port import ControlPort
 from ps.control_service import ControlClient, Heart
 from ps.data_port import DataPort
 from ps.errors import ConfigError, PserverError, Stopped
+from ps.failpoints import hit
 from ps.host import ShardHost
 from ps.ledger import RowBuffer
 from ps.logs import configure_logging
 from ps.security import RunGuard, StreamGuard, call_metadata, check_plaintext
+from ps.segments import run_mark
 from ps.transport.rpc import Bindable, Peer, bind, bind_within, new_server
 from ps.transport.shaping import Link
 from ps.transport.streams import StreamServer
@@ -42,6 +44,7 @@ class Server:
         check_plaintext(settings.host, allowed=settings.security.allow_plaintext)
         self.rows = RowBuffer()
         self.host = ShardHost(settings, self.rows)
+        self.host.recover()
         credentials = settings.run_id, settings.token
         link = Link(settings.comm.link_bytes_per_s(settings.shard))
         self._data = StreamServer(StreamGuard(*credentials), DataPort(self.host, link, settings.comm, settings.num_workers).handlers())
@@ -113,10 +116,16 @@ def serve(settings_json: str) -> int:
     """Runs a server until it is asked to end; the exit code."""
     settings = from_json(ServerSettings, settings_json)
     torch.set_num_threads(1)  # slices of a kernel must not depend on the machine; the streams' threads work in parallel
+    with run_mark(settings.run_id):
+        _serve(settings)
+    return 0
+
+
+def _serve(settings: ServerSettings) -> None:
     server = build_server(settings)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: server.host.stopping.set())
+            signal.signal(number, lambda number, _: server.host.yield_place(signal.Signals(number).name))
     log.info("server %d of run %s listens on %s (control %s)", settings.shard, settings.run_id, server.data_address, server.control_address)
     heart = None
     try:
@@ -127,7 +136,6 @@ def serve(settings_json: str) -> int:
         server.stop(settings.timeouts.stop_s / 3)
         if heart:
             heart.stop()
-    return 0
 
 
 def _attach(server: Server) -> Heart:
@@ -137,11 +145,13 @@ def _attach(server: Server) -> Heart:
     peer = Peer("the driver", settings.control_address, call_metadata(settings.run_id, settings.token), settings.timeouts)
     client = ControlClient(peer, "server", settings.shard)
     client.register(environment(1), server.data_address, server.control_address)
+    hit("server.registered")
     heart = Heart(
         client,
         server.rows,
         lambda: (server.host.version, False),
         server.host.request_stop,
+        on_fenced=server.host.yield_place,
         every_s=settings.timeouts.heartbeat_s,
         orphan_after_s=settings.timeouts.orphan_after_s,
         clock=time.monotonic,

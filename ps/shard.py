@@ -21,6 +21,7 @@ from ps import frame
 from ps.barrier import Action, Answer, Barrier, Complete, Offer, Sum, Verdict
 from ps.config import ServerSettings
 from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, ModelMismatch, NonFinite, NotInitialised, PserverError, Stopped, VersionGone
+from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.layout import Layout, Run
 from ps.norms import StepFactor
@@ -114,6 +115,7 @@ class Shard:
             session, stream = self._streams.join(member.rank)
             self._changed.notify_all()  # a push of the old session that waits for its turn has none
             version = self.store.version
+        hit("shard.joined")
         if stream:
             stream.end(Fenced(f"rank {member.rank} has joined again as incarnation {member.incarnation}"))
         return version, session
@@ -188,6 +190,7 @@ class Shard:
                 return False
             frame.land(payload, self.store.copy_of(0, run), self.layout, run, flat=False)
             self.store.words[run.span] = 0
+            hit("shard.init")
             if self.store.initialised:
                 for stream in self._streams.living():
                     self._send_ready(stream)
@@ -203,6 +206,7 @@ class Shard:
                 raise EarlyPush(f"a decision for version {version} reached shard {self._index} at version {self.store.version}")
             if self.store.decided < version:
                 self.store.decide(version, rate_factor)
+                hit("shard.decided")
 
     def _check_decided(self, step: int) -> None:
         """A step at which the driver decides may not begin before it has. Without a driver nobody decides."""
@@ -270,6 +274,7 @@ class Shard:
             self._carry_out(push.actions, push.rank, push.whole)
             raise self._refusal(push.worst, push.rank, push.step, push.run)
         push.receipt(push.worst)
+        hit("shard.taken")
         self._stats.received(push.rank, push.step, self.layout.payload_bytes(push.run) if push.header.shared else push.sent_bytes)
         self._send_norms(push.step)
         if push.whole.is_flat:
@@ -349,6 +354,7 @@ class Shard:
                 parts = self._pending.take(action.rank, action.run)
         for part in parts:
             self._sums.add(action.rank, part, action.weight, is_first=action.is_first)
+        hit("shard.summed")
         self._stats.aggregated(time.perf_counter() - started)
         with self._changed:
             self._changed.notify_all()
@@ -376,6 +382,7 @@ class Shard:
             squares = self._updater.squares(run, self._sums.of(run)) if complete.weight else np.zeros(len(run))
         with self._changed:
             self._two_phase.hold(complete, squares)
+        hit("shard.held")
         self._send_norms(step)
         self._release(step)
 
@@ -384,6 +391,7 @@ class Shard:
         with self._changed:
             released = self._two_phase.release(step) if self._barrier.is_complete() else None
         if released:
+            hit("shard.recorded")
             runs, decision = released
             for complete in runs:
                 self._apply(step, complete, decision, time.perf_counter())
@@ -392,10 +400,13 @@ class Shard:
         run = complete.run
         with self._changed:
             self.store.raise_oldest(step)
+        hit("shard.oldest")
         self._updater.write(step, run, self._sums.of(run), complete.weight, decision, rate_factor=self.store.rate_factor)
+        hit("shard.written")
         with self._changed:
             answers = self._barrier.applied(run)
             self.store.commit(step, run)
+            hit("shard.applied")
             is_last = self.store.version > step
             if is_last:
                 self._two_phase.begin()
@@ -428,6 +439,7 @@ class Shard:
                 return False
             self._send_norms(step)
             stream.send(data)
+        hit("shard.answered")
         return True
 
     def _encode_answer(self, answer: Answer, *, shared: bool) -> bytes:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ps.errors import VersionGone
+from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.layout import IntArray, Rule, Run, ShardLayout
 
@@ -71,7 +72,7 @@ class Store:
         self.words[:] = -1
         self._header[1] = -1
         self._header[2] = -1
-        self._header[3] = -1
+        self._header[3] = self._header[5] = -1
         self._header[8:12] = self._key
         self._header[0] = _MAGIC
 
@@ -146,24 +147,32 @@ class Store:
     def record(self, step: int, norms: npt.NDArray[np.float64]) -> None:
         """Makes a two-phase step's norms durable, before it is applied: invalidate, write, mark valid last."""
         self._header[2] = -1
+        hit("store.recording")
         self.norms[:] = norms
         self._header[2] = step
 
     @property
     def decided(self) -> int:
         """Version of the newest decision; -1 if there is none."""
-        return int(self._header[3])
+        return int(self._header[self._newest_decision()])
 
     @property
     def rate_factor(self) -> float:
         """What the newest decision multiplies the learning rate with."""
-        return float(self._header[4:5].view(np.float64)[0]) if self.decided >= 0 else 1.0
+        at = self._newest_decision()
+        return float(self._header[at + 1 : at + 2].view(np.float64)[0]) if self._header[at] >= 0 else 1.0
 
     def decide(self, version: int, rate_factor: float) -> None:
-        """Makes a decision durable: invalidate, write, mark valid last."""
-        self._header[3] = -1
-        self._header[4:5].view(np.float64)[0] = rate_factor
-        self._header[3] = version
+        """Makes a decision durable in the place of the one before the last: invalidate, write, mark valid last."""
+        at = 8 - self._newest_decision()
+        self._header[at] = -1
+        hit("store.deciding")
+        self._header[at + 1 : at + 2].view(np.float64)[0] = rate_factor
+        self._header[at] = version
+
+    def _newest_decision(self) -> int:
+        """Where it lies in the header; there are two places."""
+        return 3 if self._header[3] >= self._header[5] else 5
 
     def check_readable(self, version: int) -> None:
         """Raises VersionGone unless all bytes of `version` exist; call before and again after copying."""

@@ -10,7 +10,7 @@ from torch import nn
 from ps.client import Client
 from ps.control import EpochSums, ServerAddress
 from ps.control_service import ControlClient
-from ps.errors import Stopped
+from ps.errors import Stopped, VersionGone
 from ps.failpoints import hit
 from ps.layout import Layout
 from ps.ledger import RowBuffer, WorkerRow
@@ -67,22 +67,33 @@ class Session:
             timeouts=settings.timeouts,
             landing=bound.landing,
             segment=segment,
+            locate=self._control.locate,
         )
         if self._stop_reason:
             raise Stopped(self._stop_reason)
-        version = client.join(bound.initial_digests(), plan, environment(settings.train.num_threads))
-        hit("worker.joined")
-        if version == -1 and self.rank == 0:
-            client.init(bound.landing[0])
-        client.open()
-        self.version = max(version, 0)
-        if self.version:
-            client.pull(self.version, bound.landing[self.version % 2])
-            bound.copy_across(self.version)
+        digests = bound.initial_digests()
+        while not self._enter(client, digests):
+            log.info("a version went while it was pulled: joining again")
         bound.install(self.version)
         hit("worker.installed")
         self.spans.take()
         return bound
+
+    def _enter(self, client: Client, digests: Sequence[int]) -> bool:
+        """Joins, and has the version of the run land; False if that went meanwhile."""
+        version = client.join(digests, self.plan, environment(self.settings.train.num_threads))
+        hit("worker.joined")
+        if version == -1 and self.rank == 0:
+            client.init(self.bound.landing[0])
+        client.open()
+        self.version = max(version, 0)
+        try:
+            if self.version:
+                client.pull(self.version, self.bound.landing[self.version % 2])
+                self.bound.copy_across(self.version)
+        except VersionGone:
+            return False
+        return True
 
     def step(self, contribution: Contribution) -> None:
         """Pushes what the bound model has gathered, and installs the next version when all of it has landed."""

@@ -14,6 +14,7 @@ from ps.failpoints import hit
 from ps.ledger import RowBuffer
 from ps.logs import configure_logging
 from ps.security import call_metadata
+from ps.segments import run_mark
 from ps.server import environment
 from ps.transport.rpc import Peer
 from workers.config import WorkerSettings
@@ -107,7 +108,8 @@ def work(settings_json: str) -> int:
     """Runs a worker to its end; the exit code."""
     worker = Worker(from_json(WorkerSettings, settings_json))
     try:
-        worker.run()
+        with run_mark(worker.settings.run_id):
+            worker.run()
     except Stopped as reason:
         log.info("stopped: %s", reason)
     except Exception:

@@ -29,7 +29,8 @@ _COMMON = [
     ("grpc.http2.max_pings_without_data", 0),
 ]
 SERVER_OPTIONS = [*_COMMON, ("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2)]
-_CLIENT = [*_COMMON, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
+_BACKOFF = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 1000), ("grpc.max_reconnect_backoff_ms", 2000)]
+_CLIENT = [*_COMMON, *_BACKOFF, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
 
 
 def new_server(name: str, guard: RunGuard, max_workers: int) -> grpc.Server:

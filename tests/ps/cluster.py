@@ -74,7 +74,7 @@ class Cluster:
         return Member(rank, bound, client, self.plan)
 
     def reader(self) -> Reader:
-        return Reader(self.settings.run_id, TOKEN, self.addresses, TIMEOUTS)
+        return Reader(self.settings.run_id, TOKEN, self.num_servers, lambda shard: self.addresses[shard], TIMEOUTS)
 
     def weights(self, version: int) -> dict[str, torch.Tensor]:
         reader = self.reader()

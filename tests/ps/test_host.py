@@ -10,8 +10,10 @@ import pytest
 from protos import pserver_pb2 as pb
 from ps.config import ServerSettings
 from ps.errors import ModelMismatch, NotInitialised, PserverError, ResourcesMissing
-from ps.host import ShardHost, segment_path
+from ps.host import ShardHost
 from ps.ledger import RowBuffer
+from ps.segments import segment_folder
+from ps.shard_memory import segment_name
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def request(*shapes: list[int], num_digests: int | None = None, rank: int = 0, n
 
 
 def left_behind(settings: ServerSettings) -> Path:
-    return segment_path(settings, 1)
+    return segment_folder(1) / segment_name(settings)
 
 
 def test_the_first_join_makes_the_shard_and_the_end_removes_its_memory(host: ShardHost, settings: ServerSettings) -> None:

@@ -222,7 +222,7 @@ def killed() -> None:
     try:
         assert process.stdout.readline() == "ready\n"
         remove_dead_segments()
-        assert len([name for name in left() if not name.endswith("driver")]) == 2, "the living keep theirs"
+        assert len([name for name in left() if not name.endswith("mark")]) == 2, "the living keep theirs"
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -237,11 +237,11 @@ def test_the_next_start_removes_what_the_dead_have_left() -> None:
     assert left() == []
 
 
-def test_a_living_driver_keeps_its_servers_segments_until_the_run_ends() -> None:
+def test_a_living_process_of_the_run_keeps_its_servers_segments() -> None:
     with run_mark(RUN_ID):
         killed()
         remove_dead_segments()
-        assert left() == [f"{run_prefix(RUN_ID)}driver", f"{run_prefix(RUN_ID)}g1-s0"]
+        assert left() == [f"{run_prefix(RUN_ID)}g1-s0", f"{run_prefix(RUN_ID)}mark"]
     assert left() == []
 
 

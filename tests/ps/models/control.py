@@ -103,6 +103,8 @@ class DecisionModel(Component):
             self.store.decide(version, _DiesWhenRead())  # type: ignore[arg-type]
         except KeyboardInterrupt:
             assert self.store.attach()
+            if self.store.decided == version - 1 and self.store.rate_factor != (factor_of(version - 1) if version > 1 else 1.0):
+                raise Violation(f"a kill in the decision for {version} loses the one before") from None
 
     def check_step(self, step: int) -> None:
         """A push of the step needs its decision."""
@@ -250,8 +252,9 @@ class ControlThatRepeats(Control):
 
 class StoreThatMarksDecisionsFirst(Store):
     def decide(self, version: int, rate_factor: float) -> None:
-        self._header[3] = version
-        self._header[4:5].view(np.float64)[0] = rate_factor
+        at = 8 - self._newest_decision()
+        self._header[at] = version
+        self._header[at + 1 : at + 2].view(np.float64)[0] = rate_factor
 
 
 def _put(values: tuple[Any, ...], at: int, value: Any) -> tuple[Any, ...]:

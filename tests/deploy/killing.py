@@ -1,0 +1,58 @@
+"""Runs in which processes are killed at named places, and the bits that they must have."""
+
+import json
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from deploy.launch.base import ProcessKey
+from deploy.result import Result
+from deploy.rundir import RunDirectory
+from ps.config import OptimizerConfig
+from tests.deploy.forked import ForkedLauncher, trainer
+from tests.deploy.leftovers import nothing_left, segments_of
+
+W0, W1, S0, S1 = ProcessKey("worker", 0), ProcessKey("worker", 1), ProcessKey("server", 0), ProcessKey("server", 1)
+NOISY = "tests.deploy.own_loops:Noisy"
+"""Batch statistics, dropout."""
+OPTIMIZERS = {
+    "adam": OptimizerConfig(name="adam", lr=0.01),
+    "two phases": OptimizerConfig(name="sgd", lr=0.1, momentum=0.9, max_grad_norm=0.05),
+}
+Point = tuple[str, int]
+"""A failpoint, and at which hit it kills."""
+
+
+def run(storage: Path, optimizer: str, faults: dict[ProcessKey, list[Point]]) -> Result:
+    """Two workers, two servers, twelve steps in four epochs; the incarnations of each process die where `faults` says."""
+    made = trainer(storage, NOISY, batch_size=4, epochs=4, optimizer=OPTIMIZERS[optimizer])
+
+    def prepare(launcher: ForkedLauncher, rundir: RunDirectory) -> None:
+        launcher.faults = {key: list(its) for key, its in faults.items()}
+
+    made.prepare = prepare  # type: ignore[method-assign]
+    with nothing_left():
+        result = made.fit()
+    assert not segments_of(result.path)
+    return result
+
+
+def bits_of(result: Result) -> dict[str, Any]:
+    """Everything that a death must not change."""
+    assert result.error is None, result.error
+    summary = json.loads((result.path / "summary.json").read_text())
+    history = [{name: value for name, value in row.items() if name != "time_s"} for row in result.history]
+    return {"params": summary["params_sha256"], "buffers": summary["buffers_sha256"], "steps": summary["steps"], "history": history}
+
+
+@cache
+def undisturbed(optimizer: str) -> dict[str, Any]:
+    """The bits of the run in which nobody dies."""
+    with TemporaryDirectory() as storage:
+        return bits_of(run(Path(storage), optimizer, {}))
+
+
+def deaths_of(result: Result) -> list[str]:
+    """The processes that died, as often as they did."""
+    return sorted(death["process"] for death in json.loads((result.path / "summary.json").read_text())["failures"])
