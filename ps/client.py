@@ -1,14 +1,13 @@
 """The worker's end of the wire: join, init, pull, and one exchange of gradients for parameters per step.
 
-All or error: a step either lands every chunk of every shard or raises.
+All or error: `settle` either lands every chunk of every shard or raises.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 
@@ -21,8 +20,8 @@ from ps.errors import PserverError, Stopped, Unreachable, VersionGone
 from ps.exchange import Exchange
 from ps.failpoints import hit
 from ps.frame import Bytes
-from ps.layout import Layout, Run
-from ps.line import Line
+from ps.layout import Layout
+from ps.line import Contribution, Line
 from ps.norms import NormRelay
 from ps.plan import Plan
 from ps.rejoin import Locate, Rejoin
@@ -33,14 +32,12 @@ from ps.transport.shaping import Link
 
 log = logging.getLogger(__name__)
 
-Present = Callable[[int], bool]
-"""Whether tensor i has a contribution in the step."""
 _ASK_AGAIN_S = 0.1
 """Until a server that is away is asked again."""
 
 
 class Client:
-    """A member's connection to all shards. One thread calls join, init, pull and exchange; `abort` may come from any.
+    """A member's connection to all shards. One thread uses it; `abort` may come from any.
 
     `landing` holds two flat layouts; version v lands in landing[v % 2]. `segment`, if there is one, holds the gradients that
     are exchanged; it is the client's from here on. `locate` finds servers that were started again.
@@ -73,9 +70,11 @@ class Client:
         self._frames = [[run for run in s.frames(comm.frame_bytes) if run.stop <= s.num_versioned] for s in shards]
         # guards everything below and the lines; notified by the receiving threads
         self._changed = threading.Condition()
-        self._exchange = Exchange(member.rank, self._frames, [s.num_versioned for s in shards], comm.window_frames)
+        self._exchange = Exchange(member.rank, self._frames, [s.tensor[: s.num_versioned] for s in shards], comm.window_frames)
         self._relay = NormRelay(len(shards))
         self._clock = StepClock(member.rank, len(shards))
+        self._contribution: Contribution
+        """What is pushed in the step."""
         self._error: PserverError | None = None
         self._broken: set[int] = set()
 
@@ -136,57 +135,93 @@ class Client:
 
     # -- one step --------------------------------------------------------------------------------------------
 
-    def exchange(self, step: int, weight: float, gradients: Bytes, present: Present) -> StepTiming:
-        """Pushes the step's contribution and returns when all of version step + 1 has landed.
-
-        `gradients` is a flat layout; it must not change until this returns. Tensors that are not `present` are pushed
-        as absent. Raises what the servers raise.
-        """
+    def prioritise(self, use: Mapping[int, int]) -> None:
+        """Frames leave in the order of `use` (tensor: when the forward pass first uses it), those of other tensors last. Between steps."""
         with self._changed:
+            self._exchange.prioritise(use)
+
+    def begin(self, step: int, weight: float, gradients: Bytes) -> None:
+        """A step of which nothing is ready yet; its version has landed (`settle`). `gradients` is a flat layout."""
+        with self._changed:
+            self._check()
             self._exchange.begin(step)
             self._relay.begin()
             self._clock.begin()
+            self._contribution = Contribution(step, weight, gradients, np.zeros(len(self.layout.specs), np.bool_))
+
+    def ready(self, tensors: Sequence[int], *, present: bool) -> None:
+        """The contributions to these tensors lie in `gradients`, and stay as they are until `settle` returns; or they are absent.
+
+        Each tensor is named once per step. What the window admits is sent; never blocks.
+        """
+        started = time.monotonic()
+        with self._changed:
+            self._contribution.present[list(tensors)] = present
+            self._exchange.ready(tensors)
+        self._pump()
+        with self._changed:
+            self._clock.encode_s += time.monotonic() - started
+
+    def missing(self) -> list[int]:
+        """Tensors of whose next version something has not landed yet."""
+        with self._changed:
+            return self._exchange.missing()
+
+    def wait(self, tensors: Sequence[int]) -> None:
+        """Returns when all of these tensors has landed. Raises what the servers raise."""
+        self._block(lambda: self._exchange.has_landed(tensors))
+
+    def settle(self) -> StepTiming:
+        """Returns when all of the step's next version has landed. Raises what the servers raise."""
+        self._block(lambda: self._exchange.is_done)
+        with self._changed:
+            return self._clock.finish()
+
+    def _block(self, done: Callable[[], bool]) -> None:
         while True:
             with self._changed:
                 self._check()
                 broken = sorted(self._broken)
-                send = None if broken else self._exchange.next_frame()
-                if not (broken or send):
-                    if self._exchange.is_done:
-                        return self._clock.finish()
+                if not broken:
+                    if done():
+                        return
                     self._wait_for_news()
-                    continue
             for index in broken:
                 self._reopen(self._lines[index])
-            if send:
-                self._send(*send, step, weight, gradients, present)
+                self._pump()
 
     def _wait_for_news(self) -> None:
         """Waits under the lock for a receipt or an answer; counts as blocked by the window if frames wait to leave."""
         blocked = self._exchange.has_ready
         started = time.monotonic()
         self._changed.wait(1.0)
-        if blocked:
-            self._clock.send_s += time.monotonic() - started
+        self._clock.waited(time.monotonic() - started, blocked=blocked)
 
-    def _send(self, shard: int, index: int, step: int, weight: float, gradients: Bytes, present: Present) -> None:
-        line, run = self._lines[shard], self._frames[shard][index]
-        started = time.monotonic()
-        frames = []
-        payload_bytes = 0
-        for kind, part in _split_absent(line, run, present):
+    def _pump(self) -> None:
+        """Sends what is ready as far as the window allows; in any thread. Frames of a broken line wait until it is open again."""
+        while True:
             with self._changed:
+                if self._error or self._broken:
+                    return
+                found = self._exchange.next_frame()
+                if found is None:
+                    return
+                shard, index = found
+                line, contribution = self._lines[shard], self._contribution
+                opened = line.opened
+                run = self._frames[shard][index]
+                parts = contribution.parts(line.layout, run)
                 # the last part's receipt returns the credit
-                sequence = line.next_sequence(index if part.stop == run.stop else -1)
-            frames.append(line.encode(kind, part, gradients, step=step, weight=weight, sequence=sequence))
-            payload_bytes += line.push_bytes(part) if kind == pb.PUSH else 0
-        wire_bytes = 0 if line.pushes_shared else sum(map(len, frames))
-        with self._changed:
-            self._clock.encode_s += time.monotonic() - started
-            self._clock.sent(shard, index, payload_bytes, wire_bytes)
-        for data in frames:
-            line.send(data)
-            hit("worker.sent")
+                sequences = [line.next_sequence(index if part.stop == run.stop else -1) for _, part in parts]
+            frames = [line.encode(kind, part, contribution, sequence) for (kind, part), sequence in zip(parts, sequences, strict=True)]
+            payload_bytes = sum(line.push_bytes(part) for kind, part in parts if kind == pb.PUSH)
+            with self._changed:
+                if line.opened != opened:  # the line broke meanwhile: the frame is ready again
+                    continue
+                self._clock.sent(shard, index, payload_bytes, 0 if line.pushes_shared else sum(map(len, frames)))
+                for data in frames:
+                    line.send(data)
+                    hit("worker.sent")
 
     # -- streams ---------------------------------------------------------------------------------------------
 
@@ -236,6 +271,7 @@ class Client:
                 elif header.kind == pb.RECEIPT:
                     self._return_credit(line, header)
                 self._changed.notify_all()
+            self._pump()
 
     def _return_credit(self, line: Line, header: pb.FrameHeader) -> None:
         index = line.frame_of(header.sequence)
@@ -295,10 +331,3 @@ class Client:
             line.close()
         if self._segment:
             self._segment.close()
-
-
-def _split_absent(line: Line, run: Run, present: Present) -> list[tuple[pb.Kind, Run]]:
-    """A frame's run, cut where present and absent tensors meet."""
-    flags = [present(int(tensor)) for tensor in line.layout.tensor[run.span]]
-    cuts = [run.first, *(run.first + i for i in range(1, len(flags)) if flags[i] != flags[i - 1]), run.stop]
-    return [(pb.PUSH if flags[a - run.first] else pb.ABSENT, Run(a, b)) for a, b in pairwise(cuts)]

@@ -1,70 +1,120 @@
 """A member's side of one step: which frames may leave, which answers have landed, when the next step may begin.
 
 Pure. One credit window for all shards together; a credit returns with the receipt of its frame, or when its stream
-ends. Nothing of step t + 1 leaves before every chunk of version t + 1 of every shard has landed (first-push gate), so
-that the first push of t + 1 proves that all shards have reached it.
+ends. A frame may leave when all its tensors are ready, the earliest layer's first. Nothing of step t + 1 leaves before
+every chunk of version t + 1 of every shard has landed (first-push gate), so that the first push of t + 1 proves that all
+shards have reached it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from ps.layout import Run
+from ps.layout import IntArray, Run
 
 
 class Exchange:
     """State of one member's step. Not thread-safe: the client locks.
 
-    `frames` are the runs of every shard that are pushed as one frame each, in push order; `num_versioned` the chunks
-    per shard that have a version; `window` the frames that may be on their way.
+    `frames` are the runs of every shard that are pushed as one frame each, in layout order; `tensors` names the tensor of
+    every versioned chunk of every shard; `window` is the number of frames that may be on their way.
     """
 
-    def __init__(self, rank: int, frames: Sequence[Sequence[Run]], num_versioned: Sequence[int], window: int) -> None:
+    def __init__(self, rank: int, frames: Sequence[Sequence[Run]], tensors: Sequence[IntArray], window: int) -> None:
         self._frames = frames
+        self._tensors = tensors
         self._window = window
         self._turn = rank % len(frames)
+        self._in_frame = [[frozenset(ids[run.span].tolist()) for run in runs] for runs, ids in zip(frames, tensors, strict=True)]
+        self._frames_of: dict[int, list[tuple[int, int]]] = {}
+        for shard, contents in enumerate(self._in_frame):
+            for index, its in enumerate(contents):
+                for tensor in its:
+                    self._frames_of.setdefault(tensor, []).append((shard, index))
+        self._place = [list(range(len(runs))) for runs in frames]
+        """Each frame's place in the order of its shard, and the other way round."""
+        self._at_place = [list(range(len(runs))) for runs in frames]
+        self._unready = [[0] * len(runs) for runs in frames]
+        """How many tensors of each frame are not ready."""
         self._ready = [[False] * len(runs) for runs in frames]
+        self._queue: list[list[int]] = [[] for _ in frames]
+        """Places of the frames that are ready: a heap per shard."""
         self._sent = [[0] * len(runs) for runs in frames]
         """How often each frame is on its way: a receipt may arrive after the answer, when the next step has begun."""
-        self._landed = [np.ones(count, np.bool_) for count in num_versioned]
+        self._landed = [np.ones(len(ids), np.bool_) for ids in tensors]
         self._missing = 0
+        self._missing_of: IntArray = np.zeros(1 + max((int(ids.max()) for ids in tensors if len(ids)), default=0), np.int64)
+        """Chunks of each tensor that have not landed."""
         self.in_flight = 0
         """Frames whose credit has not come back."""
         self.step = -1
 
+    def prioritise(self, use: Mapping[int, int]) -> None:
+        """Frames leave in the order in which the forward pass uses their tensors (`use`: first use; without one: last). Between steps."""
+        last = len(use)
+        for shard, contents in enumerate(self._in_frame):
+            keys = [min(use.get(tensor, last) for tensor in its) for its in contents]
+            self._at_place[shard] = sorted(range(len(keys)), key=lambda index: (keys[index], index))
+            for place, index in enumerate(self._at_place[shard]):
+                self._place[shard][index] = place
+
     def begin(self, step: int) -> None:
-        """Starts a step: everything is ready to leave. Only when everything of the last one has landed."""
+        """Starts a step: nothing is ready yet. Only when everything of the last one has landed."""
         assert self.is_done, "first-push gate"
         self.step = step
-        self._ready = [[True] * len(runs) for runs in self._frames]
-        for landed in self._landed:
+        self._unready = [[len(its) for its in contents] for contents in self._in_frame]
+        self._ready = [[False] * len(runs) for runs in self._frames]
+        self._queue = [[] for _ in self._frames]
+        for landed, ids in zip(self._landed, self._tensors, strict=True):
             landed[:] = False
+            self._missing_of += np.bincount(ids, minlength=len(self._missing_of))
         self._missing = sum(len(landed) for landed in self._landed)
+
+    def ready(self, tensors: Iterable[int]) -> None:
+        """The contributions to these tensors are complete; each is named once per step."""
+        for tensor in tensors:
+            for shard, index in self._frames_of.get(tensor, ()):
+                self._unready[shard][index] -= 1
+                if not self._unready[shard][index]:
+                    self._enqueue(shard, index)
+
+    def _enqueue(self, shard: int, index: int) -> None:
+        self._ready[shard][index] = True
+        heappush(self._queue[shard], self._place[shard][index])
 
     @property
     def is_done(self) -> bool:
         """Whether every chunk of version step + 1 of every shard has landed."""
         return self._missing == 0
 
+    def missing(self) -> list[int]:
+        """Tensors with a chunk that has not landed."""
+        return np.flatnonzero(self._missing_of).tolist()
+
+    def has_landed(self, tensors: Iterable[int]) -> bool:
+        """Whether every versioned chunk of these tensors has landed."""
+        return self.is_done or not any(self._missing_of[tensor] for tensor in tensors)
+
     def next_frame(self) -> tuple[int, int] | None:
-        """(shard, frame) to send now, shards in turn; None if the window is full or nothing is left."""
+        """(shard, frame) to send now, shards in turn; None if the window is full or nothing is ready."""
         if self.in_flight >= self._window:
             return None
         for i in range(len(self._frames)):
             shard = (self._turn + i) % len(self._frames)
-            for index, is_ready in enumerate(self._ready[shard]):
-                if is_ready:
-                    self._ready[shard][index] = False
-                    self._sent[shard][index] += 1
-                    self.in_flight += 1
-                    self._turn = (shard + 1) % len(self._frames)
-                    return shard, index
+            if self._queue[shard]:
+                index = self._at_place[shard][heappop(self._queue[shard])]
+                self._ready[shard][index] = False
+                self._sent[shard][index] += 1
+                self.in_flight += 1
+                self._turn = (shard + 1) % len(self._frames)
+                return shard, index
         return None
 
     @property
     def has_ready(self) -> bool:
         """Whether a frame waits to leave."""
-        return any(is_ready for shard in self._ready for is_ready in shard)
+        return any(self._queue)
 
     def receipt(self, shard: int, frame: int) -> None:
         """The shard has received a frame, of this step or of the last one: its credit is back."""
@@ -78,12 +128,17 @@ class Exchange:
 
     def landed(self, shard: int, run: Run) -> None:
         """The run's bytes of version step + 1 are in place."""
-        self._missing -= int((~self._landed[shard][run.span]).sum())
+        new = self._tensors[shard][run.span][~self._landed[shard][run.span]]
         self._landed[shard][run.span] = True
+        self._missing -= len(new)
+        tensors, counts = np.unique(new, return_counts=True)
+        self._missing_of[tensors] -= counts
 
     def stream_ended(self, shard: int) -> None:
         """Credits on the stream return; what has not landed must be pushed again on the next one."""
         self.in_flight -= sum(self._sent[shard])
         for index, run in enumerate(self._frames[shard]):
             self._sent[shard][index] = 0
-            self._ready[shard][index] = not self._landed[shard][run.span].all()
+            self._ready[shard][index] = not self._unready[shard][index] and not self._landed[shard][run.span].all()
+        self._queue[shard] = [self._place[shard][index] for index, is_ready in enumerate(self._ready[shard]) if is_ready]
+        heapify(self._queue[shard])

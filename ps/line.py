@@ -3,9 +3,13 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import grpc
+import numpy as np
+import numpy.typing as npt
 
 from protos import pserver_pb2 as pb
 from ps import frame
@@ -25,6 +29,24 @@ OnFrame = Callable[["Line", pb.FrameHeader, Bytes, int], None]
 """(line, header, payload, bytes received): called in the line's receiving thread."""
 OnEnd = Callable[["Line", PserverError], None]
 """The stream that was open has ended: Unreachable if the connection broke, else what the server raised."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a member pushes in a step."""
+
+    step: int
+    weight: float
+    values: Bytes
+    """A flat layout."""
+    present: npt.NDArray[np.bool_]
+    """By tensor; others are absent, or not ready yet."""
+
+    def parts(self, layout: ShardLayout, run: Run) -> list[tuple[pb.Kind, Run]]:
+        """The run, cut where present and absent tensors meet."""
+        present = self.present[layout.tensor[run.span]]
+        cuts = [run.first, *(np.flatnonzero(present[1:] != present[:-1]) + run.first + 1).tolist(), run.stop]
+        return [(pb.PUSH if present[a - run.first] else pb.ABSENT, Run(a, b)) for a, b in pairwise(cuts)]
 
 
 class Line:
@@ -48,6 +70,8 @@ class Line:
         """Who we are here: with the session of the last Join."""
         self.ready = False
         """Whether the stream may be used."""
+        self.opened = 0
+        """How many streams there have been."""
         self.pushes_shared = False
         """Whether the shard reads contributions in our segment."""
         self.store: StoreView | None = None
@@ -98,8 +122,8 @@ class Line:
 
     def init(self, values: Bytes) -> None:
         """Brings version 0 from a flat layout."""
-        runs = self.layout.frames(1 << 20)
-        frames = (self.encode(pb.INIT, run, values) for run in runs)
+        contribution = Contribution(0, 0.0, values, np.ones(0, np.bool_))
+        frames = (self.encode(pb.INIT, run, contribution) for run in self.layout.frames(1 << 20))
         self._data.send_frames("Init", frames, pb.InitReply, call_metadata(*self._credentials, self.member), timeout_s=600.0)
 
     def pull(self, version: int, into: Bytes) -> int:
@@ -116,13 +140,20 @@ class Line:
                 pulled = int(header.step)
         return pulled
 
-    def encode(self, kind: pb.Kind, run: Run, values: Bytes, *, step: int = 0, weight: float = 0.0, sequence: int = 0) -> bytes:
-        """A frame of a run, with its bytes of a flat layout unless it is absent or the shard reads them there."""
+    def encode(self, kind: pb.Kind, run: Run, contribution: "Contribution", sequence: int = 0) -> bytes:
+        """A frame of a run, with its bytes of the contribution unless it is absent or the shard reads them there."""
         header = pb.FrameHeader(
-            kind=kind, member=self.member, step=step, first_chunk=run.first, num_chunks=len(run), weight=weight, sequence=sequence
+            kind=kind,
+            member=self.member,
+            step=contribution.step,
+            first_chunk=run.first,
+            num_chunks=len(run),
+            weight=contribution.weight,
+            sequence=sequence,
         )
         if kind == pb.ABSENT:
             return frame.encode(header)
+        values = contribution.values
         wire = self._push_format if kind == pb.PUSH else frame.EXACT
         if kind != pb.PUSH or not self.pushes_shared:
             return frame.encode_run(header, values, self.layout, run, flat=True, wire=wire)
@@ -139,6 +170,7 @@ class Line:
 
     def open(self, on_frame: OnFrame, on_end: OnEnd) -> None:
         """Opens the training stream, after Join; a former one is dropped."""
+        self.opened += 1
         self._outgoing = queue.SimpleQueue()
         self.ready, self._sequence, self._frames = False, 0, {}
         self._stream = self._data.open_stream("Steps", self._to_send(self._outgoing), call_metadata(*self._credentials, self.member))

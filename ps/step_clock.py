@@ -50,11 +50,16 @@ class StepClock:
     def begin(self) -> None:
         """A step begins."""
         self._shards = [_ShardClock(ShardTraffic(shard=i), shard.offset_s) for i, shard in enumerate(self._shards)]
-        self._started_s = self._clock()
         self.encode_s = 0.0
-        """Spent on digests and frames."""
-        self.send_s = 0.0
-        """Blocked by the window."""
+        """Spent by the training thread on digests and frames."""
+        self._send_s = self._wait_s = 0.0
+
+    def waited(self, seconds: float, *, blocked: bool) -> None:
+        """The training thread has waited: blocked by the window, or for answers."""
+        if blocked:
+            self._send_s += seconds
+        else:
+            self._wait_s += seconds
 
     def sent(self, shard: int, frame: int, payload_bytes: int, wire_bytes: int) -> None:
         """A frame has been handed to the stream."""
@@ -82,8 +87,8 @@ class StepClock:
 
     def finish(self) -> StepTiming:
         """Splits the wait for the answers by the clock of the shard that landed last: for other ranks, for its work, for bytes."""
-        wait = max(0.0, self._clock() - self._started_s - self.encode_s - self.send_s)
-        timing = StepTiming(encode_s=self.encode_s, send_s=self.send_s, shards=[shard.traffic for shard in self._shards])
+        wait = self._wait_s
+        timing = StepTiming(encode_s=self.encode_s, send_s=self._send_s, shards=[shard.traffic for shard in self._shards])
         for shard in self._shards:
             _close(shard)
         last = max(self._shards, key=lambda shard: shard.landed_s)

@@ -1,5 +1,6 @@
 """A torch model bound to flat host memory: landed versions are what it computes with, gradients are gathered into one buffer."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -62,13 +63,15 @@ class BoundModel:
         self.device = next((tensor.device for tensor in self._tensors if tensor is not None), torch.device("cpu"))
         """Where the model is: batches must be there too."""
         self.mover = mover = Mover(self.device)
-        self._copies = self.device.type != "cpu" if copies is None else copies
+        self.copies = self.device.type != "cpu" if copies is None else copies
+        """Whether parameters keep their own memory."""
         self._holds_frozen = False
         self.landing: tuple[Bytes, Bytes] = (mover.memory(layout.flat_bytes), mover.memory(layout.flat_bytes))
         self.gradients: Bytes = mover.memory(layout.flat_bytes) if gradients is None else gradients
         """Contributions of the step: mean gradients, buffers, sums."""
         self._views = [self._views_of(memory) for memory in (*self.landing, self.gradients)]
         self._present = [False] * len(layout.specs)
+        self._collected = [False] * len(layout.specs)
         self._sums = next(i for i, spec in enumerate(layout.specs) if spec.name == SUMS)
         for tensor, view in zip(self._tensors, self._views[0], strict=True):
             if tensor is not None:
@@ -96,44 +99,88 @@ class BoundModel:
         """Copies what has landed as `version` to the other parity too: frozen tensors land once."""
         self.landing[(version + 1) % 2][:] = self.landing[version % 2]
 
-    def install(self, version: int) -> None:
-        """Makes the model compute with `version`. Parameters become views, or copies; buffers are copied, since forward changes them.
+    @property
+    def versioned(self) -> list[int]:
+        """Tensors of the model that every version brings anew."""
+        return [i for i, spec in enumerate(self.layout.specs) if self._tensors[i] is not None and spec.rule is not Rule.FROZEN]
+
+    def tensor(self, index: int) -> torch.Tensor:
+        """Parameter or buffer of the model."""
+        found = self._tensors[index]
+        assert found is not None, "sums are no tensor of the model"
+        return found
+
+    def install(self, version: int, tensors: Sequence[int] | None = None) -> None:
+        """Makes the model compute with `version` of `tensors` (None: of all). Parameters become views, or copies; buffers are copied,
+        since forward changes them.
 
         `mover.wait()` tells when the copies have ended; what the device computes from now on waits for them by itself.
         """
         with self.mover.copies():
-            for spec, tensor, view in zip(self.layout.specs, self._tensors, self._views[version % 2], strict=True):
+            for i in range(len(self.layout.specs)) if tensors is None else tensors:
+                spec, tensor, view = self.layout.specs[i], self._tensors[i], self._views[version % 2][i]
                 if tensor is None or (spec.rule is Rule.FROZEN and self._holds_frozen):
                     continue
-                if self._copies or spec.rule in (Rule.MEAN, Rule.EQUAL):
+                if self.copies or spec.rule in (Rule.MEAN, Rule.EQUAL):
                     tensor.detach().copy_(view, non_blocking=True)
                 else:
                     tensor.data = view
-        self._holds_frozen = self._copies
+        self._holds_frozen = self.copies
+
+    def withhold(self, tensors: Sequence[int]) -> None:
+        """Parameters that are views become NaN until they are installed: what computes with them shows it."""
+        for i in tensors:
+            tensor = self.tensor(i)
+            if self.layout.specs[i].rule is Rule.OPTIMIZER:
+                tensor.data = torch.full((), math.nan, dtype=tensor.dtype).expand(tensor.shape)
 
     @torch.no_grad()
-    def gather(self, total_weight: float, *, divide: bool, sums: Sequence[float] | None) -> None:
-        """Collects the step's contribution; gradients are divided by `total_weight` if they were added up over micro-batches.
+    def collect(self, index: int, divisor: float | None) -> None:
+        """Copies tensor i's contribution into `gradients`, divided by `divisor`; `mover.wait()` tells when it is there."""
+        with self.mover.copies():
+            self._collect(index, divisor)
+
+    def _collect(self, index: int, divisor: float | None) -> None:
+        spec, tensor, view = self.layout.specs[index], self._tensors[index], self._views[2][index]
+        is_parameter = tensor is not None and spec.rule is Rule.OPTIMIZER
+        source = tensor.grad if tensor is not None and is_parameter else tensor
+        self._collected[index] = True
+        self._present[index] = source is not None
+        if source is None:
+            return
+        if divisor is None or not is_parameter:
+            view.copy_(source, non_blocking=True)
+        elif self.copies:
+            view.copy_(source / divisor, non_blocking=True)
+        else:
+            torch.div(source, divisor, out=view)
+
+    @torch.no_grad()
+    def gather(self, total_weight: float, *, divide: bool, sums: Sequence[float] | None) -> list[int]:
+        """Collects what is left of the step's contribution, and names it; gradients are divided by `total_weight` if they were added up
+        over micro-batches.
 
         Without `sums` the rank had no samples: everything is absent. Returns when all copies have ended, those of `install` too:
         `gradients` may be read, and the memory of the installed version be landed in.
         """
+        rest = [i for i, spec in enumerate(self.layout.specs) if spec.rule is not Rule.FROZEN and not self._collected[i]]
         with self.mover.copies():
-            for i, (spec, tensor, view) in enumerate(zip(self.layout.specs, self._tensors, self._views[2], strict=True)):
-                source = tensor.grad if tensor is not None and spec.rule is Rule.OPTIMIZER else tensor
-                self._present[i] = sums is not None and spec.rule is not Rule.FROZEN and source is not None
-                if not self._present[i] or source is None:
-                    continue
-                if not (divide and spec.rule is Rule.OPTIMIZER):
-                    view.copy_(source, non_blocking=True)
-                elif self._copies:
-                    view.copy_(source / total_weight, non_blocking=True)
+            for i in rest:
+                if sums is None:
+                    self._present[i] = False
+                elif i == self._sums:
+                    self.collect_sums(sums)
                 else:
-                    torch.div(source, total_weight, out=view)
-        if sums is not None:
-            self._views[2][self._sums].copy_(torch.tensor(sums, dtype=torch.float64))
-            self._present[self._sums] = True
+                    self._collect(i, total_weight if divide else None)
+        self._collected = [False] * len(self.layout.specs)
         self.mover.wait()
+        return rest
+
+    def collect_sums(self, sums: Sequence[float]) -> int:
+        """Writes the step's SUM_NAMES into `gradients`; returns the tensor."""
+        self._views[2][self._sums].copy_(torch.tensor(sums, dtype=torch.float64))
+        self._collected[self._sums] = self._present[self._sums] = True
+        return self._sums
 
     def is_present(self, tensor: int) -> bool:
         """Whether tensor i has a contribution in `gradients`."""

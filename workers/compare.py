@@ -100,11 +100,14 @@ def record_key(rank: int) -> str:
 @contextmanager
 def _ours(session: Session, task: Task, data: Samples, batch_plan: BatchPlan, plan: Plan) -> Iterator[OneStep]:
     settings = session.settings
+    bound = session.bind(build_model(task, settings.train), plan)
     gradient = GradientStep(
         task,
         data,
         batch_plan,
-        session.bind(build_model(task, settings.train), plan),
+        bound,
+        session.pushes,
+        session.layers,
         getattr(torch, settings.train.dtype),
         rank=session.rank,
         nonfinite=settings.optimizer.nonfinite,
@@ -114,8 +117,11 @@ def _ours(session: Session, task: Task, data: Samples, batch_plan: BatchPlan, pl
 
     def one_step(step: int) -> Contribution:
         assert step == session.version
+        session.enter()
         contribution = gradient.compute(step, session.spans)
         session.step(contribution)
+        if (step + 1) % BLOCK_STEPS == 0 or step + 1 == plan.total_steps:
+            session.settle()
         return contribution
 
     try:

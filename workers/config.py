@@ -30,6 +30,9 @@ class TrainConfig:
     """Threads of every worker that prepare batches ahead of their use, >= 0; the bits stay the same. 0: each batch is made when it is needed."""
     autocast: Literal["none", "bfloat16"] = "none"
     """`bfloat16`: training's forward and loss use bf16 where torch's autocast deems it safe; weights, gradients and validation keep `dtype`."""
+    overlap: bool = True
+    """Gradients leave while backward goes on, and the next forward starts layer by layer; the bits stay the same. False: everything after
+    backward, and at the start."""
     validate_every: int = 1
     """Epochs or steps, as `validate_unit` says, between two validation phases, >= 1; the run ends with one in any case."""
     validate_unit: Literal["epoch", "step"] = "epoch"

@@ -131,8 +131,8 @@ class Context:
         plan = self._plan()
         if init is not None:
             load_initial(model, Path(init))
-        self._session.bind(model, plan)
-        self._optimizer = DistributedOptimizer(model, self._step)
+        self._session.bind(model, plan, own_loop=True)
+        self._optimizer = DistributedOptimizer(model, self._begin, self._step)
         return self._optimizer
 
     def _plan(self) -> Plan:
@@ -144,15 +144,20 @@ class Context:
             raise ConfigError("ctx.optimizer(model) needs the length of the run: call ctx.sampler(len(data)) before it, or set train.max_steps")
         return Plan(config.max_steps, config.max_steps, own_loop=True)
 
-    def _step(self, weight: float, divide: bool) -> None:
+    def _begin(self, weight: float, divide: bool) -> None:
         session = self._session
         self._check_may_step()
+        session.spans.rest("compute")
+        sums = (0.0, weight, weight, 1.0 if self.rank == 0 else 0.0) if weight else None
+        session.pushes.begin(session.version, sums, weight=weight, divide=divide)
+
+    def _step(self, weight: float) -> None:
+        session = self._session
         session.bound.mover.wait_for_compute()
         session.spans.rest("compute")
-        with session.spans.span("copy"):
-            sums = (0.0, weight, weight, 1.0 if self.rank == 0 else 0.0) if weight else None
-            session.bound.gather(weight if divide else 1.0, divide=divide, sums=sums)
+        session.pushes.end()
         session.step(Contribution(weight, int(weight), math.nan))
+        session.settle()
 
     def _check_may_step(self) -> None:
         version, total = self._session.version, self._session.plan.total_steps

@@ -120,6 +120,12 @@ class Mover:
         """Returns when all copies have ended."""
         self._copied.synchronize()
 
+    def mark(self) -> Any:
+        """An event whose `query` tells whether the copies so far have ended."""
+        event = self._event()
+        event.record(self._side)
+        return event
+
     def wait_for_compute(self) -> None:
         """Returns when all that was computed so far has ended."""
         computed = self._event()

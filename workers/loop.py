@@ -28,6 +28,8 @@ def train(session: Session, task: Task) -> None:
         data,
         batches,
         bound,
+        session.pushes,
+        session.layers,
         dtype,
         rank=session.rank,
         nonfinite=settings.optimizer.nonfinite,
@@ -40,7 +42,9 @@ def train(session: Session, task: Task) -> None:
             if plan.decides(session.version) and _report(session, task, validation_data, batches.micro_batch_size()):
                 return
             if session.version == plan.total_steps:
+                session.settle()
                 return
+            session.enter()
             session.step(gradient.compute(session.version, session.spans))
     finally:
         gradient.close()
@@ -48,6 +52,7 @@ def train(session: Session, task: Task) -> None:
 
 def _report(session: Session, task: Task, validation_data: Samples, batch_size: int) -> bool:
     """The phase that ends here, validated if the plan says so; True if the run ends."""
+    session.settle()
     settings = session.settings
     sums = {}
     if session.plan.validates(session.version):

@@ -8,22 +8,28 @@ from torch import nn
 
 from ps.errors import ConfigError
 
-Exchange = Callable[[float, bool], None]
-"""Pushes the gradients with a weight, divided by it or not; returns when the next version is installed in the model."""
+Begin = Callable[[float, bool], None]
+"""The step's last backward follows, if it has not been: its gradients have this weight, and are divided by it or not."""
+Step = Callable[[float], None]
+"""Pushes what has not left, with its weight; returns when the next version is installed in the model."""
 
 
 class DistributedOptimizer(torch.optim.Optimizer):
     """`opt.zero_grad(); loss.backward(); opt.step(weight=len(batch))`: the step of all workers together.
+
+    `opt.zero_grad(weight=len(batch))` announces what `step` will be told: gradients then leave while backward goes on.
 
     The optimizer itself lives on the servers, set by the `[optimizer]` and `[schedule]` sections: there are no
     parameter groups, rates or state here. What other code does with them, or with gradients after `backward`,
     would have no effect, and is refused with the section to use instead.
     """
 
-    def __init__(self, model: nn.Module, exchange: Exchange) -> None:
+    def __init__(self, model: nn.Module, begin: Begin, step: Step) -> None:
         # torch's own constructor makes parameter groups and state, which are the servers'
         self._model = model
-        self._exchange = exchange
+        self._begin, self._step = begin, step
+        self._announced: float | None = None
+        """Weight of the backward whose gradients leave at once."""
         names = {parameter: name for name, parameter in model.named_parameters()}
         self._trainable = {parameter: name for parameter, name in names.items() if parameter.requires_grad}
         self._frozen = {parameter: name for parameter, name in names.items() if not parameter.requires_grad}
@@ -34,13 +40,21 @@ class DistributedOptimizer(torch.optim.Optimizer):
         for parameter in self._trainable:
             parameter.register_post_accumulate_grad_hook(self._remember)  # type: ignore[no-untyped-call]
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drops the gradients. `set_to_none=False` would make zeros of parameters that the batch does not reach."""
+    def zero_grad(self, set_to_none: bool = True, *, weight: float | None = None) -> None:
+        """Drops the gradients. `weight`: what `step` will be told, if exactly one backward comes before it.
+
+        `set_to_none=False` would make zeros of parameters that the batch does not reach: ConfigError.
+        """
         if not set_to_none:
             raise ConfigError("opt.zero_grad(set_to_none=False) is not supported: leave the argument out")
+        self._check_announced(None)
         self._model.zero_grad(set_to_none=True)
         self._after_backward.clear()
         self._is_pushed = False
+        if weight is not None:
+            _check_weight("zero_grad", weight)
+            self._begin(float(weight), False)
+            self._announced = float(weight)
 
     def step(self, closure: Callable[[], Any] | None = None, *, weight: float = 1.0, divide: bool = False) -> None:  # type: ignore[override]
         """Pushes the gradients, waits for all workers, installs the new parameters.
@@ -52,11 +66,14 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """
         if closure is not None:
             raise ConfigError("opt.step(closure) is not supported: call loss.backward() before opt.step(weight=...)")
-        if not 0 <= weight < float("inf"):
-            raise ConfigError(f"opt.step(weight={weight}) is out of range: finite and >= 0")
+        _check_weight("step", weight)
+        self._check_announced((float(weight), divide))
         self._check_parameters()
         self._check_gradients(float(weight))
-        self._exchange(float(weight), divide)
+        if self._announced is None:
+            self._begin(float(weight), divide)
+        self._step(float(weight))
+        self._announced = None
         self._after_backward.clear()
         self._is_pushed = True
         self._installed = self._marks()
@@ -73,6 +90,14 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if former is not None and found.grad_fn is None and (found is not former[0] or found._version != former[1] + 1):
             raise _changed(self._trainable[parameter])
         self._after_backward[parameter] = found, found._version
+
+    def _check_announced(self, told: tuple[float, bool] | None) -> None:
+        if self._announced is not None and told != (self._announced, False):
+            told_text = "opt.zero_grad() follows" if told is None else f"opt.step(weight={told[0]:g}, divide={told[1]}) follows"
+            raise ConfigError(
+                f"opt.zero_grad(weight={self._announced:g}) has let gradients leave, and {told_text}: one backward and "
+                f"opt.step(weight={self._announced:g}) must, or leave the weight out there"
+            )
 
     def _check_gradients(self, weight: float) -> None:
         for parameter, name in self._trainable.items():
@@ -133,3 +158,8 @@ def _changed(name: str) -> ConfigError:
         f"the gradient of {name} was changed after backward, when it counts as pushed: clip with optimizer.max_grad_norm "
         "or optimizer.clip_value, scale the loss instead of the gradient, and begin every step with opt.zero_grad()"
     )
+
+
+def _check_weight(method: str, weight: float) -> None:
+    if not 0 <= weight < float("inf"):
+        raise ConfigError(f"opt.{method}(weight={weight}) is out of range: finite and >= 0")

@@ -21,6 +21,8 @@ from ps.step_clock import StepTiming
 from workers.binding import BoundModel, specs_of
 from workers.config import WorkerSettings
 from workers.device import check_device, prepare_device
+from workers.layers import Layers
+from workers.pushes import Pushes
 from workers.spans import Spans
 from workers.step import Contribution
 
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Session:
-    """Bound once by `bind`; then `step` after `step`. One thread uses it; `stop` may come from any."""
+    """Bound once by `bind`; then `enter`, `pushes` and `step` for every step. One thread uses it; `stop` may come from any."""
 
     def __init__(self, settings: WorkerSettings, control: ControlClient, servers: Sequence[ServerAddress], rows: RowBuffer) -> None:
         self.settings = settings
@@ -41,13 +43,20 @@ class Session:
         self._control = control
         self._servers = servers
         self._rows = rows
-        self._exchanging = False
+        self.plan: Plan
+        self.bound: BoundModel
+        self.layers: Layers
+        self.pushes: Pushes
+        self._progress = 0, False
+        self._unsettled: Contribution | None = None
+        """What has been pushed, until the version that it makes is installed."""
         self._client: Client | None = None
         self._stop_reason: str | None = None
 
-    def bind(self, model: nn.Module, plan: Plan) -> BoundModel:
+    def bind(self, model: nn.Module, plan: Plan, *, own_loop: bool = False) -> BoundModel:
         """Joins all shards with the model, brings version 0 if it is missing, and installs the version they are at.
 
+        `own_loop`: the model and its gradients may be looked at at any time, not only by a GradientStep.
         Raises ConfigError, ModelMismatch, Unreachable, Stopped.
         """
         settings = self.settings
@@ -72,14 +81,16 @@ class Session:
         if self._stop_reason:
             raise Stopped(self._stop_reason)
         digests = bound.initial_digests()
-        while not self._enter(client, digests):
+        while not self._join(client, digests):
             log.info("a version went while it was pulled: joining again")
         bound.install(self.version)
         hit("worker.installed")
+        self.layers = Layers(bound, self, self.spans, layerwise=settings.train.overlap and not own_loop)
+        self.pushes = Pushes(bound, self, self.spans, early=settings.train.overlap, keeps_gradients=own_loop)
         self.spans.take()
         return bound
 
-    def _enter(self, client: Client, digests: Sequence[int]) -> bool:
+    def _join(self, client: Client, digests: Sequence[int]) -> bool:
         """Joins, and has the version of the run land; False if that went meanwhile."""
         version = client.join(digests, self.plan, environment(self.settings.train.num_threads))
         hit("worker.joined")
@@ -87,6 +98,7 @@ class Session:
             client.init(self.bound.landing[0])
         client.open()
         self.version = max(version, 0)
+        self._progress = self.version, False
         try:
             if self.version:
                 client.pull(self.version, self.bound.landing[self.version % 2])
@@ -95,45 +107,94 @@ class Session:
             return False
         return True
 
+    # -- a step: `pushes` and `layers` call these ------------------------------------------------------------
+
+    def begin(self, step: int, weight: float) -> None:
+        """A step of which nothing is ready; returns when all of its version has landed and is installed."""
+        self.settle()
+        self._progress = step, True
+        with self.spans.span("exchange"):
+            self.client.begin(step, weight, self.bound.gradients)
+
+    def ready(self, tensors: Sequence[int], *, present: bool) -> None:
+        """These contributions are in the bound model's gradients, or absent."""
+        with self.spans.span("exchange"):
+            self.client.ready(tensors, present=present)
+
+    def missing(self) -> Sequence[int]:
+        """Tensors of whose next version something has not landed yet."""
+        return self.client.missing()
+
+    def wait(self, tensors: Sequence[int]) -> None:
+        """Returns when all of these tensors has landed."""
+        with self.spans.span("exchange"):
+            self.client.wait(tensors)
+
+    def prioritise(self, order: Mapping[int, int]) -> None:
+        """The order in which forward uses the tensors."""
+        self.client.prioritise(order)
+
+    # -- between steps ---------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Before the forward of the next step: waits as far as the layers do not wait themselves."""
+        if self._unsettled and self.layers.is_layerwise:
+            self.layers.start()
+        else:
+            self.settle()
+
     def step(self, contribution: Contribution) -> None:
-        """Pushes what the bound model has gathered, and installs the next version when all of it has landed."""
-        assert self._client, "bind() comes first"
-        started = time.perf_counter()
-        self._exchanging = True
-        timing = self._client.exchange(self.version, contribution.weight, self.bound.gradients, self.bound.is_present)
-        with self.spans.span("install"):
-            self.bound.install(self.version + 1)
-        self._rows.add(self._row(contribution, timing, time.perf_counter() - started))
-        self._exchanging = False
+        """The step's contribution is on its way: the session goes on to the version that it makes."""
+        self._unsettled = contribution
         self.version += 1
+        self.layers.next(self.version)
+
+    def settle(self) -> None:
+        """Returns when all of the session's version has landed and is installed."""
+        if not self._unsettled:
+            return
+        with self.spans.span("exchange"):
+            timing = self.client.settle()
+        self.layers.finish()
+        self._rows.add(self._row(self._unsettled, timing))
+        self._unsettled = None
+        self._progress = self.version, False
 
     @property
     def progress(self) -> tuple[int, bool]:
         """The step, and whether it is being exchanged: then this rank will neither report nor end at that version."""
-        return self.version, self._exchanging
+        return self._progress
+
+    @property
+    def client(self) -> Client:
+        """Only after `bind`."""
+        assert self._client, "bind() comes first"
+        return self._client
 
     def report(self, sums: Mapping[str, float]) -> bool:
         """Brings the rank's sums of a phase at the present version; True if the run ends here. Returns when every rank has reported."""
         hit("worker.reports")
+        self.settle()
         self._rows.urgent.set()
         stop = self._control.report_epoch(EpochSums(self.version, self.bound.epoch_sums(self.version), dict(sums)))
         hit("worker.reported")
         self.spans.take()
         return stop
 
-    def _row(self, contribution: Contribution, timing: StepTiming, exchange_s: float) -> WorkerRow:
+    def _row(self, contribution: Contribution, timing: StepTiming) -> WorkerRow:
+        """The ledger's row of the step before the present version: from when its version was complete to when the next one was."""
         step_s, seconds = self.spans.take()
         own = {f"{name}_s": seconds.get(name, 0.0) for name in ("data_wait", "compute", "copy", "install")}
         exchange = {f"{name}_s": getattr(timing, f"{name}_s") for name in ("encode", "send", "barrier_wait", "apply", "receive")}
         return WorkerRow(
             rank=self.rank,
-            step=self.version,
+            step=self.version - 1,
             time_s=time.time(),
             step_s=step_s,
             **own,
             **exchange,
             other_s=step_s - sum(own.values()) - sum(exchange.values()),
-            exposed_s=own["copy_s"] + exchange_s,
+            exposed_s=own["copy_s"] + own["install_s"] + seconds.get("exchange", 0.0),
             waits_for=timing.waits_for,
             samples=contribution.samples,
             loss=contribution.loss if math.isfinite(contribution.loss) else None,

@@ -6,28 +6,38 @@ from contextlib import contextmanager
 
 
 class Spans:
-    """Seconds by name since the last `take`."""
+    """Exclusive seconds by name since the last `take`: time in a span inside of another counts for the inner one alone."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
-        self._started = time.perf_counter()
+        self._started = self._marked = time.perf_counter()
+        self._open: list[str] = []
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        self._mark()
+        self._open.append(name)
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+            self._mark()
+            self._open.pop()
+
+    def _mark(self) -> None:
+        """Counts the time since the last mark for the innermost open span."""
+        now = time.perf_counter()
+        if self._open:
+            self._seconds[self._open[-1]] = self._seconds.get(self._open[-1], 0.0) + now - self._marked
+        self._marked = now
 
     def rest(self, name: str) -> None:
         """Counts all time since the last take that belongs to no span as `name`."""
-        elapsed = time.perf_counter() - self._started
-        self._seconds[name] = self._seconds.get(name, 0.0) + elapsed - sum(self._seconds.values())
+        self._mark()
+        self._seconds[name] = self._seconds.get(name, 0.0) + self._marked - self._started - sum(self._seconds.values())
 
     def take(self) -> tuple[float, dict[str, float]]:
-        """Seconds since the last take, and those of each span; starts anew."""
-        now = time.perf_counter()
-        total, seconds = now - self._started, self._seconds
-        self._started, self._seconds = now, {}
+        """Seconds since the last take, and those of each span; starts anew, in the middle of spans too."""
+        self._mark()
+        total, seconds = self._marked - self._started, self._seconds
+        self._started, self._seconds = self._marked, {}
         return total, seconds

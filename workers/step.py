@@ -2,15 +2,17 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from ps.errors import NonFinite
+from ps.errors import ConfigError, NonFinite
 from workers.answers import check_gradient, mean_and_weight
 from workers.batches import Batches, MicroBatch
 from workers.binding import BoundModel
+from workers.layers import Layers
+from workers.pushes import Pushes
 from workers.sampler import BatchPlan, torch_seed
 from workers.spans import Spans
 from workers.task import Samples, Task
@@ -35,6 +37,8 @@ class GradientStep:
         data: Samples,
         plan: BatchPlan,
         bound: BoundModel,
+        pushes: Pushes,
+        layers: Layers,
         dtype: torch.dtype,
         *,
         rank: int,
@@ -45,38 +49,45 @@ class GradientStep:
         self._task = task
         self._plan = plan
         self._bound = bound
+        self._pushes = pushes
+        self._layers = layers
         self._rank = rank
         self._nonfinite = nonfinite
         self._autocast = autocast
         self._batches = Batches(task, data, plan, dtype, rank=rank, num_threads=data_workers, device=bound.device)
 
     def compute(self, step: int, spans: Spans) -> Contribution:
-        """Forward and backward over the rank's micro-batches. Raises NonFinite where that ends the run."""
-        model = self._bound.model
+        """Forward and backward over the rank's micro-batches; gradients leave meanwhile. Raises NonFinite where that ends the run."""
         with spans.span("compute"):
-            model.train()
-            model.zero_grad(set_to_none=True)
-        loss_sum = weight = 0.0
-        samples = 0
+            self._bound.model.train()
+            self._bound.model.zero_grad(set_to_none=True)
+        done = Contribution(0.0, 0, 0.0)
         several = False
         for micro in self._batches.of_step(step, spans):
             several = micro.num_in_step > 1
             with spans.span("copy"):
                 self._bound.mover.wait()
+            with spans.span("compute"), self._layers.traced():
+                mean, weight = self._forward(step, micro)
             with spans.span("compute"):
-                mean, its_weight = self._forward(step, micro)
-                samples += micro.num_samples
-                if its_weight == 0:
-                    continue
-                check_gradient(mean)
-                (mean * its_weight if several else mean).backward()  # type: ignore[no-untyped-call]
-                self._check(step, value := float(mean.detach()))  # on a GPU this waits for all of the above
-                loss_sum += value * its_weight
-                weight += its_weight
-        with spans.span("copy"):
-            sums = (loss_sum, weight, float(samples), 1.0 if self._rank == 0 else 0.0) if weight else None
-            self._bound.gather(weight, divide=several, sums=sums)
-        return Contribution(weight, samples, loss_sum / weight if weight else math.nan)
+                if weight:
+                    check_gradient(mean)
+                    value = float(mean.detach())  # on a GPU this waits for all of the above
+                    self._check(step, value)
+                    done = Contribution(done.weight + weight, done.samples, done.loss + value * weight)
+                done = replace(done, samples=done.samples + micro.num_samples)
+                if micro.index + 1 == micro.num_in_step:
+                    self._begin(step, done, several)
+                if weight:
+                    (mean * weight if several else mean).backward()  # type: ignore[no-untyped-call]
+        if not several and not done.samples:
+            self._begin(step, done, several)
+        self._pushes.end()
+        return replace(done, loss=done.loss / done.weight if done.weight else math.nan)
+
+    def _begin(self, step: int, done: Contribution, several: bool) -> None:
+        sums = (done.loss, done.weight, float(done.samples), 1.0 if self._rank == 0 else 0.0) if done.weight else None
+        self._pushes.begin(step, sums, weight=done.weight, divide=several)
 
     def close(self) -> None:
         """Ends the threads that load data; returns after the loads in progress."""
@@ -88,6 +99,11 @@ class GradientStep:
             return mean_and_weight(self._task.loss(self._bound.model, micro.batch), micro.num_samples)
 
     def _check(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss) and (name := self._layers.missing()):
+            raise ConfigError(
+                f"loss is {loss} at step {step} on rank {self._rank}, perhaps because {name} was used where the first step did not use it: "
+                "set train.overlap = false"
+            )
         if self._nonfinite == "error" and not math.isfinite(loss):
             raise NonFinite(
                 f"loss is {loss} at step {step} on rank {self._rank}: lower optimizer.lr, clip with optimizer.max_grad_norm, "

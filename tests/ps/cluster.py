@@ -16,11 +16,12 @@ from ps.checkpoint import sha256_of, tensors_of
 from ps.client import Client
 from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, ServerSettings, Timeouts
 from ps.control import ServerAddress
-from ps.layout import Layout
+from ps.layout import Layout, Rule
 from ps.plan import Plan
 from ps.reader import Reader
 from ps.server import Server, build_server, environment
 from ps.shared import member_segment
+from ps.step_clock import StepTiming
 from workers.binding import BoundModel, specs_of
 
 TOKEN = "t" * 64
@@ -35,6 +36,16 @@ class Member:
     bound: BoundModel
     client: Client
     plan: Plan
+
+
+def exchange(member: Member, step: int, weight: float, *, present: Callable[[int], bool] = lambda tensor: True) -> StepTiming:
+    """Pushes what is in the member's gradients, all at once, and lands the next version."""
+    member.client.begin(step, weight, member.bound.gradients)
+    specs = member.bound.layout.specs
+    for wanted in (True, False):
+        tensors = [i for i, spec in enumerate(specs) if spec.rule is not Rule.FROZEN and present(i) is wanted]
+        member.client.ready(tensors, present=wanted)
+    return member.client.settle()
 
 
 @dataclass

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ps.config import OptimizerConfig, ScheduleConfig
 from ps.plan import Plan
-from tests.ps.cluster import Member, cluster, in_threads, start
+from tests.ps.cluster import Member, cluster, exchange, in_threads, start
 from workers.sampler import part_of
 
 STEPS = 20
@@ -84,7 +84,7 @@ def learn(member: Member, num_workers: int, steps: int) -> None:
         value = loss(member.bound.model, x, y)
         value.backward()
         member.bound.gather(len(x), divide=False, sums=(float(value.detach()) * len(x), len(x), len(x), float(member.rank == 0)))
-        member.client.exchange(step, len(x), member.bound.gradients, member.bound.is_present)
+        exchange(member, step, len(x), present=member.bound.is_present)
         member.bound.install(step + 1)
 
 

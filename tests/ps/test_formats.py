@@ -15,7 +15,7 @@ from ps.errors import MalformedFrame
 from ps.layout import Layout, Rule, Run, TensorSpec
 from tests.ps import training
 from tests.ps.bench import Bench, settings, specs_of
-from tests.ps.cluster import cluster, start
+from tests.ps.cluster import cluster, exchange, start
 from tests.ps.raw import Raw, closing
 
 SPECS = [
@@ -112,7 +112,7 @@ def test_members_compute_with_casts_of_what_servers_keep_exactly_and_a_late_one_
         gradient = torch.randn(100, 100) * 1e-3
         model[0].weight.grad = gradient
         member.bound.gather(1.0, divide=False, sums=(0.0, 1.0, 1.0, 1.0))
-        timing = member.client.exchange(0, 1.0, member.bound.gradients, member.bound.is_present)
+        timing = exchange(member, 0, 1.0, present=member.bound.is_present)
         member.bound.install(1)
         to = torch.bfloat16 if wire == "bf16" else torch.float16
         kept = servers.weights(1)["0.weight"]

@@ -20,7 +20,7 @@ from ps.layout import Run
 from ps.segments import Segment, remove_dead_segments, run_mark, run_prefix
 from ps.shared import MemberSegment, map_contributions, member_segment
 from tests.ps.bench import Bench, Line, settings, specs_of
-from tests.ps.cluster import Member, cluster, in_threads, start
+from tests.ps.cluster import Member, cluster, exchange, in_threads, start
 from tests.ps.training import Job, Net, Outcome, run
 
 GRPC = CommConfig(shared_memory=False)
@@ -81,7 +81,7 @@ def _step(member: Member) -> None:
 
 def _exchange(member: Member):
     member.bound.gradients[:] = 0
-    return member.client.exchange(0, 1.0, member.bound.gradients, lambda tensor: True)
+    return exchange(member, 0, 1.0)
 
 
 # -- a shard without servers ---------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from tests.ps.cluster import Member, cluster, in_threads, start
 from workers.answers import mean_and_weight
 from workers.config import TrainConfig
 from workers.data import TensorData
+from workers.layers import Layers
+from workers.pushes import Pushes
 from workers.sampler import BatchPlan, torch_seed
 from workers.spans import Spans
 from workers.step import GradientStep
@@ -134,24 +136,78 @@ def run(job: Job) -> Outcome:
 
 
 def _shuffle_frames(member: Member, seed: int) -> None:
-    for frames in member.client._frames:
-        random.Random(seed * 100 + member.rank).shuffle(frames)
+    exchange = member.client._exchange
+    for shard, frames in enumerate(member.client._frames):
+        order = list(range(len(frames)))
+        random.Random(seed * 100 + member.rank).shuffle(order)
+        exchange._at_place[shard] = order
+        for place, index in enumerate(order):
+            exchange._place[shard][index] = place
+    member.client.prioritise = lambda use: None  # type: ignore[method-assign]
+
+
+class Overlap:
+    """What a session does for `Pushes` and `Layers`, without control and ledger."""
+
+    def __init__(self, member: Member) -> None:
+        self._client = member.client
+        self._bound = member.bound
+        self.layers = Layers(member.bound, self, Spans(), layerwise=True)
+        self.pushes = Pushes(member.bound, self, Spans(), early=True, keeps_gradients=False)
+        self._open = False
+        self.missing, self.wait, self.ready, self.prioritise = (
+            self._client.missing,
+            self._client.wait,
+            self._client.ready,
+            self._client.prioritise,
+        )
+
+    def enter(self) -> None:
+        if self._open and self.layers.is_layerwise:
+            self.layers.start()
+        else:
+            self.settle()
+
+    def begin(self, step: int, weight: float) -> None:
+        self.settle()
+        self._client.begin(step, weight, self._bound.gradients)
+
+    def step(self, step: int) -> None:
+        self._open = True
+        self.layers.next(step + 1)
+
+    def settle(self) -> None:
+        if self._open:
+            self._client.settle()
+            self.layers.finish()
+            self._open = False
 
 
 def train(job: Job, member: Member, sums: list[dict[str, float]]) -> None:
     """One rank's steps."""
+    overlap = Overlap(member)
     gradient = GradientStep(
-        job.task, job.task.train_data(), job.batches(), member.bound, job.dtype, rank=member.rank, nonfinite=job.optimizer.nonfinite
+        job.task,
+        job.task.train_data(),
+        job.batches(),
+        member.bound,
+        overlap.pushes,
+        overlap.layers,
+        job.dtype,
+        rank=member.rank,
+        nonfinite=job.optimizer.nonfinite,
     )
     start(member)
     for step in range(job.steps):
-        contribution = gradient.compute(step, Spans())
+        overlap.enter()
+        gradient.compute(step, Spans())
         if job.breaks and (step + member.rank) % 3 == 0:
             line = member.client._lines[step % job.num_servers]
             threading.Thread(target=line._stream.cancel, daemon=True).start()
-        member.client.exchange(step, contribution.weight, member.bound.gradients, member.bound.is_present)
-        member.bound.install(step + 1)
-        sums.append(member.bound.epoch_sums(step + 1))
+        overlap.step(step)
+        if step % 3 == 2 or step + 1 == job.steps:
+            overlap.settle()
+            sums.append(member.bound.epoch_sums(step + 1))
     gradient.close()
 
 

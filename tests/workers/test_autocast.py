@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ps.layout import Layout, Rule
+from tests.workers.alone import gradient_step
 from workers.binding import BoundModel, specs_of
 from workers.config import TrainConfig
 from workers.data import TensorData
@@ -42,7 +43,7 @@ def make() -> Iterator[MakeStep]:
         data = task.train_data()
         bound = BoundModel(model, Layout(specs_of(model), 1))
         plan = BatchPlan(len(data), num_workers=num_workers, global_batch=global_batch, accumulate=accumulate, seed=1)
-        made.append(GradientStep(task, data, plan, bound, dtype, rank=rank, nonfinite="error", autocast=autocast))
+        made.append(gradient_step(task, data, plan, bound, dtype, rank=rank, nonfinite="error", autocast=autocast))
         return made[-1], bound
 
     yield make_step

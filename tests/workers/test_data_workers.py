@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ps.layout import Layout
+from tests.workers.alone import gradient_step
 from workers.batches import Batches
 from workers.binding import BoundModel, specs_of
 from workers.config import TrainConfig
@@ -17,7 +18,6 @@ from workers.data import fetch
 from workers.prefetch import AHEAD, Prefetcher
 from workers.sampler import BatchPlan, sample_rng
 from workers.spans import Spans
-from workers.step import GradientStep
 from workers.tasks.synthetic_mlp import SyntheticMLP
 
 DEADLINE_S = 10
@@ -213,7 +213,7 @@ def test_gradients_are_the_same_bits_with_data_workers(task: Watched, num_thread
         model = task.model()
         bound = BoundModel(model, Layout(specs_of(model), 1))
         plan = BatchPlan(40, num_workers=2, global_batch=12, accumulate=2, seed=3)
-        step = GradientStep(task, task.train_data(), plan, bound, torch.float32, rank=0, nonfinite="error", data_workers=data_workers)
+        step = gradient_step(task, task.train_data(), plan, bound, torch.float32, rank=0, nonfinite="error", data_workers=data_workers)
         try:
             return [(step.compute(t, Spans()), bound.gradients.tobytes())[1] for t in range(6)]
         finally:

@@ -21,6 +21,7 @@ from ps.plan import Plan
 from tests.ps.cluster import TOKEN, cluster, in_threads
 from tests.ps.driver import Driver
 from tests.ps.training import Job, Marked, moved, train
+from tests.workers.alone import gradient_step
 from workers.batches import Batches
 from workers.binding import BoundModel, specs_of
 from workers.config import TrainConfig, WorkerSettings
@@ -28,7 +29,6 @@ from workers.context import Context
 from workers.data import cast, move
 from workers.device import Mover, check_device, device_of_rank, make_deterministic, operations_named
 from workers.spans import Spans
-from workers.step import GradientStep
 from workers.validate import validate
 from workers.worker import Worker
 
@@ -295,7 +295,7 @@ def test_the_forward_waits_for_the_installed_version_in_a_span_of_its_own(monkey
     model = job.model()
     model.register_forward_pre_hook(lambda module, args: streams.notes.append("forward"))
     bound = BoundModel(model, Layout(specs_of(model), 1), copies=True)
-    step = GradientStep(job.task, job.task.train_data(), job.batches(), bound, job.dtype, rank=0, nonfinite="error")
+    step = gradient_step(job.task, job.task.train_data(), job.batches(), bound, job.dtype, rank=0, nonfinite="error")
     spans = Spans()
     bound.install(0)
     step.compute(0, spans)

@@ -17,10 +17,10 @@ class Rig:
     def __init__(self) -> None:
         self.model = nn.ModuleDict({"used": nn.Linear(2, 1), "unused": nn.Linear(2, 1), "frozen": nn.Linear(2, 1).requires_grad_(False)})
         self.pushed: list[tuple[float, bool]] = []
-        self.opt = DistributedOptimizer(self.model, self._exchange)
+        self.opt = DistributedOptimizer(self.model, lambda weight, divide: self.pushed.append((weight, divide)), self._step)
 
-    def _exchange(self, weight: float, divide: bool) -> None:
-        self.pushed.append((weight, divide))
+    def _step(self, weight: float) -> None:
+        assert self.pushed[-1][0] == weight
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.data = parameter.data - parameter.grad  # as landed memory is installed
@@ -113,7 +113,7 @@ def test_gradients_changed_between_two_backwards_are_refused(rig: Rig, change: C
 def test_gradients_that_were_there_before_are_refused() -> None:
     model = nn.Linear(2, 1)
     model(torch.ones(1, 2)).sum().backward()
-    opt = DistributedOptimizer(model, lambda weight, divide: None)
+    opt = DistributedOptimizer(model, lambda weight, divide: None, lambda weight: None)
     with pytest.raises(ConfigError, match="begin every step with opt.zero_grad"):
         opt.step(weight=1)
 

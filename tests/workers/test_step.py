@@ -11,6 +11,7 @@ from torch.nn import functional
 from ps.checkpoint import SUMS
 from ps.errors import NonFinite
 from ps.layout import Layout
+from tests.workers.alone import gradient_step
 from workers.binding import BoundModel, specs_of
 from workers.data import TensorData
 from workers.sampler import BatchPlan
@@ -51,7 +52,7 @@ def made(task: Task, *, rank: int = 0, num_workers: int = 1, accumulate: int = 1
     bound = BoundModel(model, Layout(specs_of(model), 1))
     bound.install(0)
     plan = BatchPlan(10, num_workers, batch, accumulate, seed=5)
-    return GradientStep(task, task.train_data(), plan, bound, torch.float32, rank=rank, nonfinite=nonfinite)
+    return gradient_step(task, task.train_data(), plan, bound, torch.float32, rank=rank, nonfinite=nonfinite)
 
 
 def computed(gradient: GradientStep, step: int) -> tuple[Contribution, bytes]:

@@ -129,9 +129,9 @@ class ExchangeThatKeepsCredits(Exchange):
 
 class ExchangeThatDoesNotPushAgain(Exchange):
     def stream_ended(self, shard: int) -> None:
-        ready = list(self._ready[shard])
+        ready, queue = list(self._ready[shard]), list(self._queue[shard])
         super().stream_ended(shard)
-        self._ready[shard] = ready
+        self._ready[shard], self._queue[shard] = ready, queue
 
 
 class ExchangeThatLandsAnything(Exchange):

@@ -28,7 +28,7 @@ class MemberModel(Component):
         super().__init__()
         self.rank, self.steps, self.layout = rank, steps, layout
         self.frames = [_frames(len(shard), habits.frame_chunks) for shard in layout.shards]
-        self.exchange = habits.exchange(rank, self.frames, [len(shard) for shard in layout.shards], habits.window)
+        self.exchange = habits.exchange(rank, self.frames, [shard.tensor for shard in layout.shards], habits.window)
         self.relay = habits.relay(len(layout.shards))
         self._begin_join()
 
@@ -42,7 +42,7 @@ class MemberModel(Component):
 
     def save(self) -> Any:
         plain = self.mode, self.version, self.joined, self.todo, self.ready
-        return plain, fields(self.exchange, "_frames"), fields(self.relay)
+        return plain, fields(self.exchange, "_frames", "_tensors", "_in_frame", "_frames_of", "_place", "_at_place"), fields(self.relay)
 
     def load(self, saved: Any) -> None:
         plain, exchange, relay = saved
@@ -103,6 +103,7 @@ class MemberModel(Component):
     def _begin(self) -> None:
         self.mode = STEP
         self.exchange.begin(self.version)
+        self.exchange.ready(range(len(self.layout.specs)))
         self.relay.begin()
 
     # -- a step ----------------------------------------------------------------------------------------------

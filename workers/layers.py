@@ -1,0 +1,176 @@
+"""The next forward begins before the last chunks have landed: every layer waits for its own parameters only.
+
+The first forward is traced: every use of a parameter or buffer is seen together with the modules that were running. What
+was only used inside of modules' forwards is from then on waited for before the forward of the innermost of them, and of
+the module that owns it; so `out_proj` of MultiheadAttention, whose own forward is never called, is waited for by the
+attention. What the trace does not prove is waited for at the start. A parameter that has not been installed is NaN: a use
+that the trace has not seen shows in the loss instead of computing with an old version.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from workers.binding import BoundModel
+from workers.spans import Spans
+
+
+class Landing(Protocol):
+    """What has landed of the next version."""
+
+    def missing(self) -> Sequence[int]:
+        """Tensors of which something is missing."""
+
+    def wait(self, tensors: Sequence[int]) -> None:
+        """Returns when all of these tensors has landed."""
+
+    def prioritise(self, order: dict[int, int]) -> None:
+        """The order in which forward uses the tensors."""
+
+
+class Layers:
+    """Installs version after version into a bound model. One thread uses it."""
+
+    def __init__(self, bound: BoundModel, landing: Landing, spans: Spans, *, layerwise: bool) -> None:
+        """`layerwise`: False waits for everything at the start of every forward, as for models whose parameters are copies."""
+        self._bound = bound
+        self._landing = landing
+        self._spans = spans
+        self._layerwise = layerwise and not bound.copies
+        self._pending: set[int] = set()
+        """Tensors whose present version is not installed."""
+        self._version = 0
+        self._at_start: list[int] | None = None
+        """What is waited for before the first layer; None before the trace."""
+
+    @property
+    def is_layerwise(self) -> bool:
+        """Whether a forward may start before everything has landed."""
+        return self._layerwise and self._at_start is not None
+
+    def next(self, version: int) -> None:
+        """From now on the model is to compute with `version`, of which nothing is installed."""
+        self._version = version
+        self._pending = set(self._bound.versioned)
+
+    def start(self) -> None:
+        """Before a forward: installs what has landed and waits for what no layer waits for."""
+        missing = self._pending.intersection(self._landing.missing())
+        self._install([i for i in self._pending if i not in missing])
+        assert self._at_start is not None
+        self._need(self._at_start)
+        self._bound.withhold(sorted(self._pending))
+
+    def finish(self) -> None:
+        """Everything has landed: installs what is left."""
+        self._install(sorted(self._pending))
+
+    def missing(self) -> str | None:
+        """Name of a tensor that is not installed."""
+        return self._bound.layout.specs[min(self._pending)].name if self._pending else None
+
+    def _need(self, tensors: Sequence[int]) -> None:
+        needed = [i for i in tensors if i in self._pending]
+        if needed:
+            self._landing.wait(needed)
+            self._install(needed)
+
+    def _install(self, tensors: Sequence[int]) -> None:
+        with self._spans.span("install"):
+            self._bound.install(self._version, tensors)
+        self._pending.difference_update(tensors)
+
+    # -- the trace -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def traced(self) -> Iterator[None]:
+        """Around the loss of a step; only the first is looked at."""
+        if not self._layerwise or self._at_start is not None:
+            yield
+            return
+        trace = _Trace(self._bound)
+        with trace.running():
+            yield
+        self._at_start = sorted(set(self._bound.versioned) - trace.proven())
+        self._wait_in(trace)
+        start = dict.fromkeys(self._at_start, 0)
+        self._landing.prioritise(start | {i: 1 + place for i, place in trace.order().items() if i not in start})
+
+    def _wait_in(self, trace: "_Trace") -> None:
+        proven = trace.proven()
+        index = {id(self._bound.tensor(i)): i for i in self._bound.versioned}
+        for module in self._bound.model.modules():
+            own = {index.get(id(tensor)) for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))}
+            needed = sorted(i for i in own | trace.used_in(module) if i is not None and i in proven)
+            if needed:
+                module.register_forward_pre_hook(_hook(self._need, needed))
+
+
+def _hook(need: Callable[[Sequence[int]], None], tensors: Sequence[int]) -> Callable[[nn.Module, Any], None]:
+    """A plain function, so that a deep copy of the model does not copy what is behind it."""
+
+    def before(module: nn.Module, inputs: Any) -> None:
+        need(tensors)
+
+    return before
+
+
+class _Trace(TorchFunctionMode):
+    """Sees every call of torch, and which modules are running then."""
+
+    def __init__(self, bound: BoundModel) -> None:
+        super().__init__()
+        self._model = bound.model
+        self._index = {id(bound.tensor(i)): i for i in bound.versioned}
+        self._running: list[nn.Module] = []
+        self._uses: dict[int, list[nn.Module | None]] = {}
+        """By tensor, in the order of first use: the innermost running module of every use."""
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        handles = []
+        for module in self._model.modules():
+            handles.append(module.register_forward_pre_hook(lambda module, inputs: self._running.append(module)))
+            handles.append(module.register_forward_hook(lambda module, inputs, output: self._leave(module), always_call=True))
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _leave(self, module: nn.Module) -> None:
+        while self._running and self._running.pop() is not module:
+            pass
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        for tensor in _tensors(arguments, keywords):
+            if (found := self._index.get(id(tensor))) is not None:
+                self._uses.setdefault(found, []).append(self._running[-1] if self._running else None)
+        return function(*arguments, **(keywords or {}))
+
+    def proven(self) -> set[int]:
+        """Tensors that were only used inside of modules."""
+        return {i for i, modules in self._uses.items() if None not in modules}
+
+    def used_in(self, module: nn.Module) -> set[int]:
+        """Tensors used while `module` was the innermost running one."""
+        return {i for i, modules in self._uses.items() if any(its is module for its in modules)}
+
+    def order(self) -> dict[int, int]:
+        """Place of every used tensor in the order of first use."""
+        return {i: place for place, i in enumerate(self._uses)}
+
+
+def _tensors(*values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(*value)
+        elif isinstance(value, dict):
+            yield from _tensors(*value.values())
