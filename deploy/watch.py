@@ -152,7 +152,7 @@ class Watch:
         named, frozen = self._pulse.tick(time.monotonic(), beats, self._launcher.cpu_s)
         frozen_s = self._timeouts.frozen_after_s
         for key in named:
-            self._say(f"{key} has given no sign of life for {frozen_s * NAMED_AFTER:g} s: is it stopped, or its host overloaded?")
+            self._say(f"{key} has given no sign of life for {frozen_s * NAMED_AFTER:.2g} s: is it stopped, or its host overloaded?")
         for key in frozen:
             self._kill(key, f"gave no sign of life for {frozen_s:g} s and was killed")
         for key, (_, since) in self._restarted.items():

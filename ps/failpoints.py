@@ -1,4 +1,4 @@
-"""Places where a test may end the process: named, at changes of state. Nothing happens at any of them unless a test has armed it."""
+"""Places where a test may end or stop the process: named, at changes of state. Nothing happens at any of them unless a test has armed it."""
 
 import os
 import signal
@@ -33,18 +33,19 @@ POINTS = frozenset(
     }
 )
 
-_left: dict[str, int] = {}
+_left: dict[str, tuple[int, int]] = {}
 
 
-def arm(name: str, hits: int) -> None:
-    """Kills the process when it comes to the place for the `hits`-th time."""
+def arm(name: str, hits: int, number: int = signal.SIGKILL) -> None:
+    """The process gets the signal when it comes to the place for the `hits`-th time."""
     assert name in POINTS, name
-    _left[name] = hits
+    _left[name] = hits, number
 
 
 def hit(name: str) -> None:
     """The process is at the place `name`."""
     if name in _left:
-        _left[name] -= 1
-        if _left[name] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        hits, number = _left[name]
+        _left[name] = hits - 1, number
+        if hits == 1:
+            os.kill(os.getpid(), number)

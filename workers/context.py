@@ -165,11 +165,17 @@ class Context:
             raise ConfigError(f"opt.step() was called twice in step {self._current} of rank {self.rank}: call it once in every step")
         if self._ends:
             raise ConfigError("opt.step() after ctx.report had returned True: the run ends there, leave the loop")
+        if self._current is None and self._session.started_at:
+            raise ConfigError(
+                f"rank {self.rank} was started again and goes on at step {version}, which a loop without ctx.steps() cannot do: "
+                "iterate over ctx.steps()"
+            )
         if version >= total:
             raise ConfigError(f"opt.step() after the last of {total} steps: iterate over ctx.steps(), or raise train.epochs")
 
     def steps(self) -> Iterator[int]:
-        """The steps from the version installed to the last one, or to the `report` that returned True.
+        """The steps from the version installed to the last one, or to the `report` that returned True. In a worker that was started
+        again after a death they begin where it died: once more with the step before, if that can be had.
 
         Before each, torch's generator (dropout) is seeded from (seed, step, rank), as for a task. Raises ConfigError if the body
         does not call `opt.step` once.

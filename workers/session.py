@@ -40,6 +40,8 @@ class Session:
         self.spans = Spans()
         self.version = 0
         """Version of the parameters in the model: the next step."""
+        self.started_at = 0
+        """The first step of this process."""
         self._control = control
         self._servers = servers
         self._rows = rows
@@ -97,15 +99,26 @@ class Session:
         if version == -1 and self.rank == 0:
             client.init(self.bound.landing[0])
         client.open()
-        self.version = max(version, 0)
-        self._progress = self.version, False
+        self._start_at(0)
+        return version <= 0 or any(self._pull(client, wanted) for wanted in self._wanted(version))
+
+    def _wanted(self, version: int) -> list[int]:
+        """An own loop does the step before once more, if its parameters are still there: only so it comes to a report at `version`."""
+        return [version - 1, version] if self.plan.own_loop else [version]
+
+    def _pull(self, client: Client, version: int) -> bool:
+        """Has a version land, unless that has gone."""
         try:
-            if self.version:
-                client.pull(self.version, self.bound.landing[self.version % 2])
-                self.bound.copy_across(self.version)
+            client.pull(version, self.bound.landing[version % 2])
         except VersionGone:
             return False
+        self.bound.copy_across(version)
+        self._start_at(version)
         return True
+
+    def _start_at(self, version: int) -> None:
+        self.version = self.started_at = version
+        self._progress = version, False
 
     # -- a step: `pushes` and `layers` call these ------------------------------------------------------------
 

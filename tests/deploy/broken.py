@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ class Broken(Task):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "long":
             time.sleep(0.01)
+        if self.how == "slow":
+            _hold_the_interpreter(3.0)
 
     def _is_first(self) -> bool:
         try:
@@ -81,6 +84,16 @@ class Wrong(Broken):
 
     def metrics(self, model: nn.Module, batch: Any) -> dict[str, float]:
         return {"loss": 1.0} if self.how == "metric loss" else {}
+
+
+def _hold_the_interpreter(seconds: float) -> None:
+    """Keeps every other thread of the process from running, as a C extension may that never releases the lock."""
+    former = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    sys.setswitchinterval(former)
 
 
 def _samples(number: int) -> TensorData:

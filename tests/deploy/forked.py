@@ -26,7 +26,7 @@ CONTEXT.set_forkserver_preload(["ps.server", "workers.worker"])
 class _Forked:
     """What the process launcher uses of `subprocess.Popen`."""
 
-    def __init__(self, key: ProcessKey, settings_json: str, log: Path, fault: tuple[str, int] | None) -> None:
+    def __init__(self, key: ProcessKey, settings_json: str, log: Path, fault: tuple[Any, ...] | None) -> None:
         self._process = CONTEXT.Process(target=_live, args=(key.role, settings_json, log, fault))
         self._process.start()
         assert self._process.pid
@@ -54,8 +54,8 @@ class ForkedLauncher(ProcessLauncher):
 
     def __init__(self, log_path: LogPath) -> None:
         super().__init__(log_path)
-        self.faults: dict[ProcessKey, list[tuple[str, int]]] = {}
-        """Failpoints by process: each of its incarnations in turn dies at the next of them, when it is hit for so many times."""
+        self.faults: dict[ProcessKey, list[tuple[Any, ...]]] = {}
+        """Failpoints by process, as `failpoints.arm` takes them: each of its incarnations in turn has the next one."""
 
     def start(self, key: ProcessKey, settings_json: str) -> None:
         self._ended.pop(key, None)
@@ -83,14 +83,17 @@ class ForkedTrainer(Trainer):
         """For tests that plan a fault."""
 
 
-def trainer(storage: Path, task: str, fields: dict[str, Any] | None = None, **options: Any) -> ForkedTrainer:
-    """For a task by its name; `options` are `optimizer` and fields of the sections train, scaling, comm and failure, which share none."""
+def trainer(storage: Path, task: str | None, fields: dict[str, Any] | None = None, **options: Any) -> ForkedTrainer:
+    """For a task by its name, or None and the option `loop`.
+
+    `options` are `optimizer`, `timeouts` and fields of the sections train, scaling, comm and failure, which share none.
+    """
 
     def of(section: Any) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name in section.__dataclass_fields__}
 
     config = Config(
-        task=TaskConfig(name=task, fields=fields or {}),
+        task=TaskConfig(name=task, fields=fields or {}) if task else None,
         train=TrainConfig(**of(TrainConfig)),
         optimizer=options.get("optimizer", OptimizerConfig()),
         scaling=ScalingConfig(**of(ScalingConfig)),
@@ -98,7 +101,7 @@ def trainer(storage: Path, task: str, fields: dict[str, Any] | None = None, **op
         failure=FailureConfig(**of(FailureConfig)),
         run=RunConfig(storage_path=str(storage)),
     )
-    return ForkedTrainer.from_config(config, quiet=True, timeouts=Timeouts(heartbeat_s=0.2))
+    return ForkedTrainer.from_config(config, quiet=True, timeouts=options.get("timeouts", Timeouts(heartbeat_s=0.2)))
 
 
 def train(storage: Path, task: str, fields: dict[str, Any] | None = None, **options: Any) -> Result:
@@ -106,7 +109,7 @@ def train(storage: Path, task: str, fields: dict[str, Any] | None = None, **opti
     return trainer(storage, task, fields, **options).fit()
 
 
-def _live(role: str, settings_json: str, log: Path, fault: tuple[str, int] | None) -> None:
+def _live(role: str, settings_json: str, log: Path, fault: tuple[Any, ...] | None) -> None:
     from ps import failpoints
     from ps.logs import configure_logging
     from ps.server import serve

@@ -20,13 +20,14 @@ OPTIMIZERS = {
     "adam": OptimizerConfig(name="adam", lr=0.01),
     "two phases": OptimizerConfig(name="sgd", lr=0.1, momentum=0.9, max_grad_norm=0.05),
 }
-Point = tuple[str, int]
-"""A failpoint, and at which hit it kills."""
+Point = tuple[str, int] | tuple[str, int, int]
+"""A failpoint, at which hit it acts, and by which signal if not by SIGKILL."""
 
 
-def run(storage: Path, optimizer: str, faults: dict[ProcessKey, list[Point]]) -> Result:
-    """Two workers, two servers, twelve steps in four epochs; the incarnations of each process die where `faults` says."""
-    made = trainer(storage, NOISY, batch_size=4, epochs=4, optimizer=OPTIMIZERS[optimizer])
+def run(storage: Path, optimizer: str, faults: dict[ProcessKey, list[Point]], loop: str | None = None, **options: Any) -> Result:
+    """Two workers, two servers, twelve steps in four epochs; the incarnations of each process die where `faults` says. Trains
+    the task above, or an own loop."""
+    made = trainer(storage, None if loop else NOISY, batch_size=4, epochs=4, optimizer=OPTIMIZERS[optimizer], loop=loop, **options)
 
     def prepare(launcher: ForkedLauncher, rundir: RunDirectory) -> None:
         launcher.faults = {key: list(its) for key, its in faults.items()}
@@ -47,10 +48,10 @@ def bits_of(result: Result) -> dict[str, Any]:
 
 
 @cache
-def undisturbed(optimizer: str) -> dict[str, Any]:
+def undisturbed(optimizer: str, loop: str | None = None) -> dict[str, Any]:
     """The bits of the run in which nobody dies."""
     with TemporaryDirectory() as storage:
-        return bits_of(run(Path(storage), optimizer, {}))
+        return bits_of(run(Path(storage), optimizer, {}, loop))
 
 
 def deaths_of(result: Result) -> list[str]:

@@ -82,6 +82,30 @@ def noisy_accumulated(ctx: Context) -> None:
         opt.step(weight=len(sampler(step)), divide=True)
 
 
+def noisy_with_reports(ctx: Context) -> None:
+    """`Noisy`, with a report after every third step and one after the last."""
+    task = Noisy()
+    model, data = task.model(), task.train_data()
+    sampler = ctx.sampler(len(data))
+    opt = ctx.optimizer(model)
+    for step in ctx.steps():
+        batch = data.batch(sampler(step))
+        opt.zero_grad()
+        if len(batch[0]):
+            task.loss(model, batch).backward()
+        opt.step(weight=len(batch[0]))
+        if step % 3 == 1:
+            ctx.report({"size": float(sum(p.detach().abs().sum() for p in model.parameters())), "rank": ctx.rank})
+    ctx.report({"end": 1.0})
+
+
+def counts_its_own_steps(ctx: Context) -> None:
+    """Does not ask where the run stands."""
+    opt = ctx.optimizer(nn.Linear(2, 1))
+    for _ in range(12):
+        opt.step(weight=0)
+
+
 def leaves_without_training(ctx: Context) -> None:
     """Joins, and looks on."""
     ctx.sampler(10)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from deploy.launch.base import ProcessKey
+from ps.errors import ConfigError
 from ps.failpoints import POINTS
 from tests.deploy.killing import W0, W1, Point, bits_of, deaths_of, run, undisturbed
 
@@ -42,6 +43,26 @@ def test_both_workers_die_at_once_and_one_again_while_it_comes_back(tmp_path: Pa
     result = run(tmp_path, "two phases", {W0: [("worker.sent", 5), ("worker.joined", 1), ("worker.sent", 1)], W1: [("worker.sent", 5)]})
     assert bits_of(result) == undisturbed("two phases")
     assert deaths_of(result) == ["worker 0"] * 3 + ["worker 1"]
+
+
+REPORTING = "tests.deploy.own_loops:noisy_with_reports"
+
+
+IN_A_LOOP: list[Point] = [("worker.reports", 2), ("worker.reported", 2), ("worker.sent", 1), ("worker.sent", 9), ("worker.reports", 5)]
+
+
+@pytest.mark.parametrize("place", IN_A_LOOP, ids=str)
+def test_a_worker_killed_in_an_own_loop_costs_neither_a_bit_nor_a_report(place: Point, tmp_path: Path) -> None:
+    result = run(tmp_path, "adam", {W1: [place]}, REPORTING)
+    assert bits_of(result) == undisturbed("adam", REPORTING)
+    assert deaths_of(result) == ["worker 1"]
+
+
+def test_a_loop_that_counts_its_own_steps_is_refused_when_it_is_started_again(tmp_path: Path) -> None:
+    result = run(tmp_path, "adam", {W1: [("worker.sent", 9)]}, "tests.deploy.own_loops:counts_its_own_steps", max_steps=12)
+    assert isinstance(result.error, ConfigError)
+    assert "rank 1 was started again and goes on at step" in str(result.error)
+    assert str(result.error).endswith("iterate over ctx.steps()")
 
 
 def test_no_failpoint_of_a_worker_is_left_out() -> None:
