@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from deploy.launch.base import Ending, Launcher, ProcessKey
 from deploy.recovery import NAMED_AFTER, Pulse, Recovery
@@ -128,6 +129,8 @@ class Watch:
         reason = self._killed.pop(key, ending.reason)
         if ending.code and not has_registered:
             raise self._death(key, reason, ending, "")  # it would only fail again
+        if ending.lost_host and key.role == "server":
+            raise self._death(key, reason, ending, "its part of the parameters was in that host's memory")
         why_not = self._recovery.died(key, reason, step, time.monotonic())
         if why_not is not None:
             raise self._death(key, reason, ending, why_not)
@@ -156,18 +159,20 @@ class Watch:
         for key in frozen:
             self._kill(key, f"gave no sign of life for {frozen_s:g} s and was killed")
         for key, (_, since) in self._restarted.items():
-            if key not in self._killed and time.monotonic() - since > self._timeouts.start_s and not self._has_registered(key):
-                self._kill(key, f"did not register within {self._timeouts.start_s:g} s and was killed")
+            if time.monotonic() - since > self._timeouts.start_s and not self._has_registered(key):
+                raise ProcessDied(f"{key} was started again, but did not register within {self._timeouts.start_s:g} s; see {self._log(key)}")
 
     def _kill(self, key: ProcessKey, reason: str) -> None:
         self._killed[key] = reason
         self._launcher.kill(key)
 
     def _death(self, key: ProcessKey, reason: str, ending: Ending, why: str) -> ProcessDied:
-        log_file = self._rundir.process_log(key.role, key.index)
         words = ending.last_words.splitlines()
         last = f"; its last words: {words[-1].strip()}" if words else ""
-        return ProcessDied(f"{key} {reason}{last}{f' ({why})' if why else ''}; see {log_file}")
+        return ProcessDied(f"{key} {reason}{last}{f' ({why})' if why else ''}; see {self._log(key)}")
+
+    def _log(self, key: ProcessKey) -> Path:
+        return self._rundir.process_log(key.role, key.index)
 
     def _unregistered(self) -> str:
         missing = [str(key) for key in self._expected() if (key.role, key.index) not in self._control.incarnations]

@@ -1,5 +1,6 @@
 """The shell around a worker or a server process inside a Ray cluster."""
 
+import contextlib
 import json
 import os
 import socket
@@ -64,6 +65,20 @@ class ProcessActor:
             sys.stdout.flush()
             sys.stderr.flush()
         return code
+
+
+def process_at(pid: int, start_s: float) -> psutil.Process | None:
+    """The process that has begun at `start_s`; None if the pid is another's by now. Raises NoSuchProcess."""
+    process = psutil.Process(pid)
+    return process if process.create_time() == start_s else None
+
+
+def kill_process(pid: int, start_s: float) -> None:
+    """Kills a process of this host."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = process_at(pid, start_s)
+        if process:
+            process.kill()
 
 
 def _reads(path: Path, text: str) -> bool:

@@ -39,6 +39,8 @@ class Ending:
     """Continues the sentence "worker 0 ...", for example "was killed by SIGKILL"."""
     last_words: str
     """Last lines that are not empty of its log; may be empty."""
+    lost_host: bool = False
+    """Whether its host has gone with it, and the memory there."""
 
 
 class Launcher(Protocol):

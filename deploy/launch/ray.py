@@ -17,15 +17,15 @@ import psutil
 import ray
 from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from deploy.launch.base import Ending, LogPath, ProcessKey, Role, last_words, module_path
 from deploy.launch.code import as_on_nodes, stage
 from deploy.launch.fit import Resources, check_fit, placement
-from deploy.launch.ray_errors import death, refused, require_listener
+from deploy.launch.ray_errors import death, lost_node, refused, require_listener
 from deploy.launch.storage import SharedStorage
 from ps.errors import ConfigError, ResourcesMissing
-from workers.ray_actor import Place, ProcessActor
+from workers.ray_actor import Place, ProcessActor, kill_process, process_at
 
 TARGETS: Mapping[Role, str] = {"server": "ps.server:serve", "worker": "workers.worker:work"}
 _IN_SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -150,10 +150,13 @@ class RayLauncher:
 
     def kill(self, key: ProcessKey) -> None:
         if key in self._actors and key not in self._ended:
-            process = self._process(key)
+            place = self._place(key)
             ray.kill(self._actors[key])
-            if process:
+            if place and (process := self._process(key)):
                 _kill([process])
+            elif place:  # a stopped process does not obey Ray
+                on_its_node = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+                ray.remote(kill_process).options(num_cpus=0, scheduling_strategy=on_its_node).remote(place.pid, place.start_s)
 
     def cpu_s(self, key: ProcessKey) -> float | None:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -218,7 +221,7 @@ class RayLauncher:
             reason = death(str(error), init_failed=error.actor_init_failed)
             if error.actor_init_failed:
                 return Ending(1, reason, words)
-            return Ending(None, reason + self._where(key), words)
+            return Ending(None, reason + self._where(key), words, lost_host=lost_node(str(error)))
         except RayTaskError as error:
             return Ending(1, f"raised {type(error.cause).__name__}: {error.cause}", words)
         return Ending(code, "ended normally" if code == 0 else f"exited with code {code}", words)
@@ -250,9 +253,7 @@ class RayLauncher:
         place = self._place(key)
         if place and place.node_id == ray.get_runtime_context().get_node_id():
             with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(place.pid)
-                if process.create_time() == place.start_s:
-                    return process
+                return process_at(place.pid, place.start_s)
         return None
 
     def _place(self, key: ProcessKey) -> Place | None:

@@ -30,6 +30,11 @@ def _no_cluster(address: str) -> Unreachable:
     return Unreachable(f"no Ray cluster answers at {address}: start one there (`ray start --head`), or leave out the address for a local one")
 
 
+def lost_node(message: str) -> bool:
+    """Whether an actor's death is that of its node."""
+    return "node has died" in message or "node was terminated" in message
+
+
 def death(message: str, *, init_failed: bool) -> str:
     """Continues the sentence "worker 0 ..." from the text of an actor's death: Ray cannot tell the signal that ended a process,
     only that its connection broke."""
@@ -40,6 +45,6 @@ def death(message: str, *, init_failed: bool) -> str:
         return f"could not start{f' on {node[1]}' if node else ''}: {words}{remedy}"
     if "node running low on memory" in message:
         return "was killed by Ray because its host ran out of memory"
-    if "node has died" in message or "node was terminated" in message:
+    if lost_node(message):
         return "was lost with its Ray node"
     return "was killed or has crashed"

@@ -1,0 +1,41 @@
+"""Servers and workers that come with a failpoint, for launchers that start them by the name of a function."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ps import failpoints
+from ps.server import serve as real_serve
+from workers.worker import work as real_work
+
+
+def plan(run: str, faults: dict[str, list[tuple[Any, ...]]]) -> None:
+    """What the incarnations of a process ("worker-1") are armed with, one after the other."""
+    _folder(run).mkdir()
+    for name, its in faults.items():
+        (_folder(run) / name).write_text(json.dumps(its))
+
+
+def serve(settings_json: str) -> int:
+    settings = json.loads(settings_json)
+    _arm(settings["run_id"], f"server-{settings['shard']}")
+    return real_serve(settings_json)
+
+
+def work(settings_json: str) -> int:
+    settings = json.loads(settings_json)
+    _arm(settings["run_id"], f"worker-{settings['rank']}")
+    return real_work(settings_json)
+
+
+def _arm(run_id: str, name: str) -> None:
+    file = _folder(run_id.rpartition("-")[0]) / name
+    left = json.loads(file.read_text()) if file.exists() else []
+    if left:
+        failpoints.arm(*left[0])
+        file.write_text(json.dumps(left[1:]))
+
+
+def _folder(run: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"pserver-faults-{run}"

@@ -1,0 +1,71 @@
+"""The deaths of actors: the driver starts new ones, in the same places, and the run goes on to the same bits."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.config import RunConfig, ScalingConfig
+from deploy.console import Console
+from deploy.launch.base import ProcessKey
+from deploy.launch.ray import RayLauncher
+from deploy.result import Result
+from deploy.rundir import RunDirectory
+from deploy.trainer import Trainer
+from ps.config import Timeouts
+from tests.deploy import armed
+from tests.deploy.killing import OPTIMIZERS, bits_of, deaths_of, undisturbed
+from tests.deploy.leftovers import segments_of
+from tests.deploy.own_loops import Noisy
+from workers.config import TrainConfig
+
+ARMED = {"server": "tests.deploy.armed:serve", "worker": "tests.deploy.armed:work"}
+
+
+class ArmedTrainer(Trainer):
+    """On Ray; the processes are armed with `faults`."""
+
+    faults: dict[str, list[tuple[Any, ...]]]
+
+    def _make_launcher(self, rundir: RunDirectory, console: Console) -> RayLauncher:
+        armed.plan(rundir.name, self.faults)
+
+        def log_path(key: ProcessKey) -> Path:
+            return rundir.process_log(key.role, key.index)
+
+        return RayLauncher(log_path, num_workers=2, num_servers=2, targets=ARMED)
+
+
+def run(storage: Path, faults: dict[str, list[tuple[Any, ...]]]) -> Result:
+    made = ArmedTrainer(
+        Noisy(),
+        train_config=TrainConfig(batch_size=4, epochs=4),
+        optimizer=OPTIMIZERS["two phases"],
+        scaling_config=ScalingConfig(num_workers=2, num_servers=2),
+        run_config=RunConfig(storage_path=str(storage)),
+        quiet=True,
+        timeouts=Timeouts(heartbeat_s=0.2, frozen_after_s=3.0),
+    )
+    made.faults = faults
+    result = made.fit()
+    assert not segments_of(result.path)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("faults", "died"),
+    [
+        ({"worker-1": [("worker.sent", 5)]}, ["worker 1"]),
+        ({"server-0": [("shard.written", 4)]}, ["server 0"]),
+        ({"server-1": [("shard.recorded", 2)], "worker-0": [("worker.landed", 7)]}, ["server 1", "worker 0"]),
+        ({"server-1": [("shard.applied", 5, signal.SIGSTOP)], "worker-0": [("worker.sent", 9, signal.SIGSTOP)]}, ["server 1", "worker 0"]),
+    ],
+    ids=str,
+)
+def test_actors_that_die_or_stop_are_replaced_and_no_bit_changes(
+    faults: dict[str, list[tuple[Any, ...]]], died: list[str], tmp_path: Path, ray_cluster: str
+) -> None:
+    result = run(tmp_path, faults)
+    assert bits_of(result) == undisturbed("two phases")
+    assert deaths_of(result) == died
