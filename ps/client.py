@@ -67,16 +67,23 @@ class Client:
         link = Link(comm.link_bytes_per_s())
         shards = layout.shards
         self._lines = [Line(a, shards[a.shard], link, member=member, run_id=run_id, token=token, timeouts=timeouts, comm=comm) for a in servers]
-        self._frames = [[run for run in s.frames(comm.frame_bytes) if run.stop <= s.num_versioned] for s in shards]
+        self._comm = comm
         # guards everything below and the lines; notified by the receiving threads
         self._changed = threading.Condition()
-        self._exchange = Exchange(member.rank, self._frames, [s.tensor[: s.num_versioned] for s in shards], comm.window_frames)
+        self._exchange = self._planned()
         self._relay = NormRelay(len(shards))
         self._clock = StepClock(member.rank, len(shards))
         self._contribution: Contribution
         """What is pushed in the step."""
         self._error: PserverError | None = None
         self._broken: set[int] = set()
+
+    def _planned(self) -> Exchange:
+        """The frames of a step, as the lines are."""
+        comm, shards = self._comm, self.layout.shards
+        sizes = [comm.bytes_of_frame(shared=line.pushes_shared) for line in self._lines]
+        self._frames = [[run for run in shard.frames(size) if run.stop <= shard.num_versioned] for shard, size in zip(shards, sizes, strict=True)]
+        return Exchange(self.member.rank, self._frames, [shard.tensor[: shard.num_versioned] for shard in shards], comm.window_frames)
 
     # -- join, init, pull ------------------------------------------------------------------------------------
 
@@ -97,6 +104,8 @@ class Client:
             shared=self._segment.offer if self._segment else None,
         )
         versions = [self._rejoin.join(line) for line in self._lines]
+        with self._changed:
+            self._exchange = self._planned()
         return min((version for version in versions if version != EMPTY), default=0)
 
     def init(self, values: Bytes) -> None:

@@ -24,14 +24,16 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+FRAME_BYTES = 1 << 20
+SHARED_FRAME_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommConfig:
     """How frames travel."""
 
-    frame_bytes: int = 1 << 20
-    """Payload of a frame, 4 KiB to 4 MiB; rounded down to whole chunks, at least one."""
+    frame_bytes: int | None = None
+    """Payload of a frame, 4 KiB to 8 MiB; rounded down to whole chunks, at least one. None: 8 MiB where it stays in shared memory, else 1 MiB."""
     window_frames: int = 8
     """Frames a worker may have on their way to all shards together, >= 1."""
     out_of_order_bytes: int = 256 << 20
@@ -53,7 +55,8 @@ class CommConfig:
     """Ports they listen on, for example "20000-20100": two per server and one for the driver on each host. None: any free ones."""
 
     def __post_init__(self) -> None:
-        require(4096 <= self.frame_bytes <= 4 << 20, "comm.frame_bytes", self.frame_bytes, "4096 <= value <= 4194304")
+        if self.frame_bytes is not None:
+            require(4096 <= self.frame_bytes <= 8 << 20, "comm.frame_bytes", self.frame_bytes, "4096 <= value <= 8388608")
         require(self.window_frames >= 1, "comm.window_frames", self.window_frames, ">= 1")
         require(self.out_of_order_bytes >= 0, "comm.out_of_order_bytes", self.out_of_order_bytes, ">= 0")
         for key, rate in [("comm.bandwidth", self.bandwidth), *((f"comm.server_bandwidth.{i}", r) for i, r in self.server_bandwidth.items())]:
@@ -73,6 +76,10 @@ class CommConfig:
     def ports(self) -> range | None:
         """The ports of `port_range`."""
         return None if self.port_range is None else parse_ports(self.port_range)
+
+    def bytes_of_frame(self, *, shared: bool) -> int:
+        """Payload of a frame that travels, or stays in shared memory."""
+        return self.frame_bytes or (SHARED_FRAME_BYTES if shared else FRAME_BYTES)
 
     @property
     def may_share(self) -> bool:

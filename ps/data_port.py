@@ -94,7 +94,7 @@ class DataPort:
             if wire not in CASTS:
                 raise MalformedFrame(f"a pull in format {wire!r}, which is not one of {', '.join(CASTS)}")
             stop = request.first_chunk + request.num_chunks if request.num_chunks else len(shard.layout)
-            for frame_run in shard.layout.frames(self._comm.frame_bytes):
+            for frame_run in shard.layout.frames(self._comm.bytes_of_frame(shared=False)):
                 run = Run(max(frame_run.first, request.first_chunk), min(frame_run.stop, stop))
                 if run.first < run.stop:
                     data = await self._in_thread(shard.encode_params, version, run, wire)

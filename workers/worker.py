@@ -21,6 +21,7 @@ from workers.config import WorkerSettings
 from workers.context import run_loop
 from workers.device import operations_named
 from workers.loop import train
+from workers.memory import keep_freed_memory
 from workers.session import Session
 from workers.task import load_task
 
@@ -51,6 +52,7 @@ class Worker:
         """Registers, joins, trains and says goodbye. An error is reported to the driver and raised."""
         settings = self.settings
         torch.set_num_threads(settings.train.num_threads)
+        keep_freed_memory()
         servers = self._control.register(environment(settings.train.num_threads), timeout_s=settings.timeouts.start_s)
         hit("worker.registered")
         log.info("rank %d of run %s works with %d servers", settings.rank, settings.run_id, len(servers))

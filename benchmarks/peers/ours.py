@@ -49,7 +49,7 @@ def _training(ctx: Context, workload: Workload) -> Step:
 
     def step() -> None:
         next(steps)
-        optimizer.zero_grad()
+        optimizer.zero_grad(weight=workload.batch)
         workload.loss(model, ctx.rank).backward()
         optimizer.step(weight=workload.batch)
 
