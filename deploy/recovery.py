@@ -6,7 +6,7 @@ from typing import Any
 
 from deploy.launch.base import ProcessKey
 
-DEATHS_AT_ONE_STEP = 5
+DEATHS_AT_ONE_STEP = 10
 """A process that dies so often while the run stands at one step will die there for ever."""
 NAMED_AFTER = 1 / 3
 """Part of the time to a silent process' end after which it is named."""

@@ -72,7 +72,7 @@ class FailureConfig:
 
     max_failures: int | None = None
     """Deaths of workers and servers that are made good by starting the process again, >= 0; the next one ends the run. None: any number,
-    unless one process dies five times at the same step."""
+    unless one process dies ten times at the same step."""
 
     def __post_init__(self) -> None:
         if self.max_failures is not None and self.max_failures < 0:

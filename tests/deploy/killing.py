@@ -24,13 +24,22 @@ Point = tuple[str, int] | tuple[str, int, int]
 """A failpoint, at which hit it acts, and by which signal if not by SIGKILL."""
 
 
-def run(storage: Path, optimizer: str, faults: dict[ProcessKey, list[Point]], loop: str | None = None, **options: Any) -> Result:
-    """Two workers, two servers, twelve steps in four epochs; the incarnations of each process die where `faults` says. Trains
-    the task above, or an own loop."""
+def run(
+    storage: Path,
+    optimizer: str,
+    faults: dict[ProcessKey, list[Point]],
+    loop: str | None = None,
+    *,
+    killed_at_once: ProcessKey | None = None,
+    **options: Any,
+) -> Result:
+    """Two workers, two servers, twelve steps in four epochs, of the task above or an own loop; the incarnations of each process
+    die where `faults` says."""
     made = trainer(storage, None if loop else NOISY, batch_size=4, epochs=4, optimizer=OPTIMIZERS[optimizer], loop=loop, **options)
 
     def prepare(launcher: ForkedLauncher, rundir: RunDirectory) -> None:
         launcher.faults = {key: list(its) for key, its in faults.items()}
+        launcher.victim = killed_at_once
 
     made.prepare = prepare  # type: ignore[method-assign]
     with nothing_left():

@@ -89,7 +89,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_step_is_named(tmp_path: Path) -> 
     with nothing_left():
         result = train(tmp_path, BROKEN, {"how": "suicide"}, **ENDLESS)
     assert str(result.error).startswith("worker 1 was killed by SIGKILL; its last words: ")
-    assert "(it has died 5 times at step " in str(result.error)
+    assert "(it has died 10 times at step " in str(result.error)
     assert {death["process"] for death in json.loads((result.path / "summary.json").read_text())["failures"]} == {"worker 1"}
 
 

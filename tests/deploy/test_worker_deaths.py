@@ -7,7 +7,7 @@ import pytest
 from deploy.launch.base import ProcessKey
 from ps.errors import ConfigError
 from ps.failpoints import POINTS
-from tests.deploy.killing import W0, W1, Point, bits_of, deaths_of, run, undisturbed
+from tests.deploy.killing import S1, W0, W1, Point, bits_of, deaths_of, run, undisturbed
 
 PLACES: list[Point] = [
     ("worker.registered", 1),
@@ -37,6 +37,13 @@ def test_workers_that_die_after_their_last_step_are_no_failures(tmp_path: Path) 
     result = run(tmp_path, "adam", {W0: [("worker.finished", 1)], W1: [("worker.finished", 1)]})
     assert bits_of(result) == undisturbed("adam")
     assert deaths_of(result) == []
+
+
+@pytest.mark.parametrize("victim", [W0, S1], ids=str)
+def test_a_process_killed_before_it_has_registered_is_started_again(victim: ProcessKey, tmp_path: Path) -> None:
+    result = run(tmp_path, "adam", {}, killed_at_once=victim)
+    assert bits_of(result) == undisturbed("adam")
+    assert deaths_of(result) == [str(victim)]
 
 
 def test_both_workers_die_at_once_and_one_again_while_it_comes_back(tmp_path: Path) -> None:

@@ -75,3 +75,15 @@ def test_the_first_failure_counts() -> None:
     control.fail(first)
     control.fail(Failure(0, "Unreachable", "server 0", ""))
     assert control.failure is first
+
+
+def test_signs_of_life_are_the_newest_incarnations() -> None:
+    control = Control(num_workers=2, num_servers=1)
+    control.register("worker", 1)
+    control.beat("worker", 1, 7)
+    assert (control.beats, control.steps, control.newest_step) == ({("worker", 1): 1}, {("worker", 1): 7}, 7)
+    control.lose("worker", 1)
+    assert (control.beats, control.steps, control.newest_step) == ({}, {}, 7)
+    control.register("worker", 1)
+    control.beat("worker", 1, 0)
+    assert (control.beats, control.steps, control.newest_step) == ({("worker", 1): 1}, {("worker", 1): 0}, 7)

@@ -7,7 +7,7 @@ from queue import SimpleQueue
 import pytest
 
 from protos import pserver_pb2 as pb
-from ps.control import EpochSums
+from ps.control import EpochSums, ServerAddress
 from ps.control_service import Heart
 from ps.errors import Fenced, MalformedFrame, Stopped
 from ps.ledger import RowBuffer, ServerRow
@@ -71,6 +71,27 @@ def test_a_waiting_report_ends_when_the_run_stops(driver: Driver) -> None:
     assert client.heartbeat(0, []) is True
 
 
+def test_a_server_is_located_where_its_newest_incarnation_is_and_nowhere_between_two(driver: Driver) -> None:
+    worker = driver.client(0)
+    assert worker.locate(0) == ServerAddress(0, "data:1", "control:2")
+    driver.control.lose("server", 0)
+    assert worker.locate(0) is None
+    driver.control.register("server", 0, ServerAddress(0, "data:3", "control:4"))
+    assert worker.locate(0) == ServerAddress(0, "data:3", "control:4")
+    driver.servicer.stop()
+    with pytest.raises(Stopped):
+        worker.locate(0)
+    driver.server.stop(0).wait()
+    assert worker.locate(0) is None, "a driver that does not answer may do so later"
+
+
+def test_who_pauses_is_woken_by_the_end_of_the_run(driver: Driver) -> None:
+    driver.servicer.pause(0.01)
+    threading.Timer(0.05, driver.servicer.stop).start()
+    with pytest.raises(Stopped):
+        driver.servicer.pause(50.0)
+
+
 def test_an_older_incarnation_is_fenced_from_reports_and_heartbeats(driver: Driver) -> None:
     old, _ = driver.client(0), driver.client(0)
     for call in (lambda: old.heartbeat(1, []), lambda: old.report_finished(1), lambda: old.report_failed("E", "x", "")):
@@ -131,6 +152,15 @@ def test_a_fenced_process_is_told_so(driver: Driver) -> None:
     driver.client(0)
     assert "incarnation 1 is not the newest" in chest.reasons.get(timeout=10)
     chest.heart.stop()
+
+
+def test_a_fenced_process_may_end_in_another_way_than_at_the_end_of_the_run(driver: Driver) -> None:
+    fenced: SimpleQueue[str] = SimpleQueue()
+    chest = Chest(driver, on_fenced=fenced.put)
+    driver.client(0)
+    assert "incarnation 1 is not the newest" in fenced.get(timeout=10)
+    chest.heart.stop()
+    assert chest.reasons.empty()
 
 
 def test_an_orphan_is_told_after_its_time_and_keeps_its_rows(driver: Driver) -> None:

@@ -158,6 +158,24 @@ def test_a_decision_survives_and_is_valid_only_when_it_is_whole() -> None:
     assert (survivor.decided, survivor.rate_factor) == (7, 0.25)
 
 
+def test_a_decision_that_is_cut_short_leaves_the_one_before() -> None:
+    class Killed(Exception):
+        """In the middle of a decision."""
+
+    class DiesWhenRead:
+        def __float__(self) -> float:
+            raise Killed
+
+    memory, store = initialised()
+    for version, factor in ((3, 0.5), (6, 0.25), (9, 0.125)):
+        before = (store.decided, store.rate_factor)
+        with pytest.raises(Killed):
+            store.decide(version, DiesWhenRead())  # type: ignore[arg-type]
+        assert (attach(memory).decided, attach(memory).rate_factor) == before
+        store.decide(version, factor)
+        assert (attach(memory).decided, attach(memory).rate_factor) == (version, factor)
+
+
 def test_frozen_chunks_have_one_copy_and_no_word() -> None:
     _, store = initialised()
     frozen = SHARD.blocks[-1].run
