@@ -110,6 +110,7 @@ class Driver:
             check_plaintext(host, allowed=self._config.security.allow_plaintext)
             port = bind_within(server, host, self._config.comm.ports)
             server.start()
+            self._rundir.write_control(f"{host}:{port}", self._run_id, self._token)
             self._start(f"{host}:{port}")
             self._wait_for_processes()
             self._aside("the workers to join", self._begin)
@@ -119,6 +120,7 @@ class Driver:
             try:
                 self._end_processes()
             finally:  # a second Ctrl-C may come at any time
+                self._rundir.control.unlink(missing_ok=True)
                 self.window = self._ledger.close()
                 if server:
                     server.stop(0.5).wait(2)

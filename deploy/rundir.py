@@ -94,6 +94,16 @@ class RunDirectory:
     def process_log(self, role: Literal["worker", "server"], index: int) -> Path:
         return self.logs / f"{role}-{index}.log"
 
+    @property
+    def control(self) -> Path:
+        """Where the driver listens, and the secret of the run: for its owner only, while the run goes on."""
+        return self.path / ".control.json"
+
+    def write_control(self, address: str, run_id: str, token: str) -> None:
+        file = os.open(self.control, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(file, "w") as text:
+            json.dump({"address": address, "run_id": run_id, "token": token}, text)
+
     def weights(self, which: Weights) -> Path:
         return self.weights_folder / f"{which}.safetensors"
 

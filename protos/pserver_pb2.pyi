@@ -356,27 +356,67 @@ class LocateReply(_message.Message):
     server: ServerAddress
     def __init__(self, server: _Optional[_Union[ServerAddress, _Mapping]] = ...) -> None: ...
 
+class InspectRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class InspectReply(_message.Message):
+    __slots__ = ("processes",)
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    processes: _containers.RepeatedCompositeFieldContainer[ProcessState]
+    def __init__(self, processes: _Optional[_Iterable[_Union[ProcessState, _Mapping]]] = ...) -> None: ...
+
+class ProcessState(_message.Message):
+    __slots__ = ("role", "index", "environment", "step", "doing", "waits_for", "silent_s", "stacks", "is_away")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DOING_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    SILENT_S_FIELD_NUMBER: _ClassVar[int]
+    STACKS_FIELD_NUMBER: _ClassVar[int]
+    IS_AWAY_FIELD_NUMBER: _ClassVar[int]
+    role: Role
+    index: int
+    environment: Environment
+    step: int
+    doing: str
+    waits_for: _containers.RepeatedScalarFieldContainer[int]
+    silent_s: float
+    stacks: str
+    is_away: bool
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., step: _Optional[int] = ..., doing: _Optional[str] = ..., waits_for: _Optional[_Iterable[int]] = ..., silent_s: _Optional[float] = ..., stacks: _Optional[str] = ..., is_away: bool = ...) -> None: ...
+
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("role", "index", "incarnation", "step", "rows", "exchanging")
+    __slots__ = ("role", "index", "incarnation", "step", "rows", "exchanging", "doing", "waits_for", "stacks")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     EXCHANGING_FIELD_NUMBER: _ClassVar[int]
+    DOING_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    STACKS_FIELD_NUMBER: _ClassVar[int]
     role: Role
     index: int
     incarnation: int
     step: int
     rows: _containers.RepeatedScalarFieldContainer[str]
     exchanging: bool
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., step: _Optional[int] = ..., rows: _Optional[_Iterable[str]] = ..., exchanging: bool = ...) -> None: ...
+    doing: str
+    waits_for: _containers.RepeatedScalarFieldContainer[int]
+    stacks: str
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., step: _Optional[int] = ..., rows: _Optional[_Iterable[str]] = ..., exchanging: bool = ..., doing: _Optional[str] = ..., waits_for: _Optional[_Iterable[int]] = ..., stacks: _Optional[str] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("stop",)
+    __slots__ = ("stop", "wants_stacks")
     STOP_FIELD_NUMBER: _ClassVar[int]
+    WANTS_STACKS_FIELD_NUMBER: _ClassVar[int]
     stop: bool
-    def __init__(self, stop: bool = ...) -> None: ...
+    wants_stacks: bool
+    def __init__(self, stop: bool = ..., wants_stacks: bool = ...) -> None: ...
 
 class ReportRequest(_message.Message):
     __slots__ = ("member", "event", "version", "validation_names", "validation_sums", "training_names", "training_sums", "error_type", "error", "traceback")

@@ -77,6 +77,8 @@ class Client:
         """What is pushed in the step."""
         self._error: PserverError | None = None
         self._broken: set[int] = set()
+        self.doing: str | None = None
+        """What the thread that uses us waits for, for people; None: for nothing."""
 
     def _planned(self) -> Exchange:
         """The frames of a step, as the lines are."""
@@ -193,7 +195,9 @@ class Client:
                 broken = sorted(self._broken)
                 if not broken:
                     if done():
+                        self.doing = None
                         return
+                    self.doing = f"waits for the next version of {len(self._exchange.missing())} tensors"
                     self._wait_for_news()
             for index in broken:
                 self._reopen(self._lines[index])
@@ -237,6 +241,7 @@ class Client:
     def _reopen(self, line: Line) -> None:
         """A stream broke: joins that shard again (same incarnation) and pushes again what has not landed."""
         log.warning("stream to server %d broke: joining again", line.index)
+        self.doing = f"looks for server {line.index}, whose stream broke"
         version = self._rejoin.join(line)
         if version < self._exchange.step:
             raise VersionGone(f"server {line.index} came back with version {version} instead of {self._exchange.step}: its memory is lost")

@@ -19,8 +19,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from protos import pserver_pb2 as pb
 from ps.addresses import listen_host
 from ps.config import ServerSettings, from_json
+from ps.control_client import ControlClient, Heart, Progress
 from ps.control_port import ControlPort
-from ps.control_service import ControlClient, Heart
 from ps.data_port import DataPort
 from ps.errors import ConfigError, PserverError, Stopped
 from ps.failpoints import hit
@@ -149,7 +149,7 @@ def _attach(server: Server) -> Heart:
     heart = Heart(
         client,
         server.rows,
-        lambda: (server.host.version, False),
+        lambda: Progress(server.host.version, waits_for=sorted(server.host.waits_for())),
         server.host.request_stop,
         on_fenced=server.host.yield_place,
         every_s=settings.timeouts.heartbeat_s,

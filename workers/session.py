@@ -9,7 +9,7 @@ from torch import nn
 
 from ps.client import Client
 from ps.control import EpochSums, ServerAddress
-from ps.control_service import ControlClient
+from ps.control_client import ControlClient, Progress
 from ps.errors import Stopped, VersionGone
 from ps.failpoints import hit
 from ps.layout import Layout
@@ -50,6 +50,7 @@ class Session:
         self.layers: Layers
         self.pushes: Pushes
         self._progress = 0, False
+        self._doing = "prepares its model and data"
         self._unsettled: Contribution | None = None
         """What has been pushed, until the version that it makes is installed."""
         self._client: Client | None = None
@@ -61,6 +62,7 @@ class Session:
         `own_loop`: the model and its gradients may be looked at at any time, not only by a GradientStep.
         Raises ConfigError, ModelMismatch, Unreachable, Stopped.
         """
+        self._doing = "joins the servers"
         settings = self.settings
         check_device(model, self.device)
         self.plan = plan
@@ -87,6 +89,7 @@ class Session:
             log.info("a version went while it was pulled: joining again")
         bound.install(self.version)
         hit("worker.installed")
+        self._doing = "computes"
         self.layers = Layers(bound, self, self.spans, layerwise=settings.train.overlap and not own_loop)
         self.pushes = Pushes(bound, self, self.spans, early=settings.train.overlap, keeps_gradients=own_loop)
         self.spans.take()
@@ -174,9 +177,10 @@ class Session:
         self._progress = self.version, False
 
     @property
-    def progress(self) -> tuple[int, bool]:
-        """The step, and whether it is being exchanged: then this rank will neither report nor end at that version."""
-        return self._progress
+    def progress(self) -> Progress:
+        """Where the rank is; from any thread."""
+        step, exchanging = self._progress
+        return Progress(step, exchanging, (self._client.doing if self._client else None) or self._doing)
 
     @property
     def client(self) -> Client:
@@ -189,7 +193,9 @@ class Session:
         hit("worker.reports")
         self.settle()
         self._rows.urgent.set()
+        self._doing = "has reported and waits for the others"
         stop = self._control.report_epoch(EpochSums(self.version, self.bound.epoch_sums(self.version), dict(sums)))
+        self._doing = "computes"
         hit("worker.reported")
         self.spans.take()
         return stop

@@ -8,7 +8,7 @@ import traceback
 import torch
 
 from ps.config import from_json
-from ps.control_service import ControlClient, Heart
+from ps.control_client import ControlClient, Heart, Progress
 from ps.errors import ConfigError, PserverError, Stopped, WorkerFailed
 from ps.failpoints import hit
 from ps.ledger import RowBuffer
@@ -41,7 +41,7 @@ class Worker:
         self._heart = Heart(
             self._control,
             self._rows,
-            lambda: self._session.progress if self._session else (0, False),
+            lambda: self._session.progress if self._session else Progress(0, doing="starts"),
             self.stop,
             every_s=settings.timeouts.heartbeat_s,
             orphan_after_s=settings.timeouts.orphan_after_s,

@@ -15,7 +15,8 @@ from deploy.launch.ray import RayLauncher
 from deploy.trainer import Trainer
 from ps.config import SecurityConfig, ServerSettings, Timeouts, to_json
 from ps.control import Control
-from ps.control_service import ControlClient, ControlServicer
+from ps.control_client import ControlClient
+from ps.control_service import ControlServicer
 from ps.errors import ForeignRun, ResourcesMissing, Unauthenticated, Unreachable
 from ps.security import RunGuard, call_metadata
 from ps.server import environment

@@ -3,7 +3,8 @@
 from protos import pserver_pb2 as pb
 from ps.config import Timeouts
 from ps.control import Control, Epoch, ServerAddress
-from ps.control_service import ControlClient, ControlServicer
+from ps.control_client import ControlClient
+from ps.control_service import ControlServicer
 from ps.security import RunGuard, call_metadata
 from ps.transport.rpc import Peer, bind, new_server
 from tests.ps.cluster import TOKEN

@@ -8,7 +8,7 @@ import pytest
 
 from protos import pserver_pb2 as pb
 from ps.control import EpochSums, ServerAddress
-from ps.control_service import Heart
+from ps.control_client import Heart, Progress
 from ps.errors import Fenced, MalformedFrame, Stopped
 from ps.ledger import RowBuffer, ServerRow
 from tests.ps.cluster import in_threads
@@ -68,7 +68,7 @@ def test_a_waiting_report_ends_when_the_run_stops(driver: Driver) -> None:
     threading.Thread(target=report, daemon=True).start()
     driver.servicer.stop()
     assert str(ended.get(timeout=10)) == "the run ends"
-    assert client.heartbeat(0, []) is True
+    assert client.heartbeat(Progress(0), []).stop
 
 
 def test_a_server_is_located_where_its_newest_incarnation_is_and_nowhere_between_two(driver: Driver) -> None:
@@ -94,7 +94,7 @@ def test_who_pauses_is_woken_by_the_end_of_the_run(driver: Driver) -> None:
 
 def test_an_older_incarnation_is_fenced_from_reports_and_heartbeats(driver: Driver) -> None:
     old, _ = driver.client(0), driver.client(0)
-    for call in (lambda: old.heartbeat(1, []), lambda: old.report_finished(1), lambda: old.report_failed("E", "x", "")):
+    for call in (lambda: old.heartbeat(Progress(1), []), lambda: old.report_finished(1), lambda: old.report_failed("E", "x", "")):
         with pytest.raises(Fenced, match="worker 0 incarnation 1 is not the newest, 2"):
             call()
     assert driver.control.failure is None
@@ -123,7 +123,7 @@ class Chest:
         self.reasons: SimpleQueue[str] = SimpleQueue()
         self.client = driver.client(0)
         options = {"every_s": 0.01, "orphan_after_s": 20.0, "clock": lambda: self.now} | settings
-        self.heart = Heart(self.client, self.rows, lambda: (5, False), self.reasons.put, **options)  # type: ignore[arg-type]
+        self.heart = Heart(self.client, self.rows, lambda: Progress(5, doing="rests"), self.reasons.put, **options)  # type: ignore[arg-type]
         self.heart.start()
 
 
