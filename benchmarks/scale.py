@@ -20,7 +20,7 @@ import psutil
 from benchmarks.harness import START_S, Contender, Entry, Row, Samples, gate, report, start_here
 from benchmarks.workload import parse_size
 from ps.config import OptimizerConfig, ServerSettings, to_json
-from ps.security import new_token
+from ps.credentials import new_secret
 
 MUST_PUSH_US = 400.0
 MUST_GROWTH = 1.2
@@ -113,7 +113,7 @@ def _running(workers: int, **work: Any) -> Iterator[tuple[Server, Contender]]:
     data, control = _free_ports(2)
     settings = ServerSettings(
         run_id=f"scale-{os.getpid()}",
-        token=new_token(),
+        secret=new_secret(),
         shard=0,
         num_servers=1,
         num_workers=workers,
@@ -121,7 +121,7 @@ def _running(workers: int, **work: Any) -> Iterator[tuple[Server, Contender]]:
         control_port=control,
         optimizer=OptimizerConfig(name="adam", lr=1e-3),
     )
-    where = {"data": f"127.0.0.1:{data}", "control": f"127.0.0.1:{control}", "run_id": settings.run_id, "token": settings.token}
+    where = {"data": f"127.0.0.1:{data}", "control": f"127.0.0.1:{control}", "run_id": settings.run_id, "secret": settings.secret}
     with _server(settings) as server, gate() as at:
         stubs = Contender(at, "stubs", Entry(module="stubs", members=1), start_here, workers=workers, stub=where, **work)
         try:

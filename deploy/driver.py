@@ -1,16 +1,21 @@
 """One run from its first process to its last: starts them, watches them, keeps the books, and leaves none behind."""
 
 import logging
+import secrets
 import socket
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import grpc
 
 from deploy.books import Books, metrics_of
 from deploy.config import Config, apply_batch_rule
 from deploy.console import Console
+from deploy.keys import RunKeys
 from deploy.launch.base import Launcher, ProcessKey
 from deploy.measure.reader import LedgerWriter
 from deploy.measure.text import counted
@@ -27,7 +32,8 @@ from ps.control_service import ControlServicer
 from ps.errors import NotInitialised, PserverError, Stopped
 from ps.ledger import WorkerRow, from_line
 from ps.reader import Reader
-from ps.security import RunGuard, check_plaintext, new_token
+from ps.roles import DRIVER, READER
+from ps.security import RunGuard, is_loopback
 from ps.segments import remove_segments, run_mark
 from ps.transport.rpc import bind_within, new_server
 from workers.config import RivalSettings
@@ -57,8 +63,7 @@ class Driver:
         self._console = console
         self._timeouts = timeouts
         self._rival = rival
-        self._token = new_token()
-        self._run_id = f"{rundir.name}-{new_token()[:8]}"
+        self._run_id = f"{rundir.name}-{secrets.token_hex(4)}"
         self.books = Books(config, rundir)
         self.recovery = Recovery(config.failure.max_failures)
         self.window = Window()
@@ -66,9 +71,6 @@ class Driver:
         scaling = config.scaling
         self._control = Control(num_workers=scaling.num_workers, num_servers=scaling.num_servers, home=socket.gethostname())
         self._ledger = LedgerWriter(rundir.comm, scaling.num_workers, scaling.num_servers)
-        self._reader = Reader(
-            self._run_id, self._token, scaling.num_servers, self._control.locate, timeouts, pause=lambda: self._service.pause(POLL_S)
-        )
         self._service = ControlServicer(self._control, 1, on_epoch=self._on_epoch, on_rows=self._on_rows, on_step=self._on_step)
         self._loss: float | None = None
         self._logged_s = time.monotonic()
@@ -102,16 +104,9 @@ class Driver:
             self._launcher.check()
             if self._batch_rule:
                 self._say(self._batch_rule)
-            guard = RunGuard(self._run_id, self._token)
-            scaling = self._config.scaling
-            server = new_server("control", guard, max_workers=2 * scaling.num_workers + scaling.num_servers + 8)
-            server.add_generic_rpc_handlers((self._service.handlers(),))
-            host = listen_host(self._launcher.control_host(), self._config.comm.interface)
-            check_plaintext(host, allowed=self._config.security.allow_plaintext)
-            port = bind_within(server, host, self._config.comm.ports)
-            server.start()
-            self._rundir.write_control(f"{host}:{port}", self._run_id, self._token)
-            self._start(f"{host}:{port}")
+            server, address = self._serve()
+            self._rundir.write_control(address, self._keys.credentials(READER))
+            self._start(address)
             self._wait_for_processes()
             self._aside("the workers to join", self._begin)
             self._watch.wait("training", lambda: self._control.final_version is not None)
@@ -124,17 +119,31 @@ class Driver:
                 self.window = self._ledger.close()
                 if server:
                     server.stop(0.5).wait(2)
-                self._reader.close()
+                    self._reader.close()
 
     # -- phases ----------------------------------------------------------------------------------------------
+
+    def _serve(self) -> tuple[grpc.Server, str]:
+        """Control, and its address: on loopback with tokens, elsewhere encrypted unless the user does without."""
+        config, scaling = self._config, self._config.scaling
+        host = listen_host(self._launcher.control_host(), config.comm.interface)
+        self._keys = RunKeys(self._run_id, encrypted=not (is_loopback(host) or config.security.allow_plaintext))
+        own = self._keys.credentials(DRIVER)
+        pause = partial(self._service.pause, POLL_S)
+        self._reader = Reader(own, scaling.num_servers, self._control.locate, self._timeouts, pause=pause)
+        guard = RunGuard(self._run_id, self._keys.secret)
+        server = new_server("control", guard, max_workers=2 * scaling.num_workers + scaling.num_servers + 8)
+        server.add_generic_rpc_handlers((self._service.handlers(),))
+        port = bind_within(server, host, config.comm.ports, own.tls)
+        server.start()
+        return server, f"{host}:{port}"
 
     def _start(self, control_address: str) -> None:
         """All at once: workers are told the servers when all of these have registered."""
         self._processes = Processes(
             self._config,
             self._launcher,
-            run_id=self._run_id,
-            token=self._token,
+            keys=self._keys,
             control_address=control_address,
             timeouts=self._timeouts,
             rival=self._rival,

@@ -3,7 +3,10 @@
 import json
 from collections.abc import Sequence
 
+from pydantic import TypeAdapter
+
 from deploy.rundir import RunDirectory
+from ps.credentials import Credentials
 from ps.errors import ConfigError
 from ps.inspection import ProcessState, inspect
 
@@ -17,7 +20,7 @@ def look_at(rundir: RunDirectory) -> list[ProcessState]:
         found = json.loads(rundir.control.read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"{rundir.path} is not going on: its driver has ended; see {rundir.driver_log()}") from error
-    return inspect(found["address"], found["run_id"], found["token"])
+    return inspect(found["address"], TypeAdapter(Credentials).validate_python(found["credentials"]))
 
 
 def report(states: Sequence[ProcessState]) -> list[str]:

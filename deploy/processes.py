@@ -1,8 +1,10 @@
 """The processes of a run: what each is told, and how it is started."""
 
 from deploy.config import Config
+from deploy.keys import RunKeys
 from deploy.launch.base import Launcher, ProcessKey
 from ps.config import ServerSettings, Timeouts, to_json
+from ps.roles import Role
 from workers.config import RivalSettings, WorkerSettings
 from workers.context import for_any_process
 from workers.task import load_task, task_fields, task_path
@@ -16,16 +18,14 @@ class Processes:
         config: Config,
         launcher: Launcher,
         *,
-        run_id: str,
-        token: str,
+        keys: RunKeys,
         control_address: str,
         timeouts: Timeouts,
         rival: RivalSettings | None = None,
     ) -> None:
         self._config = config
         self._launcher = launcher
-        self._run_id = run_id
-        self._token = token
+        self._keys = keys
         self._control_address = control_address
         self._timeouts = timeouts
         self._rival = rival
@@ -40,8 +40,9 @@ class Processes:
     def _server(self, key: ProcessKey) -> ServerSettings:
         config = self._config
         return ServerSettings(
-            run_id=self._run_id,
-            token=self._token,
+            run_id=self._keys.run_id,
+            secret=self._keys.secret,
+            tls=self._keys.tls(Role("server", key.index)),
             shard=key.index,
             num_servers=config.scaling.num_servers,
             num_workers=config.scaling.num_workers,
@@ -56,9 +57,11 @@ class Processes:
 
     def _worker(self, key: ProcessKey) -> WorkerSettings:
         config = self._config
+        mine = self._keys.credentials(Role("member", key.index))
         return WorkerSettings(
-            run_id=self._run_id,
-            token=self._token,
+            run_id=mine.run_id,
+            token=mine.token,
+            tls=mine.tls,
             rank=key.index,
             num_workers=config.scaling.num_workers,
             num_servers=config.scaling.num_servers,

@@ -5,12 +5,15 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from deploy.config.suggest import hint
+from ps.credentials import Credentials
 from ps.errors import ConfigError
+from ps.key_files import write_private
 
 Weights = Literal["last", "best"]
 
@@ -96,13 +99,12 @@ class RunDirectory:
 
     @property
     def control(self) -> Path:
-        """Where the driver listens, and the secret of the run: for its owner only, while the run goes on."""
+        """Where the driver listens, and what a reader shows: for the run's owner only, while it goes on."""
         return self.path / ".control.json"
 
-    def write_control(self, address: str, run_id: str, token: str) -> None:
-        file = os.open(self.control, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(file, "w") as text:
-            json.dump({"address": address, "run_id": run_id, "token": token}, text)
+    def write_control(self, address: str, credentials: Credentials) -> None:
+        self.control.unlink(missing_ok=True)  # of a driver that was killed
+        write_private(self.control, json.dumps({"address": address, "credentials": asdict(credentials)}))
 
     def weights(self, which: Weights) -> Path:
         return self.weights_folder / f"{which}.safetensors"

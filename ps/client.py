@@ -16,6 +16,7 @@ from ps import frame
 from ps.agreement import spec_messages
 from ps.config import CommConfig, Timeouts
 from ps.control import ServerAddress
+from ps.credentials import Credentials
 from ps.errors import PserverError, Stopped, Unreachable, VersionGone
 from ps.exchange import Exchange
 from ps.failpoints import hit
@@ -47,8 +48,7 @@ class Client:
         self,
         *,
         member: pb.Member,
-        run_id: str,
-        token: str,
+        credentials: Credentials,
         layout: Layout,
         servers: Sequence[ServerAddress],
         comm: CommConfig,
@@ -66,7 +66,7 @@ class Client:
         self._rejoin = Rejoin(len(servers), timeouts, locate, self._pause)
         link = Link(comm.link_bytes_per_s())
         shards = layout.shards
-        self._lines = [Line(a, shards[a.shard], link, member=member, run_id=run_id, token=token, timeouts=timeouts, comm=comm) for a in servers]
+        self._lines = [Line(a, shards[a.shard], link, member=member, credentials=credentials, timeouts=timeouts, comm=comm) for a in servers]
         self._comm = comm
         # guards everything below and the lines; notified by the receiving threads
         self._changed = threading.Condition()

@@ -7,8 +7,10 @@ from pydantic import TypeAdapter
 
 from ps.addresses import check_interface, parse_ports
 from ps.checks import require
+from ps.credentials import Credentials, Tls, token_of
 from ps.groups import GroupConfig
 from ps.recipe import OptimizerConfig, ScheduleConfig
+from ps.roles import Role
 
 __all__ = [
     "CommConfig",
@@ -97,7 +99,7 @@ class SecurityConfig:
     """Who may talk to the run's processes."""
 
     allow_plaintext: bool = False
-    """Serve without encryption on addresses other than loopback."""
+    """Talk in the clear on addresses other than loopback too, with tokens in place of certificates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +132,10 @@ class ServerSettings:
     """Unique name of the run; every call must carry it."""
     generation: int = 1
     """Generation of the run."""
-    token: str
-    """Secret of the run; every call must carry it."""
+    secret: str | None = field(default=None, repr=False)
+    """Secret of the run: the tokens of all roles are made from it. Exactly one of this and `tls`."""
+    tls: Tls | None = None
+    """The server's certificate: every caller must have one of the same authority."""
     shard: int
     """Shard to hold."""
     num_servers: int
@@ -155,6 +159,14 @@ class ServerSettings:
     def __post_init__(self) -> None:
         require(0 <= self.shard < self.num_servers, "shard", self.shard, f"0 <= value < {self.num_servers}")
         require(self.num_workers >= 1, "num_workers", self.num_workers, ">= 1")
+        if bool(self.secret) == (self.tls is not None):
+            raise ValueError("set exactly one of secret (callers have tokens) and tls (callers have certificates)")
+
+    @property
+    def credentials(self) -> Credentials:
+        """What the server shows to the driver."""
+        token = None if self.secret is None else token_of(self.secret, Role("server", self.shard))
+        return Credentials(run_id=self.run_id, token=token, tls=self.tls)
 
 
 def parse_rate(text: str) -> float:

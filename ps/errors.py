@@ -8,7 +8,8 @@ PserverError
 ├── Fenced               a newer incarnation or generation exists
 ├── Diverged             the same contribution with other bytes
 ├── ForeignRun           another run's id
-├── Unauthenticated      no token, or another one
+├── Unauthenticated      no token and no certificate, or another run's
+├── Forbidden            the caller's role may not do that
 ├── VersionGone          the version is overwritten: join again
 ├── NotInitialised       version 0 is not there yet
 ├── NonFinite            NaN or infinity in a loss or a mean gradient
@@ -63,6 +64,10 @@ class Unauthenticated(PserverError):
     """The call carries no token or another run's token."""
 
 
+class Forbidden(PserverError):
+    """The caller is part of the run, but may not do that."""
+
+
 class VersionGone(PserverError):
     """The version asked for is overwritten; join again."""
 
@@ -104,6 +109,7 @@ STATUS: dict[type[PserverError], grpc.StatusCode] = {
     Diverged: grpc.StatusCode.DATA_LOSS,
     ForeignRun: grpc.StatusCode.FAILED_PRECONDITION,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     VersionGone: grpc.StatusCode.OUT_OF_RANGE,
     NotInitialised: grpc.StatusCode.FAILED_PRECONDITION,
     NonFinite: grpc.StatusCode.FAILED_PRECONDITION,

@@ -6,7 +6,8 @@ from typing import Literal
 
 from protos import pserver_pb2 as pb
 from ps.config import Timeouts
-from ps.security import call_metadata
+from ps.credentials import Credentials
+from ps.roles import DRIVER
 from ps.transport.rpc import Peer
 
 _Key = tuple[int, int]
@@ -37,9 +38,9 @@ class ProcessState:
         return f"{self.role} {self.index}"
 
 
-def inspect(address: str, run_id: str, token: str) -> list[ProcessState]:
+def inspect(address: str, credentials: Credentials) -> list[ProcessState]:
     """All processes of the run whose driver listens at `address`, servers first. Raises Unreachable."""
-    peer = Peer("the driver", address, call_metadata(run_id, token), Timeouts())
+    peer = Peer(DRIVER, address, credentials, Timeouts())
     try:
         return [_state(message) for message in peer.call("Control", "Inspect", pb.InspectRequest(), pb.InspectReply).processes]
     finally:

@@ -15,9 +15,11 @@ from protos import pserver_pb2 as pb
 from ps import frame
 from ps.config import CommConfig, Timeouts
 from ps.control import ServerAddress
+from ps.credentials import Credentials
 from ps.errors import PserverError, Unreachable, from_rpc_error
 from ps.frame import Bytes
 from ps.layout import Run, ShardLayout
+from ps.roles import Role
 from ps.security import call_metadata
 from ps.shared import StoreView, map_store
 from ps.transport.rpc import Peer
@@ -59,8 +61,7 @@ class Line:
         link: Link,
         *,
         member: pb.Member,
-        run_id: str,
-        token: str,
+        credentials: Credentials,
         timeouts: Timeouts,
         comm: CommConfig,
     ) -> None:
@@ -76,7 +77,7 @@ class Line:
         """Whether the shard reads contributions in our segment."""
         self.store: StoreView | None = None
         """The shard's memory, if we read it."""
-        self._credentials = (run_id, token)
+        self._credentials = credentials
         self._timeouts = timeouts
         self._connect(address)
         self._link = link
@@ -89,9 +90,9 @@ class Line:
     def _connect(self, address: ServerAddress) -> None:
         self.address = address
         """Where the shard is served."""
-        metadata = call_metadata(*self._credentials)
-        self._data = Peer(f"server {address.shard}", address.data, metadata, self._timeouts)
-        self._control = Peer(f"server {address.shard}", address.control, metadata, self._timeouts)
+        role = Role("server", address.shard)
+        self._data = Peer(role, address.data, self._credentials, self._timeouts)
+        self._control = Peer(role, address.control, self._credentials, self._timeouts)
 
     def move(self, address: ServerAddress) -> None:
         """The shard is served there now; a stream to another place ends."""
@@ -116,7 +117,7 @@ class Line:
         self.member.session = reply.session
         self.pushes_shared = reply.reads_shared and self._push_format == frame.EXACT
         reads_store = reply.HasField("store") and self.pull_format == frame.EXACT
-        self.store = map_store(self._credentials[0], reply.store, self.layout) if reads_store else None
+        self.store = map_store(self._credentials.run_id, reply.store, self.layout) if reads_store else None
         self.member.lands_shared = self.store is not None
         return int(reply.version)
 
@@ -124,7 +125,7 @@ class Line:
         """Brings version 0 from a flat layout."""
         contribution = Contribution(0, 0.0, values, np.ones(0, np.bool_))
         frames = (self.encode(pb.INIT, run, contribution) for run in self.layout.frames(1 << 20))
-        self._data.send_frames("Init", frames, pb.InitReply, call_metadata(*self._credentials, self.member), timeout_s=600.0)
+        self._data.send_frames("Init", frames, pb.InitReply, call_metadata(self._credentials, self.member), timeout_s=600.0)
 
     def pull(self, version: int, into: Bytes) -> int:
         """All of the shard's bytes of `version` into a flat layout; returns the version. Raises VersionGone."""
@@ -173,7 +174,7 @@ class Line:
         self.opened += 1
         self._outgoing = queue.SimpleQueue()
         self.ready, self._sequence, self._frames = False, 0, {}
-        self._stream = self._data.open_stream("Steps", self._to_send(self._outgoing), call_metadata(*self._credentials, self.member))
+        self._stream = self._data.open_stream("Steps", self._to_send(self._outgoing), call_metadata(self._credentials, self.member))
         arguments = (self._stream, self._outgoing, on_frame, on_end)
         threading.Thread(target=self._receive, args=arguments, name=f"receive-{self.index}", daemon=True).start()
 

@@ -14,11 +14,12 @@ from ps import frame
 from ps.agreement import specs_from
 from ps.config import Timeouts
 from ps.control import ServerAddress
+from ps.credentials import Credentials
 from ps.errors import PserverError, Stopped, Unreachable
 from ps.frame import Bytes
 from ps.layout import Layout, ShardLayout
 from ps.plan import Plan
-from ps.security import call_metadata
+from ps.roles import Role
 from ps.transport.rpc import Peer
 
 T = TypeVar("T")
@@ -44,14 +45,13 @@ class Reader:
 
     def __init__(
         self,
-        run_id: str,
-        token: str,
+        credentials: Credentials,
         num_servers: int,
         locate: Callable[[int], ServerAddress | None],
         timeouts: Timeouts,
         pause: Callable[[], None] | None = None,
     ) -> None:
-        self._metadata = call_metadata(run_id, token)
+        self._credentials = credentials
         self._num_servers = num_servers
         self._locate = locate
         self._timeouts = timeouts
@@ -81,7 +81,7 @@ class Reader:
         return place
 
     def _peer(self, shard: int, address: str) -> Peer:
-        return Peer(f"server {shard}", address, self._metadata, self._timeouts)
+        return Peer(Role("server", shard), address, self._credentials, self._timeouts)
 
     @cached_property
     def model(self) -> tuple[Layout, Plan]:

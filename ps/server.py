@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -25,9 +26,11 @@ from ps.data_port import DataPort
 from ps.errors import ConfigError, PserverError, Stopped
 from ps.failpoints import hit
 from ps.host import ShardHost
+from ps.key_files import settings_of_server
 from ps.ledger import RowBuffer
 from ps.logs import configure_logging
-from ps.security import RunGuard, StreamGuard, call_metadata, check_plaintext
+from ps.roles import DRIVER
+from ps.security import RunGuard, StreamGuard, check_plaintext
 from ps.segments import run_mark
 from ps.transport.rpc import Bindable, Peer, bind, bind_within, new_server
 from ps.transport.shaping import Link
@@ -41,14 +44,14 @@ class Server:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings = replace(settings, host=listen_host(settings.host, settings.comm.interface))
-        check_plaintext(settings.host, allowed=settings.security.allow_plaintext)
+        check_plaintext(settings.host, allowed=settings.security.allow_plaintext, tls=settings.tls)
         self.rows = RowBuffer()
         self.host = ShardHost(settings, self.rows)
         self.host.recover()
-        credentials = settings.run_id, settings.token
+        callers = settings.run_id, settings.secret
         link = Link(settings.comm.link_bytes_per_s(settings.shard))
-        self._data = StreamServer(StreamGuard(*credentials), DataPort(self.host, link, settings.comm, settings.num_workers).handlers())
-        self._control = new_server("control", RunGuard(*credentials), max_workers=settings.num_workers + 4)
+        self._data = StreamServer(StreamGuard(*callers), DataPort(self.host, link, settings.comm, settings.num_workers).handlers())
+        self._control = new_server("control", RunGuard(*callers), max_workers=settings.num_workers + 4)
         self._control.add_generic_rpc_handlers((ControlPort(self.host).handlers(),))
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._control)
@@ -56,8 +59,8 @@ class Server:
         self.control_port = self._bind(self._control, settings.control_port)
 
     def _bind(self, server: Bindable, port: int) -> int:
-        host = self.settings.host
-        return bind(server, host, port) if port else bind_within(server, host, self.settings.comm.ports)
+        host, tls = self.settings.host, self.settings.tls
+        return bind(server, host, port, tls) if port else bind_within(server, host, self.settings.comm.ports, tls)
 
     @property
     def data_address(self) -> str:
@@ -142,7 +145,7 @@ def _attach(server: Server) -> Heart:
     """Registers with the driver and starts to beat."""
     settings = server.settings
     assert settings.control_address
-    peer = Peer("the driver", settings.control_address, call_metadata(settings.run_id, settings.token), settings.timeouts)
+    peer = Peer(DRIVER, settings.control_address, settings.credentials, settings.timeouts)
     client = ControlClient(peer, "server", settings.shard)
     client.register(environment(1), server.data_address, server.control_address)
     hit("server.registered")
@@ -163,16 +166,12 @@ def _attach(server: Server) -> Heart:
 def main() -> int:
     """Entry point: settings as JSON from `--config FILE` or standard input."""
     parser = argparse.ArgumentParser(prog="python -m ps.server", description="Hold one shard of the parameters.")
-    parser.add_argument("--config", help="JSON file with the settings of ps.config.ServerSettings; standard input if left out")
+    parser.add_argument("--config", type=Path, help="JSON file with the settings of ps.config.ServerSettings; standard input if left out")
+    parser.add_argument("--certs", type=Path, help="folder with the shard's certificate, made by `pserver certs`; with --config")
     arguments = parser.parse_args()
     configure_logging()
     try:
-        if arguments.config:
-            with open(arguments.config) as file:
-                text = file.read()
-        else:
-            text = sys.stdin.read()
-        return serve(text)
+        return serve(settings_of_server(arguments.config, arguments.certs) if arguments.config else sys.stdin.read())
     except (ConfigError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

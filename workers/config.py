@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig, Timeouts
+from ps.credentials import Credentials, Tls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,10 @@ class WorkerSettings:
     """Unique name of the run."""
     generation: int = 1
     """Generation of the run."""
-    token: str
-    """Secret of the run."""
+    token: str | None = field(default=None, repr=False)
+    """Token of this member. None: it has a certificate."""
+    tls: Tls | None = None
+    """Certificate of this member. None: it has a token."""
     rank: int
     """This worker, 0 <= rank < num_workers."""
     num_workers: int
@@ -109,3 +112,8 @@ class WorkerSettings:
     comm: CommConfig = field(default_factory=CommConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     timeouts: Timeouts = field(default_factory=Timeouts)
+
+    @property
+    def credentials(self) -> Credentials:
+        """What the worker shows to servers and driver."""
+        return Credentials(run_id=self.run_id, token=self.token, tls=self.tls)

@@ -72,8 +72,7 @@ class Session:
         self.bound = bound = BoundModel(model, layout, gradients=segment.contributions if segment else None)
         self._client = client = Client(
             member=member,
-            run_id=settings.run_id,
-            token=settings.token,
+            credentials=settings.credentials,
             layout=layout,
             servers=self._servers,
             comm=settings.comm,

@@ -13,7 +13,7 @@ from ps.errors import ConfigError, PserverError, Stopped, WorkerFailed
 from ps.failpoints import hit
 from ps.ledger import RowBuffer
 from ps.logs import configure_logging
-from ps.security import call_metadata
+from ps.roles import DRIVER
 from ps.segments import run_mark
 from ps.server import environment
 from ps.transport.rpc import Peer
@@ -36,7 +36,7 @@ class Worker:
         self._rows = RowBuffer()
         self._session: Session | None = None
         self._stop_reason: str | None = None
-        peer = Peer("the driver", settings.control_address, call_metadata(settings.run_id, settings.token), settings.timeouts)
+        peer = Peer(DRIVER, settings.control_address, settings.credentials, settings.timeouts)
         self._control = ControlClient(peer, "worker", settings.rank)
         self._heart = Heart(
             self._control,

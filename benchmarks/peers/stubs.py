@@ -14,7 +14,9 @@ from protos import pserver_pb2 as pb
 from ps import frame
 from ps.agreement import spec_messages
 from ps.config import Timeouts
+from ps.credentials import Credentials, token_of
 from ps.layout import Layout, Rule, Run, TensorSpec
+from ps.roles import Role
 from ps.security import call_metadata
 from ps.transport.rpc import Peer
 
@@ -84,22 +86,22 @@ class Stubs:
             steps_per_epoch=1000,
             total_steps=1_000_000,
         )
-        credentials = (workload.stub["run_id"], workload.stub["token"])
-        control, data = (Peer("server 0", workload.stub[end], call_metadata(*credentials), Timeouts()) for end in ("control", "data"))
         frames = layout.shards[0].frames(1 << 20)
         self._stubs = []
         for rank in range(workload.workers):
             member = pb.Member(rank=rank, incarnation=1, generation=1)
+            credentials = Credentials(run_id=workload.stub["run_id"], token=token_of(workload.stub["secret"], Role("member", rank)))
+            control, data = (Peer(Role("server", 0), workload.stub[end], credentials, Timeouts()) for end in ("control", "data"))
             request.member.CopyFrom(member)
             member.session = control.call("Shard", "Join", request, pb.JoinReply).session
-            metadata = call_metadata(*credentials, member)
+            metadata = call_metadata(credentials, member)
             if rank == 0:
                 headers = [pb.FrameHeader(kind=pb.INIT, member=member, first_chunk=run.first, num_chunks=len(run)) for run in frames]
                 initial = (frame.encode_run(h, values, layout.shards[0], run, flat=True) for h, run in zip(headers, frames, strict=True))
                 data.send_frames("Init", initial, pb.InitReply, metadata, timeout_s=60.0)
             self._run(self._add(member, workload, metadata, layout, frames))
-        control.close()
-        data.close()
+            control.close()
+            data.close()
 
     def _run(self, what: Awaitable[Any]) -> Any:
         return self._loop.run_until_complete(what)

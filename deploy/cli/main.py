@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from deploy.cli.certs import certs
 from deploy.cli.compare import compare
 from deploy.cli.doctor import doctor
 from deploy.cli.export import export
@@ -20,6 +21,7 @@ app.command()(run)
 app.command()(compare)
 app.command()(doctor)
 app.command()(export)
+app.command()(certs)
 
 
 def _version(wanted: bool) -> None:

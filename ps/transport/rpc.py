@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import grpc
 
 from ps.config import Timeouts
+from ps.credentials import Credentials, Tls
 from ps.errors import ConfigError, Unreachable, from_rpc_error
-from ps.security import Metadata, RunGuard
+from ps.roles import Role
+from ps.security import Metadata, RunGuard, call_metadata
 
 MAX_MESSAGE_BYTES = 16 << 20
 """Largest message either end accepts: a frame with its header, or a Join with the digests of 60 GB of parameters."""
@@ -44,11 +46,14 @@ class Bindable(Protocol):
 
     def add_insecure_port(self, address: str) -> int: ...
 
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int: ...
 
-def bind(server: Bindable, host: str, port: int) -> int:
+
+def bind(server: Bindable, host: str, port: int, tls: Tls | None) -> int:
     """Binds and returns the port. Raises ConfigError if it is taken."""
+    address = f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        bound = server.add_secure_port(address, _server_credentials(tls)) if tls else server.add_insecure_port(address)
     except RuntimeError:
         bound = 0
     if not bound:
@@ -58,14 +63,28 @@ def bind(server: Bindable, host: str, port: int) -> int:
     return bound
 
 
-def bind_within(server: Bindable, host: str, ports: range | None) -> int:
+def _server_credentials(tls: Tls) -> grpc.ServerCredentials:
+    """Only callers with a certificate of the same authority get through the handshake."""
+    own = (tls.key.encode(), tls.certificate.encode())
+    return grpc.ssl_server_credentials([own], root_certificates=tls.authority.encode(), require_client_auth=True)
+
+
+def open_channel(address: str, role: Role, tls: Tls | None) -> grpc.Channel:
+    """A channel to a process of that role, encrypted with `tls`: no other role's certificate will do."""
+    if tls is None:
+        return grpc.insecure_channel(address, options=_CLIENT)
+    credentials = grpc.ssl_channel_credentials(tls.authority.encode(), tls.key.encode(), tls.certificate.encode())
+    return grpc.secure_channel(address, credentials, options=[*_CLIENT, ("grpc.ssl_target_name_override", role.host_name)])
+
+
+def bind_within(server: Bindable, host: str, ports: range | None, tls: Tls | None) -> int:
     """Binds the first free port of `ports` (None: any) and returns it. Raises ConfigError if all are taken."""
     if ports is None:
-        return bind(server, host, 0)
+        return bind(server, host, 0, tls)
     for port in ports:
         if _is_free(host, port):
             with contextlib.suppress(ConfigError):  # another process was quicker
-                return bind(server, host, port)
+                return bind(server, host, port, tls)
     raise ConfigError(f"no port of comm.port_range = {ports[0]}-{ports[-1]} is free on {host}: widen it, or leave it out for any free ones")
 
 
@@ -83,12 +102,13 @@ def _is_free(host: str, port: int) -> bool:
 class Peer:
     """One channel to one server, made at first use, so that it is never inherited by a fork. Thread-safe."""
 
-    def __init__(self, name: str, address: str, metadata: Metadata, timeouts: Timeouts) -> None:
-        self.name = name
+    def __init__(self, role: Role, address: str, credentials: Credentials, timeouts: Timeouts) -> None:
+        """`role`: what the peer must be; `credentials` are ours."""
+        self._role = role
         self.address = address
-        self._metadata = metadata
+        self._metadata = call_metadata(credentials)
         self._timeouts = timeouts
-        self._channel = grpc.insecure_channel(address, options=_CLIENT)
+        self._channel = open_channel(address, role, credentials.tls)
 
     def call(self, service: str, method: str, request: Any, reply: type[Any], *, timeout_s: float | None = None, connects: bool = False) -> Any:
         """A unary call with a deadline of `control_s` unless another is given (inf: none). Raises ours: Unreachable after
@@ -136,7 +156,8 @@ class Peer:
         self._channel.close()
 
     def __str__(self) -> str:
-        return f"{self.name} at {self.address}"
+        name = f"server {self._role.index}" if self._role.kind == "server" else f"the {self._role.kind}"
+        return f"{name} at {self.address}"
 
 
 def unary(method: Callable[..., Any], request: type[Any]) -> grpc.RpcMethodHandler[Any, Any]:

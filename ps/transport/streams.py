@@ -51,6 +51,10 @@ class StreamServer:
         """As grpc.Server's."""
         return self._server.add_insecure_port(address)
 
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        """As grpc.Server's."""
+        return self._server.add_secure_port(address, server_credentials)
+
     def start(self) -> None:
         run(self._server.start()).result()
 

@@ -17,8 +17,10 @@ from ps.config import SecurityConfig, ServerSettings, Timeouts, to_json
 from ps.control import Control
 from ps.control_client import ControlClient
 from ps.control_service import ControlServicer
+from ps.credentials import Credentials, token_of
 from ps.errors import ForeignRun, ResourcesMissing, Unauthenticated, Unreachable
-from ps.security import RunGuard, call_metadata
+from ps.roles import DRIVER, Role
+from ps.security import RunGuard
 from ps.server import environment
 from ps.server import main as serve_by_hand
 from ps.transport.rpc import Peer, bind, new_server
@@ -29,7 +31,7 @@ from workers.tasks.digits import Digits
 from workers.worker import work
 
 BROKEN = "tests.deploy.broken:Broken"
-SERVER = ServerSettings(run_id="by-hand", token="secret", shard=0, num_servers=1, num_workers=1)
+SERVER = ServerSettings(run_id="by-hand", secret="secret", shard=0, num_servers=1, num_workers=1)
 OPEN = SecurityConfig(allow_plaintext=True)
 
 FAILING = [
@@ -92,7 +94,11 @@ BY_HAND = [
     pytest.param('{"shard": "first"}', "shard", id="a wrong type"),
     pytest.param("shard = 1", "JSON", id="no JSON"),
     pytest.param("", "JSON", id="nothing"),
-    pytest.param(to_json(replace(SERVER, host="0.0.0.0")), "encryption on 0.0.0.0: set security.allow_plaintext = true", id="an open port"),
+    pytest.param(
+        to_json(replace(SERVER, host="0.0.0.0")),
+        "refusing to serve without encryption on 0.0.0.0: give it a certificate (pserver certs)",
+        id="an open port",
+    ),
     pytest.param(to_json(replace(SERVER, host="203.0.113.9", security=OPEN)), "cannot listen on 203.0.113.9:0", id="an address of another host"),
 ]
 
@@ -136,14 +142,15 @@ def test_a_worker_whose_driver_is_not_there_ends_at_once(caplog: pytest.LogCaptu
     assert f"the driver at {address} does not answer" in caplog.text
 
 
-@pytest.mark.parametrize(("run_id", "token", "error"), [("mine", "other", Unauthenticated), ("other", "secret", ForeignRun)])
-def test_a_process_of_another_run_is_refused(run_id: str, token: str, error: type[Exception]) -> None:
+@pytest.mark.parametrize(("run_id", "secret", "error"), [("mine", "other", Unauthenticated), ("other", "secret", ForeignRun)])
+def test_a_process_of_another_run_is_refused(run_id: str, secret: str, error: type[Exception]) -> None:
     service = ControlServicer(Control(num_workers=1, num_servers=1), 1, on_epoch=ignore, on_rows=ignore, on_step=ignore)
     server = new_server("control", RunGuard("mine", "secret"), max_workers=2)
     server.add_generic_rpc_handlers((service.handlers(),))
-    address = f"127.0.0.1:{bind(server, '127.0.0.1', 0)}"
+    address = f"127.0.0.1:{bind(server, '127.0.0.1', 0, None)}"
     server.start()
-    client = ControlClient(Peer("the driver", address, call_metadata(run_id, token), Timeouts()), "worker", 0)
+    mine = Credentials(run_id=run_id, token=token_of(secret, Role("member", 0)))
+    client = ControlClient(Peer(DRIVER, address, mine, Timeouts()), "worker", 0)
     try:
         with pytest.raises(error, match="another run|belongs to run 'other', this is 'mine'"):
             client.register(environment(1))
@@ -157,6 +164,8 @@ def ignore(*_: Any) -> None:
 
 
 def by_hand(settings: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    if settings.exists():
+        settings.chmod(0o600)
     monkeypatch.setattr("sys.argv", ["ps.server", "--config", str(settings)])
     return serve_by_hand()
 

@@ -96,7 +96,7 @@ def test_the_entry_point_of_the_rayjob_is_a_run_that_loads() -> None:
     config = ROOT / Path(words[2]).relative_to("/opt/pserver")
     sets = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
     loaded = load(config, sets)
-    assert loaded.security.allow_plaintext and loaded.run.storage_path == "/runs"
+    assert not loaded.security.allow_plaintext and loaded.run.storage_path == "/runs"
 
 
 def test_versions_agree() -> None:

@@ -179,8 +179,6 @@ port_range = "20000-20009"
 [scaling]
 num_workers = 4
 placement_strategy = "STRICT_SPREAD"
-[security]
-allow_plaintext = true
 """
 NODES = ["head", "one", "two", "three", "four"]
 Done = subprocess.CompletedProcess[str]

@@ -29,7 +29,7 @@ def specs_of(*sizes: int, dtype: str = "float64", rule: Rule = Rule.OPTIMIZER) -
 
 
 def settings(num_workers: int = 1, **changes: object) -> ServerSettings:
-    base = ServerSettings(run_id="run", token="t", shard=0, num_servers=1, num_workers=num_workers)
+    base = ServerSettings(run_id="run", secret="t", shard=0, num_servers=1, num_workers=num_workers)
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 

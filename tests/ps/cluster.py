@@ -12,13 +12,16 @@ import torch
 from torch import nn
 
 from protos import pserver_pb2 as pb
+from ps.certificates import Authority
 from ps.checkpoint import sha256_of, tensors_of
 from ps.client import Client
 from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, ServerSettings, Timeouts
 from ps.control import ServerAddress
+from ps.credentials import Credentials, token_of
 from ps.layout import Layout, Rule
 from ps.plan import Plan
 from ps.reader import Reader
+from ps.roles import DRIVER, Role
 from ps.server import Server, build_server, environment
 from ps.shared import member_segment
 from ps.step_clock import StepTiming
@@ -56,8 +59,14 @@ class Cluster:
     num_servers: int
     plan: Plan
     settings: ServerSettings
+    authority: Authority | None = None
     servers: list[Server] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
+
+    def credentials(self, role: Role) -> Credentials:
+        """What a process of that role shows."""
+        tls = self.authority.issue(role) if self.authority else None
+        return Credentials(run_id=self.settings.run_id, token=None if tls else token_of(TOKEN, role), tls=tls)
 
     @property
     def addresses(self) -> list[ServerAddress]:
@@ -72,8 +81,7 @@ class Cluster:
         bound = BoundModel(model, layout, copies=copies, gradients=segment.contributions if segment else None)
         client = Client(
             member=member,
-            run_id=self.settings.run_id,
-            token=TOKEN,
+            credentials=self.credentials(Role("member", rank)),
             layout=bound.layout,
             servers=self.addresses,
             comm=comm or self.settings.comm,
@@ -85,7 +93,7 @@ class Cluster:
         return Member(rank, bound, client, self.plan)
 
     def reader(self) -> Reader:
-        return Reader(self.settings.run_id, TOKEN, self.num_servers, lambda shard: self.addresses[shard], TIMEOUTS)
+        return Reader(self.credentials(DRIVER), self.num_servers, lambda shard: self.addresses[shard], TIMEOUTS)
 
     def weights(self, version: int) -> dict[str, torch.Tensor]:
         reader = self.reader()
@@ -112,10 +120,11 @@ def cluster(
     comm: CommConfig | None = None,
     plan: Plan | None = None,
     run_id: str = "test-run",
+    authority: Authority | None = None,
 ) -> Iterator[Cluster]:
     base = ServerSettings(
         run_id=f"{run_id}-{threading.get_ident()}",
-        token=TOKEN,
+        secret=TOKEN,
         shard=0,
         num_servers=num_servers,
         num_workers=num_workers,
@@ -123,10 +132,11 @@ def cluster(
         schedule=schedule or ScheduleConfig(),
         comm=comm or CommConfig(),
     )
-    made = Cluster(num_workers, num_servers, plan or Plan(steps_per_epoch=5, total_steps=1000), base)
+    made = Cluster(num_workers, num_servers, plan or Plan(steps_per_epoch=5, total_steps=1000), base, authority)
     try:
         for shard in range(num_servers):
-            made.servers.append(build_server(dataclasses.replace(base, shard=shard)))
+            proof = {"secret": None, "tls": authority.issue(Role("server", shard))} if authority else {}
+            made.servers.append(build_server(dataclasses.replace(base, shard=shard, **proof)))  # type: ignore[arg-type]
         yield made
     finally:
         for client in made.clients:

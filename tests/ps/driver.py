@@ -1,11 +1,14 @@
 """The driver's end of Control over real gRPC, without the rest of a driver."""
 
 from protos import pserver_pb2 as pb
+from ps.certificates import Authority
 from ps.config import Timeouts
 from ps.control import Control, Epoch, ServerAddress
 from ps.control_client import ControlClient
 from ps.control_service import ControlServicer
-from ps.security import RunGuard, call_metadata
+from ps.credentials import Credentials, token_of
+from ps.roles import DRIVER, Role
+from ps.security import RunGuard
 from ps.transport.rpc import Peer, bind, new_server
 from tests.ps.cluster import TOKEN
 
@@ -15,7 +18,7 @@ TIMEOUTS = Timeouts(connect_s=5, control_s=5)
 class Driver:
     """A driver of two workers and one server that notes what it is told."""
 
-    def __init__(self, run_id: str = "run", generation: int = 3) -> None:
+    def __init__(self, run_id: str = "run", generation: int = 3, authority: Authority | None = None) -> None:
         self.run_id = run_id
         self.control = Control(num_workers=2, num_servers=1)
         self.control.register("server", 0, ServerAddress(0, "data:1", "control:2"))
@@ -26,9 +29,9 @@ class Driver:
         self.servicer = ControlServicer(
             self.control, generation, on_epoch=self.decide, on_rows=self.rows.extend, on_step=lambda rank, step: self.steps.append((rank, step))
         )
-        self.server = new_server("driver", RunGuard(run_id, TOKEN), max_workers=8)
+        self.server = new_server("driver", RunGuard(run_id, None if authority else TOKEN), max_workers=8)
         self.server.add_generic_rpc_handlers((self.servicer.handlers(),))
-        self.port = bind(self.server, "127.0.0.1", 0)
+        self.port = bind(self.server, "127.0.0.1", 0, authority.issue(DRIVER) if authority else None)
         self.server.start()
         self.clients: list[ControlClient] = []
 
@@ -36,11 +39,12 @@ class Driver:
         self.epochs.append(epoch)
         return epoch.version >= self.ends_at
 
-    def peer(self) -> Peer:
-        return Peer("the driver", f"127.0.0.1:{self.port}", call_metadata(self.run_id, TOKEN), TIMEOUTS)
+    def peer(self, role: Role) -> Peer:
+        return Peer(DRIVER, f"127.0.0.1:{self.port}", Credentials(run_id=self.run_id, token=token_of(TOKEN, role)), TIMEOUTS)
 
     def client(self, index: int, role: str = "worker") -> ControlClient:
-        client = ControlClient(self.peer(), role, index)  # type: ignore[arg-type]
+        peer = self.peer(Role("member" if role == "worker" else "server", index))
+        client = ControlClient(peer, role, index)  # type: ignore[arg-type]
         self.clients.append(client)
         client.register(pb.Environment(), "data:1", "control:2")
         return client

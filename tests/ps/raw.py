@@ -1,5 +1,6 @@
 """A member that knows the protocol file and gRPC only: nothing of the client, of frames or of layouts."""
 
+import hmac
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -18,9 +19,10 @@ Spec = tuple[str, int, str, "pb.Rule"]
 class Raw:
     """One member and its channels to one server, whose shard holds one chunk per tensor."""
 
-    def __init__(self, data: str, control: str, run_id: str, rank: int = 0, *, token: str = TOKEN, incarnation: int = 1) -> None:
+    def __init__(self, data: str, control: str, run_id: str, rank: int = 0, *, secret: str = TOKEN, incarnation: int = 1) -> None:
         self.member = pb.Member(rank=rank, incarnation=incarnation, generation=1)
-        self.metadata = (("pserver-token", token), ("pserver-run", run_id))
+        proof = hmac.new(secret.encode(), f"member-{rank}.0".encode(), "sha256").hexdigest()
+        self.metadata = (("pserver-token", f"member-{rank}.0:{proof}"), ("pserver-run", run_id))
         self._data, self._control = grpc.insecure_channel(data), grpc.insecure_channel(control)
         self._up: SimpleQueue[pb.Frame | None] = SimpleQueue()
         self._down: Iterator[pb.Frame] = iter(())

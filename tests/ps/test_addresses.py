@@ -64,9 +64,9 @@ def test_the_first_free_port_of_the_range_is_taken_and_a_full_one_named() -> Non
     ports = free_ports(2)
     servers = [new_server("test", RunGuard("run", "token"), max_workers=1) for _ in range(3)]
     try:
-        assert [bind_within(server, "127.0.0.1", ports) for server in servers[:2]] == list(ports)
+        assert [bind_within(server, "127.0.0.1", ports, None) for server in servers[:2]] == list(ports)
         with pytest.raises(ConfigError, match=rf"no port of comm.port_range = {ports[0]}-{ports[-1]} is free on 127.0.0.1: widen it"):
-            bind_within(servers[2], "127.0.0.1", ports)
+            bind_within(servers[2], "127.0.0.1", ports, None)
     finally:
         for server in servers:
             server.stop(0).wait()
@@ -75,7 +75,7 @@ def test_the_first_free_port_of_the_range_is_taken_and_a_full_one_named() -> Non
 def test_a_server_listens_on_the_interface_and_in_the_range() -> None:
     ports = free_ports(4)
     comm = CommConfig(interface=LOOPBACK, port_range=f"{ports[0]}-{ports[-1]}")
-    server = Server(ServerSettings(run_id="r", token="t", shard=0, num_servers=1, num_workers=1, host="10.255.0.1", comm=comm))
+    server = Server(ServerSettings(run_id="r", secret="t", shard=0, num_servers=1, num_workers=1, host="10.255.0.1", comm=comm))
     try:
         assert server.data_address == f"127.0.0.1:{ports[0]}" and server.control_address == f"127.0.0.1:{ports[1]}"
     finally:
@@ -87,7 +87,7 @@ def test_an_interface_off_loopback_still_needs_leave_for_plaintext() -> None:
     if not outside:
         pytest.skip("this host has the loopback interface only")
     settings = ServerSettings(
-        run_id="r", token="t", shard=0, num_servers=1, num_workers=1, comm=CommConfig(interface=outside[0]), security=SecurityConfig()
+        run_id="r", secret="t", shard=0, num_servers=1, num_workers=1, comm=CommConfig(interface=outside[0]), security=SecurityConfig()
     )
     with pytest.raises(ConfigError, match="allow_plaintext"):
         Server(settings)

@@ -10,7 +10,7 @@ from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, ServerSetting
 
 FULL = ServerSettings(
     run_id="r",
-    token="t",
+    secret="t",
     shard=1,
     num_servers=2,
     num_workers=3,
@@ -31,7 +31,7 @@ FULL = ServerSettings(
         (OptimizerConfig, "max_grad_norm", 0.0),
         (ScheduleConfig, "warmup_steps", -1),
         (CommConfig, "frame_bytes", 4095),
-        (CommConfig, "frame_bytes", (4 << 20) + 1),
+        (CommConfig, "frame_bytes", (8 << 20) + 1),
         (CommConfig, "window_frames", 0),
         (CommConfig, "out_of_order_bytes", -1),
     ],

@@ -11,6 +11,7 @@ from ps.control import EpochSums, ServerAddress
 from ps.control_client import Heart, Progress
 from ps.errors import Fenced, MalformedFrame, Stopped
 from ps.ledger import RowBuffer, ServerRow
+from ps.roles import Role
 from tests.ps.cluster import in_threads
 from tests.ps.driver import Driver
 
@@ -33,7 +34,7 @@ def test_registering_issues_identities_and_tells_where_servers_are(driver: Drive
 def test_a_place_or_role_that_does_not_exist_is_refused(driver: Driver) -> None:
     with pytest.raises(MalformedFrame, match="worker 2 registers in a run of 2"):
         driver.client(2)
-    peer = driver.peer()
+    peer = driver.peer(Role("member", 0))
     for method, request, reply in (
         ("Register", pb.RegisterRequest(), pb.RegisterReply),
         ("Heartbeat", pb.HeartbeatRequest(role=7), pb.HeartbeatReply),  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from ps.shard_memory import segment_name
 
 @pytest.fixture
 def settings() -> ServerSettings:
-    return ServerSettings(run_id=str(uuid.uuid4()), token="t", shard=0, num_servers=1, num_workers=2)
+    return ServerSettings(run_id=str(uuid.uuid4()), secret="t", shard=0, num_servers=1, num_workers=2)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Every method of every service wants the run's token and id; methods are enumerated from the descriptors."""
+"""Every method of every service wants the run's id and a role that may call it; methods are enumerated from the descriptors."""
 
 from collections.abc import Iterator
 from concurrent import futures
+from typing import Any
 
 import grpc
 import pytest
@@ -10,24 +11,60 @@ from grpc_health.v1 import health_pb2
 from protos import pserver_pb2 as pb
 from ps.control import Control
 from ps.control_service import ControlServicer
+from ps.credentials import Credentials, new_secret, role_of_token, token_of
 from ps.errors import ConfigError
-from ps.security import RunGuard, call_metadata, check_plaintext, new_token
+from ps.roles import ACCESS, DRIVER, READER, Role, parse_role
+from ps.security import RunGuard, call_metadata, check_plaintext
 from tests.ps.cluster import TOKEN, cluster
 
 SERVICES = [*pb.DESCRIPTOR.services_by_name.values(), *health_pb2.DESCRIPTOR.services_by_name.values()]
 METHODS = [f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods]
 ON_DATA_PORT = {"/pserver.Shard/Init", "/pserver.Shard/Steps", "/pserver.Shard/Pull"}
+ROLES = [DRIVER, READER, Role("server", 0), Role("member", 0)]
+Channels = dict[str, Any]
+
+MAY_CALL = {
+    "/pserver.Shard/Join": "member",
+    "/pserver.Shard/Init": "member",
+    "/pserver.Shard/Steps": "member",
+    "/pserver.Shard/Pull": "driver member reader",
+    "/pserver.Shard/Describe": "driver member reader",
+    "/pserver.Shard/Decide": "driver",
+    "/pserver.Shard/Stop": "driver",
+    "/pserver.Control/Register": "member server",
+    "/pserver.Control/Heartbeat": "member server",
+    "/pserver.Control/Report": "member",
+    "/pserver.Control/Locate": "driver member reader",
+    "/pserver.Control/Inspect": "driver reader",
+    "/grpc.health.v1.Health/Check": "driver member reader server",
+    "/grpc.health.v1.Health/Watch": "driver member reader server",
+    "/grpc.health.v1.Health/List": "driver member reader server",
+}
+"""Written down a second time, so that who may call what does not change by accident."""
+
+
+def as_role(role: Role, secret: str = TOKEN, run_id: str = "RUN") -> tuple[tuple[str, str | bytes], ...]:
+    member = pb.Member(rank=role.index, stage=role.stage, incarnation=1) if role.kind == "member" else None
+    return call_metadata(Credentials(run_id=run_id, token=token_of(secret, role)), member)
+
+
+MEMBER = as_role(Role("member", 0))
 WRONG = {
-    "no token": ((), grpc.StatusCode.UNAUTHENTICATED, "Unauthenticated: the call does not carry this run's token"),
-    "another token": (call_metadata("RUN", "u" * 64), grpc.StatusCode.UNAUTHENTICATED, "Unauthenticated: "),
-    "part of the token": (call_metadata("RUN", TOKEN[:-1]), grpc.StatusCode.UNAUTHENTICATED, "Unauthenticated: "),
-    "another run": (call_metadata("other", TOKEN), grpc.StatusCode.FAILED_PRECONDITION, "ForeignRun: the call belongs to run 'other'"),
-    "no run": ((("pserver-token", TOKEN),), grpc.StatusCode.FAILED_PRECONDITION, "ForeignRun: the call belongs to run None"),
+    "no token": (MEMBER[:1], grpc.StatusCode.UNAUTHENTICATED, "Unauthenticated: the call does not carry a token of this run"),
+    "a token of another run": (as_role(Role("member", 0), "u" * 64), grpc.StatusCode.UNAUTHENTICATED, "Unauthenticated: "),
+    "the secret itself": ((MEMBER[0], ("pserver-token", TOKEN)), grpc.StatusCode.UNAUTHENTICATED, "Unauthenticated: "),
+    "a role without proof": ((MEMBER[0], ("pserver-token", "driver:")), grpc.StatusCode.UNAUTHENTICATED, "Unauthenticated: "),
+    "another run's id": (
+        as_role(Role("member", 0), run_id="other"),
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "ForeignRun: the call belongs to run 'other'",
+    ),
+    "no run": (MEMBER[1:], grpc.StatusCode.FAILED_PRECONDITION, "ForeignRun: the call belongs to run None"),
 }
 
 
 @pytest.fixture(scope="module")
-def channels() -> Iterator[dict[str, grpc.Channel]]:
+def channels() -> Iterator[Channels]:
     """A channel to whoever serves each method."""
     servicer = ControlServicer(Control(1, 1), 1, on_epoch=lambda epoch: False, on_rows=lambda rows: None, on_step=lambda rank, step: None)
     with cluster(1, 1) as servers:
@@ -37,44 +74,107 @@ def channels() -> Iterator[dict[str, grpc.Channel]]:
         driver.start()
         data, control, theirs = (grpc.insecure_channel(a) for a in (servers.addresses[0].data, servers.addresses[0].control, f"127.0.0.1:{port}"))
         made = {m: theirs if ".Control/" in m else data if m in ON_DATA_PORT else control for m in METHODS}
-        yield made | {"run": servers.settings.run_id}  # type: ignore[dict-item]
+        yield made | {"run": servers.settings.run_id}
         for channel in (data, control, theirs):
             channel.close()
+        servicer.stop()
         driver.stop(0).wait()
 
 
-def call(channel: grpc.Channel, method: str, metadata: object) -> grpc.RpcError | None:
-    """Calls with an empty message; how it ended."""
+def call(channels: Channels, method: str, metadata: Any, message: bytes = b"") -> grpc.RpcError | None:
+    """Calls with one message; how it ended."""
+    channel = channels.get(method, channels["/pserver.Shard/Join"])
+    entries = [(key, channels["run"] if value == "RUN" else value) for key, value in metadata]
     try:
-        for _ in channel.stream_stream(method)(iter([b""]), metadata=metadata, timeout=5):
+        for _ in channel.stream_stream(method)(iter([message]), metadata=entries, timeout=5):
             break
     except grpc.RpcError as error:
         return error
     return None
 
 
-def test_there_are_services_to_be_checked() -> None:
+def test_the_table_has_every_method_of_every_service() -> None:
+    assert set(ACCESS) == set(METHODS) == set(MAY_CALL)
     assert {"/pserver.Shard/Steps", "/pserver.Control/Register", "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"} < set(METHODS)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("method", [*METHODS, "/pserver.Shard/None"])
-def test_a_call_without_the_runs_secret_is_refused(method: str, wrong: str, channels: dict[str, grpc.Channel]) -> None:
+def test_a_call_without_proof_is_refused(method: str, wrong: str, channels: Channels) -> None:
     metadata, code, details = WRONG[wrong]
-    channel = channels.get(method, channels["/pserver.Shard/Join"])
-    error = call(channel, method, [(key, channels["run"] if value == "RUN" else value) for key, value in metadata])
+    error = call(channels, method, metadata)
     assert error is not None and error.code() is code and error.details().startswith(details)
 
 
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.kind)
 @pytest.mark.parametrize("method", [method for method in METHODS if not method.endswith(("/Stop", "/List"))])
-def test_a_call_with_the_runs_secret_reaches_its_method(method: str, channels: dict[str, grpc.Channel]) -> None:
-    error = call(channels[method], method, call_metadata(str(channels["run"]), TOKEN))
-    assert error is None or error.code() not in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED)
-    assert error is None or "ForeignRun" not in error.details()
+def test_a_role_reaches_the_methods_that_it_may_call_and_no_other(method: str, role: Role, channels: Channels) -> None:
+    error = call(channels, method, as_role(role))
+    if role.kind in MAY_CALL[method].split():
+        refusals = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.PERMISSION_DENIED)
+        assert error is None or error.code() not in refusals
+    else:
+        assert error is not None and error.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert error.details() == f"Forbidden: a {role.kind} may not call {method}"
 
 
-def test_tokens_are_long_and_never_the_same() -> None:
-    assert len({new_token() for _ in range(100)}) == 100 and len(new_token()) == 64
+@pytest.mark.parametrize("role", [READER, Role("server", 0), Role("member", 0)], ids=lambda role: role.kind)
+def test_only_the_driver_stops_a_server(role: Role, channels: Channels) -> None:
+    error = call(channels, "/pserver.Shard/Stop", as_role(role))
+    assert error is not None and error.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_what_is_not_in_the_table_is_nobodys(channels: Channels) -> None:
+    error = call(channels, "/pserver.Shard/None", as_role(DRIVER))
+    assert error is not None and error.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+OTHER = pb.Member(rank=1, incarnation=1)
+AS_ANOTHER = {
+    "/pserver.Shard/Join": pb.JoinRequest(member=OTHER),
+    "/pserver.Shard/Pull": pb.PullRequest(member=OTHER),
+    "/pserver.Control/Register": pb.RegisterRequest(role=pb.WORKER, index=1),
+    "/pserver.Control/Heartbeat": pb.HeartbeatRequest(role=pb.SERVER, index=0),
+    "/pserver.Control/Report": pb.ReportRequest(member=OTHER),
+}
+
+
+@pytest.mark.parametrize("method", AS_ANOTHER)
+def test_a_member_acts_only_as_itself(method: str, channels: Channels) -> None:
+    error = call(channels, method, as_role(Role("member", 0)), AS_ANOTHER[method].SerializeToString())
+    assert error is not None and error.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert error.details().startswith("Forbidden: member-0.0 may not act as ")
+
+
+@pytest.mark.parametrize("member", [OTHER, pb.Member(rank=0, stage=1, incarnation=1)], ids=["rank", "stage"])
+@pytest.mark.parametrize("method", ["/pserver.Shard/Init", "/pserver.Shard/Steps"])
+def test_a_member_streams_only_as_itself(method: str, member: pb.Member, channels: Channels) -> None:
+    metadata = (*MEMBER[:2], ("pserver-member-bin", member.SerializeToString()))
+    error = call(channels, method, metadata)
+    assert error is not None and error.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert error.details() == f"Forbidden: member-0.0 may not act as member-{member.rank}.{member.stage}"
+
+
+def test_one_roles_token_is_no_others() -> None:
+    roles = [DRIVER, READER, *(Role("server", i) for i in range(3)), *(Role("member", i, s) for i in range(3) for s in range(2))]
+    tokens = [token_of(TOKEN, role) for role in roles]
+    assert [role_of_token(TOKEN, token) for token in tokens] == roles
+    assert [role_of_token("u" * 64, token) for token in tokens] == [None] * len(roles)
+    for role, token in zip(roles, tokens, strict=True):
+        for other in roles:
+            forged = f"{other}:{token.partition(':')[2]}"
+            assert (role_of_token(TOKEN, forged) is not None) == (role == other)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "driver-0", "member-1", "member-01.0", "member--1.0", "server-1.0", "server-٣", "reader\n", "member-0.0.0", "Driver"]
+)
+def test_what_is_no_role_is_none(text: str) -> None:
+    assert parse_role(text) is None
+
+
+def test_secrets_are_long_and_never_the_same() -> None:
+    assert len({new_secret() for _ in range(100)}) == 100 and len(new_secret()) == 64
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])

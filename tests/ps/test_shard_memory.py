@@ -22,7 +22,7 @@ BY_A_DRIVER = "127.0.0.1:1"
 @pytest.fixture
 def settings() -> Iterator[ServerSettings]:
     made = ServerSettings(
-        run_id=str(uuid.uuid4()), token="t", shard=0, num_servers=1, num_workers=2, control_address=BY_A_DRIVER, timeouts=Timeouts(connect_s=0.1)
+        run_id=str(uuid.uuid4()), secret="t", shard=0, num_servers=1, num_workers=2, control_address=BY_A_DRIVER, timeouts=Timeouts(connect_s=0.1)
     )
     yield made
     remove_segments(made.run_id)

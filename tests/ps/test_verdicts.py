@@ -147,7 +147,7 @@ def test_other_bytes_for_the_same_step_are_diverged(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "code", "error"), [("run_id", "FAILED_PRECONDITION", "ForeignRun"), ("token", "UNAUTHENTICATED", "Unauthenticated")]
+    ("entry", "code", "error"), [("run_id", "FAILED_PRECONDITION", "ForeignRun"), ("secret", "UNAUTHENTICATED", "Unauthenticated")]
 )
 def test_another_run_is_refused_before_a_byte_is_read(pair: Pair, entry: str, code: str, error: str) -> None:
     stranger = pair.member(0, **{entry: "other"})

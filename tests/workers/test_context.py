@@ -14,8 +14,10 @@ import torch
 
 from deploy.books import means
 from ps.config import OptimizerConfig, Timeouts
+from ps.credentials import token_of
 from ps.errors import ConfigError
 from ps.plan import Plan
+from ps.roles import Role
 from tests.ps.cluster import TOKEN, Cluster, cluster
 from tests.ps.driver import Driver
 from tests.workers import loops
@@ -78,7 +80,7 @@ def worker(servers: Cluster, driver: Driver, rank: int, loop: str, train: dict[s
     return Worker(
         WorkerSettings(
             run_id=servers.settings.run_id,
-            token=TOKEN,
+            token=token_of(TOKEN, Role("member", rank)),
             rank=rank,
             num_workers=2,
             num_servers=2,

@@ -15,9 +15,11 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_sequence
 
 from ps.config import OptimizerConfig, Timeouts
+from ps.credentials import token_of
 from ps.errors import ConfigError, ResourcesMissing
 from ps.layout import ALIGN_BYTES, Layout
 from ps.plan import Plan
+from ps.roles import Role
 from tests.ps.cluster import TOKEN, cluster, in_threads
 from tests.ps.driver import Driver
 from tests.ps.training import Job, Marked, moved, train
@@ -129,7 +131,7 @@ def only_worker(gpus: float = 0.0, loop: str | None = None) -> Iterator[tuple[Dr
         driver.control.register("server", 0, servers.addresses[0])
         settings = WorkerSettings(
             run_id=servers.settings.run_id,
-            token=TOKEN,
+            token=token_of(TOKEN, Role("member", 0)),
             rank=0,
             num_workers=1,
             num_servers=1,

@@ -12,9 +12,11 @@ from torch import nn
 from torch.nn import functional
 
 from ps.config import OptimizerConfig, Timeouts
+from ps.credentials import token_of
 from ps.errors import NonFinite, Stopped
 from ps.ledger import WorkerRow, from_line
 from ps.plan import Plan
+from ps.roles import Role
 from tests.ps.cluster import TOKEN, Cluster, cluster, in_threads
 from tests.ps.driver import Driver
 from workers.config import TrainConfig, WorkerSettings
@@ -68,7 +70,7 @@ class Job:
     def worker(self, rank: int, **fields: bool) -> Worker:
         settings = WorkerSettings(
             run_id=self.servers.settings.run_id,
-            token=TOKEN,
+            token=token_of(TOKEN, Role("member", rank)),
             rank=rank,
             num_workers=2,
             num_servers=2,
