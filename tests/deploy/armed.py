@@ -1,6 +1,7 @@
 """Servers and workers that come with a failpoint, for launchers that start them by the name of a function."""
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ def plan(run: str, faults: dict[str, list[tuple[Any, ...]]]) -> None:
     _folder(run).mkdir()
     for name, its in faults.items():
         (_folder(run) / name).write_text(json.dumps(its))
+
+
+def forget(run: str) -> None:
+    """Removes the plan."""
+    shutil.rmtree(_folder(run))
 
 
 def serve(settings_json: str) -> int:

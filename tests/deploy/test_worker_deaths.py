@@ -1,5 +1,6 @@
 """kill -9 of workers wherever they change state: the run goes on by itself, to the bits of one that was left alone."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,10 @@ PLACES: list[Point] = [
     ("worker.reports", 4),
     ("worker.reported", 2),
 ]
+VICTIMS = [*zip(itertools.cycle([W0, W1]), PLACES, strict=False), (W0, ("worker.sent", 2)), (W1, ("worker.installed", 1))]
 
 
-@pytest.mark.parametrize("place", PLACES, ids=str)
-@pytest.mark.parametrize("victim", [W0, W1], ids=str)
+@pytest.mark.parametrize(("victim", "place"), VICTIMS, ids=str)
 def test_a_worker_killed_anywhere_costs_no_bit(victim: ProcessKey, place: Point, tmp_path: Path) -> None:
     optimizer = "adam" if victim == W0 else "two phases"
     result = run(tmp_path, optimizer, {victim: [place]})
