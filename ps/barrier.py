@@ -90,6 +90,7 @@ class Barrier:
         chunks = len(sizes)
         self._words = words
         self._sizes = sizes
+        self._bytes_before: list[int] = [0, *np.cumsum(sizes).tolist()]
         self._generation = generation
         self._bound = out_of_order_bytes
         self.num_workers = num_workers
@@ -173,7 +174,7 @@ class Barrier:
         for part in _alike(run, self._next[run.span] == rank):
             is_next = self._next[part.first] == rank
             holds = holds_payload and prints is not None
-            size = int(self._sizes[part.span].sum()) if holds else 0
+            size = self._bytes_before[part.stop] - self._bytes_before[part.first] if holds else 0
             if not is_next and size and self.early_bytes + size > self._bound:
                 offer.paused.append(part)
                 continue

@@ -157,8 +157,9 @@ class DataPort:
             await self._in_thread(self._push, shard, member, header, payload, stream)
 
     def _is_brief(self, shard: Shard, header: pb.FrameHeader) -> bool:
-        chunks = slice(header.first_chunk, header.first_chunk + header.num_chunks)
-        return not shard.is_two_phase and int(shard.layout.num_bytes[chunks].sum()) <= INLINE_BYTES
+        size = len(shard.layout)
+        run = Run(min(header.first_chunk, size), min(header.first_chunk + header.num_chunks, size))
+        return not shard.is_two_phase and shard.layout.payload_bytes(run) <= INLINE_BYTES
 
     def _push(
         self, shard: Shard, member: pb.Member, header: pb.FrameHeader, payload: Bytes, stream: Stream, may_wait: bool = True

@@ -121,6 +121,7 @@ class ShardLayout:
         self.num_versioned = sum(len(b.run) for b in self.blocks if b.rule is not Rule.FROZEN)
         """Chunks with a version word; frozen ones come last."""
         self._ends = np.append(self.local, self.size_bytes)
+        self._bytes_before: list[int] = [0, *np.cumsum(self.num_bytes).tolist()]
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -150,7 +151,7 @@ class ShardLayout:
 
     def payload_bytes(self, run: Run) -> int:
         """Bytes of the run's elements without the alignment between them."""
-        return int(self.num_bytes[run.span].sum())
+        return self._bytes_before[run.stop] - self._bytes_before[run.first]
 
     @lru_cache(maxsize=65536)  # noqa: B019 - layouts live as long as their process
     def pieces(self, run: Run) -> tuple[Piece, ...]:
