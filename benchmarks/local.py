@@ -63,7 +63,8 @@ def _steps(workers: int, arguments: argparse.Namespace) -> list[Row]:
 def _grpc(arguments: argparse.Namespace) -> Row:
     """An exchange without compute over gRPC, beside 2*W*M bytes at the best rate of one bare stream."""
     workers = 2
-    work = {"workers": workers, "servers": arguments.servers, "width": arguments.width, "compute": False}
+    comm = {"shared_memory": False}
+    work = {"workers": workers, "servers": arguments.servers, "width": arguments.width, "compute": False, "comm": comm}
     title = f"gRPC only, {workers} workers, {arguments.servers} servers, no compute (raw: the model once, one stream)"
     entries = {"ours": Entry(module="ours", members=workers), "raw": Entry(module="raw", members=1, variants=raw.VARIANTS)}
     samples = compete(entries, rounds=arguments.rounds, warmup=WARMUP, steps=arguments.steps, title=title, **work)

@@ -58,13 +58,18 @@ def _training(ctx: Context, workload: Workload) -> Step:
 
 def _exchanging(ctx: Context, workload: Workload) -> Step:
     """Pushes the same gradients again and again, and pulls: no compute, no gathering."""
-    model = workload.model()
-    ctx.optimizer(model)
+    ctx.optimizer(workload.model())
     session = ctx._session
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    session.bound.gather(1.0, divide=False, sums=(0.0, 1.0, 1.0, 1.0))
-    return lambda: session.step(Contribution(1.0, 1, 0.0))
+    session.bound.gradients[:] = 0
+    tensors = range(len(session.bound.layout.specs))
+
+    def step() -> None:
+        session.begin(session.version, 1.0)
+        session.ready(tensors, present=True)
+        session.step(Contribution(1.0, 1, 0.0))
+        session.settle()
+
+    return step
 
 
 if __name__ == "__main__":
