@@ -40,15 +40,17 @@ class Sum:
     rank: int
     run: Run
     weight: float
+    """In units of the first contribution's weight, so that equal weights are 1 and need no multiplication."""
     is_first: bool
 
 
 @dataclass(frozen=True)
 class Complete:
-    """All ranks are in: the run may be applied. `weight` is 0 if every rank was absent (or weighed nothing)."""
+    """All ranks are in: the run may be applied."""
 
     run: Run
     weight: float
+    """Of all ranks, in the units of the sums; 0 if every rank was absent (or weighed nothing)."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class Barrier:
         self._next: IntArray = np.zeros(chunks, np.int64)
         self._total = np.zeros(chunks)
         self._present = np.zeros(chunks, np.bool_)
+        self._unit = np.ones(chunks)
+        """Weight of the first contribution."""
         self._incarnation = [0] * num_workers
 
     # -- members ---------------------------------------------------------------------------------------------
@@ -201,7 +205,7 @@ class Barrier:
             self._state[rank][run.span] = _SUMMED
             self._next[run.span] = rank + 1
             if rank + 1 == self.num_workers:
-                parts = _alike(run, self._present[run.span], self._total[run.span])
+                parts = _alike(run, self._present[run.span], self._total[run.span], self._unit[run.span])
                 actions += [self._complete(part) for part in parts]
                 continue
             for part in _alike(run, self._state[rank + 1][run.span]):
@@ -213,7 +217,8 @@ class Barrier:
     def _claim(self, actions: list[Action], rank: int, run: Run) -> list[tuple[int, Run]]:
         """Starts the sum of a contribution whose turn has come; returns the absent parts, which are done at once."""
         done = []
-        for part in _alike(run, self._absent[rank][run.span], self._weight[rank][run.span], self._present[run.span]):
+        tables = self._absent[rank], self._weight[rank], self._present, self._unit
+        for part in _alike(run, *(table[run.span] for table in tables)):
             weight = float(self._weight[rank, part.first])
             self._total[part.span] += weight
             if self._absent[rank, part.first]:
@@ -225,7 +230,7 @@ class Barrier:
         return done
 
     def _complete(self, run: Run) -> Complete:
-        return Complete(run, float(self._total[run.first]) if self._present[run.first] else 0.0)
+        return Complete(run, float(self._total[run.first] / self._unit[run.first]) if self._present[run.first] else 0.0)
 
     def applied(self, run: Run) -> list[Answer]:
         """Clears the run's table: call before its new words are visible, then send the answers returned."""
@@ -239,6 +244,7 @@ class Barrier:
         self._next[run.span] = 0
         self._total[run.span] = 0
         self._present[run.span] = False
+        self._unit[run.span] = 1.0
         return answers
 
     # -- questions -------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from ps.line import Contribution, Line
 from ps.norms import NormRelay
 from ps.plan import Plan
 from ps.rejoin import Locate, Rejoin
-from ps.shared import MemberSegment
+from ps.shared import MemberSegment, StoreView
 from ps.step_clock import StepClock, StepTiming
 from ps.store import EMPTY
 from ps.transport.shaping import Link
@@ -75,6 +75,8 @@ class Client:
         self._clock = StepClock(member.rank, len(shards))
         self._contribution: Contribution
         """What is pushed in the step."""
+        self._in_place: StoreView | None = None
+        """The server's memory, if the model computes there: nothing is copied when it lands."""
         self._error: PserverError | None = None
         self._broken: set[int] = set()
         self.doing: str | None = None
@@ -188,6 +190,18 @@ class Client:
         with self._changed:
             return self._clock.finish()
 
+    def share(self) -> tuple[Bytes, Bytes] | None:
+        """Flat layouts of the even and the odd versions in the server's own memory, which from now on are not copied when they land.
+
+        None if there are several servers, or the one is not on this host. What has landed may be read there until all of the version
+        after it has. Between `settle` and `begin`.
+        """
+        store = self._lines[0].store if len(self._lines) == 1 else None
+        copies = store.flat_copies if store else None
+        with self._changed:
+            self._in_place = store if copies else None
+        return copies
+
     def _block(self, done: Callable[[], bool]) -> None:
         while True:
             with self._changed:
@@ -245,6 +259,8 @@ class Client:
         version = self._rejoin.join(line)
         if version < self._exchange.step:
             raise VersionGone(f"server {line.index} came back with version {version} instead of {self._exchange.step}: its memory is lost")
+        if self._in_place and (line.store is None or line.store.file != self._in_place.file):
+            raise VersionGone(f"server {line.index} came back with other memory, and rank {self.member.rank} computes in the former one")
         initial = self._initial
         if version == -1 and initial is not None:
             self._rejoin.persist(line, partial(line.init, initial))
@@ -295,13 +311,14 @@ class Client:
 
     def _land(self, line: Line, header: pb.FrameHeader, payload: Bytes, wire_bytes: int) -> None:
         run = frame.checked_run(header, payload, line.layout, with_payload=not header.shared, wire=line.pull_format)
+        version = int(header.step)
         with self._changed:
-            if not self._exchange.may_land(line.index, int(header.step), run):
+            if not self._exchange.may_land(line.index, version, run):
                 return
-        into = self._landing[header.step % 2]
+        into = self._landing[version % 2]
         if not header.shared:
             frame.land(frame.exact_payload(header, payload, line.layout, run), into, line.layout, run, flat=True)
-        elif line.store is None or not line.store.land(int(header.step), run, into):
+        elif line.store is None or not (line.store.holds(version, run) if self._in_place else line.store.land(version, run, into)):
             return  # gone: a newer incarnation of this rank has gone on
         with self._changed:
             self._clock.landed(line.index, header, frame.payload_bytes(line.layout, run, line.pull_format), 0 if header.shared else wire_bytes)

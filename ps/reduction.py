@@ -51,7 +51,9 @@ class Accumulators:
 
 
 def _add_scaled(total: np.ndarray, part: np.ndarray, weight: float, *, is_first: bool) -> None:
-    if is_first:
+    if is_first and weight == 1.0:
+        total[:] = part
+    elif is_first:
         np.multiply(part, total.dtype.type(weight), out=total)
     elif weight == 1.0:
         np.add(total, part, out=total)

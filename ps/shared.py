@@ -6,6 +6,7 @@ would fence a dead one's last write.
 """
 
 import contextlib
+import ctypes
 import logging
 import mmap
 import os
@@ -68,8 +69,8 @@ def map_contributions(run_id: str, offer: pb.SharedMemory, flat_bytes: int) -> B
     """The flat layout in a member's segment, for reading; None if this host has no such segment."""
     if offer.size_bytes != _LEAD_BYTES + flat_bytes:
         return None
-    memory = _map(run_id, offer, nonce_at=0)
-    return None if memory is None else memory[_LEAD_BYTES:]
+    found = _map(run_id, offer, nonce_at=0)
+    return None if found is None else found[1][_LEAD_BYTES:]
 
 
 def offer_store(segment: Segment, store: Store) -> pb.SharedStore | None:
@@ -91,7 +92,9 @@ def offer_store(segment: Segment, store: Store) -> pb.SharedStore | None:
 class StoreView:
     """A shard's memory as a member of its host sees it, for reading."""
 
-    def __init__(self, memory: Bytes, places: pb.SharedStore, layout: ShardLayout) -> None:
+    def __init__(self, file: tuple[int, int], memory: Bytes, places: pb.SharedStore, layout: ShardLayout) -> None:
+        self.file = file
+        """Device and inode: a server that is started again on its memory has the same."""
         self._layout = layout
         self._oldest: IntArray = memory[places.oldest_at : places.oldest_at + 8].view(np.int64)
         self._words: IntArray = memory[places.words_at : places.words_at + 8 * len(layout)].view(np.int64)
@@ -102,7 +105,27 @@ class StoreView:
         copy = self._copies[version % 2]
         for piece in self._layout.pieces(run):
             into[piece.flat : piece.flat + piece.num_bytes] = copy[piece.local : piece.local + piece.num_bytes]
+        return self.holds(version, run)
+
+    def holds(self, version: int, run: Run) -> bool:
+        """Whether the run's bytes of `version` are complete and have not been overwritten."""
         return bool((self._words[run.span] >= version).all()) and int(self._oldest[0]) <= version
+
+    @property
+    def flat_copies(self) -> tuple[Bytes, Bytes] | None:
+        """Even and odd versions where the server has them, if they lie there as in the flat layout. To write into them kills the process."""
+        size = self._layout.size_bytes
+        if (self._layout.flat != self._layout.local).any():
+            return None
+        even, odd = (_writable(copy[:size]) for copy in self._copies)
+        return even, odd
+
+
+def _writable(memory: Bytes) -> Bytes:
+    """The same memory for torch, which knows no tensors that may only be read; the pages stay protected."""
+    buffer = (ctypes.c_uint8 * len(memory)).from_address(memory.ctypes.data)
+    buffer.owner = memory  # type: ignore[attr-defined] # or the map would go before the view
+    return np.ctypeslib.as_array(buffer)
 
 
 def map_store(run_id: str, places: pb.SharedStore, layout: ShardLayout) -> StoreView | None:
@@ -110,11 +133,11 @@ def map_store(run_id: str, places: pb.SharedStore, layout: ShardLayout) -> Store
     size = places.segment.size_bytes
     if max(places.words_at + 8 * len(layout), places.even_at + layout.size_bytes, places.odd_at, places.oldest_at + 8) > size:
         return None
-    memory = _map(run_id, places.segment, nonce_at=places.nonce_at)
-    return None if memory is None else StoreView(memory, places, layout)
+    found = _map(run_id, places.segment, nonce_at=places.nonce_at)
+    return None if found is None else StoreView(*found, places, layout)
 
 
-def _map(run_id: str, offer: pb.SharedMemory, *, nonce_at: int) -> Bytes | None:
+def _map(run_id: str, offer: pb.SharedMemory, *, nonce_at: int) -> tuple[tuple[int, int], Bytes] | None:
     if "/" in offer.name or not offer.name.startswith(run_prefix(run_id)) or len(offer.nonce) != NONCE_BYTES:
         return None
     with contextlib.suppress(OSError):
@@ -124,7 +147,7 @@ def _map(run_id: str, offer: pb.SharedMemory, *, nonce_at: int) -> Bytes | None:
             if stat.S_ISREG(about.st_mode) and about.st_size == offer.size_bytes:
                 memory = np.frombuffer(mmap.mmap(file, about.st_size, prot=mmap.PROT_READ), np.uint8)
                 if secrets.compare_digest(memory[nonce_at : nonce_at + NONCE_BYTES].tobytes(), offer.nonce):
-                    return memory
+                    return (about.st_dev, about.st_ino), memory
         finally:
             os.close(file)
     return None

@@ -72,6 +72,7 @@ class BoundModel:
         self._views = [self._views_of(memory) for memory in (*self.landing, self.gradients)]
         self._present = [False] * len(layout.specs)
         self._collected = [False] * len(layout.specs)
+        self._marks = [0] * len(layout.specs)
         self._sums = next(i for i, spec in enumerate(layout.specs) if spec.name == SUMS)
         for tensor, view in zip(self._tensors, self._views[0], strict=True):
             if tensor is not None:
@@ -125,7 +126,21 @@ class BoundModel:
                     tensor.detach().copy_(view, non_blocking=True)
                 else:
                     tensor.data = view
+                self._marks[i] = tensor._version
         self._holds_frozen = self.copies
+
+    @property
+    def is_written(self) -> bool:
+        """Whether anybody has written to a parameter since it was installed."""
+        params = [i for i in self.versioned if self.layout.specs[i].rule is Rule.OPTIMIZER]
+        return any(self.tensor(i)._version != self._marks[i] for i in params)
+
+    def read_from(self, copies: tuple[Bytes, Bytes]) -> None:
+        """Versions are installed from these flat layouts in place of `landing`, frozen tensors excepted. They are not written to."""
+        for views, memory in zip(self._views, copies, strict=False):
+            for i, view in enumerate(self._views_of(memory)):
+                if self.layout.specs[i].rule is not Rule.FROZEN:
+                    views[i] = view
 
     def withhold(self, tensors: Sequence[int]) -> None:
         """Parameters that are views become NaN until they are installed: what computes with them shows it."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ps.frame import Bytes
 from workers.binding import BoundModel
 from workers.spans import Spans
 
@@ -31,16 +32,23 @@ class Landing(Protocol):
     def prioritise(self, order: dict[int, int]) -> None:
         """The order in which forward uses the tensors."""
 
+    def share(self) -> tuple[Bytes, Bytes] | None:
+        """Where even and odd versions can be read from now on without a copy; None if they cannot."""
+
 
 class Layers:
     """Installs version after version into a bound model. One thread uses it."""
 
-    def __init__(self, bound: BoundModel, landing: Landing, spans: Spans, *, layerwise: bool) -> None:
-        """`layerwise`: False waits for everything at the start of every forward, as for models whose parameters are copies."""
+    def __init__(self, bound: BoundModel, landing: Landing, spans: Spans, *, layerwise: bool, in_place: bool) -> None:
+        """`layerwise`: False waits for everything at the start of every forward, as for models whose parameters are copies.
+
+        `in_place`: parameters may lie in the server's memory, where a write kills the process; not if the first step writes to one.
+        """
         self._bound = bound
         self._landing = landing
         self._spans = spans
         self._layerwise = layerwise and not bound.copies
+        self._in_place = in_place and not bound.copies
         self._pending: set[int] = set()
         """Tensors whose present version is not installed."""
         self._version = 0
@@ -67,6 +75,9 @@ class Layers:
 
     def finish(self) -> None:
         """Everything has landed: installs what is left."""
+        if self._in_place and not self._bound.is_written and (copies := self._landing.share()):
+            self._bound.read_from(copies)
+        self._in_place = False
         self._install(sorted(self._pending))
 
     def missing(self) -> str | None:

@@ -12,6 +12,7 @@ from ps.control import EpochSums, ServerAddress
 from ps.control_client import ControlClient, Progress
 from ps.errors import Stopped, VersionGone
 from ps.failpoints import hit
+from ps.frame import Bytes
 from ps.layout import Layout
 from ps.ledger import RowBuffer, WorkerRow
 from ps.plan import Plan
@@ -89,7 +90,7 @@ class Session:
         bound.install(self.version)
         hit("worker.installed")
         self._doing = "computes"
-        self.layers = Layers(bound, self, self.spans, layerwise=settings.train.overlap and not own_loop)
+        self.layers = Layers(bound, self, self.spans, layerwise=settings.train.overlap and not own_loop, in_place=not own_loop)
         self.pushes = Pushes(bound, self, self.spans, early=settings.train.overlap, keeps_gradients=own_loop)
         self.spans.take()
         return bound
@@ -148,6 +149,10 @@ class Session:
     def prioritise(self, order: Mapping[int, int]) -> None:
         """The order in which forward uses the tensors."""
         self.client.prioritise(order)
+
+    def share(self) -> tuple[Bytes, Bytes] | None:
+        """Where what lands can be read without a copy; None if it cannot."""
+        return self.client.share()
 
     # -- between steps ---------------------------------------------------------------------------------------
 

@@ -152,14 +152,16 @@ class Overlap:
     def __init__(self, member: Member) -> None:
         self._client = member.client
         self._bound = member.bound
-        self.layers = Layers(member.bound, self, Spans(), layerwise=True)
+        self.layers = Layers(member.bound, self, Spans(), layerwise=True, in_place=True)
         self.pushes = Pushes(member.bound, self, Spans(), early=True, keeps_gradients=False)
         self._open = False
-        self.missing, self.wait, self.ready, self.prioritise = (
-            self._client.missing,
-            self._client.wait,
-            self._client.ready,
-            self._client.prioritise,
+        client = self._client
+        self.missing, self.wait, self.ready, self.prioritise, self.share = (
+            client.missing,
+            client.wait,
+            client.ready,
+            client.prioritise,
+            client.share,
         )
 
     def enter(self) -> None:

@@ -32,9 +32,12 @@ class Nobody:
     def prioritise(self, order: dict[int, int]) -> None:
         pass
 
+    def share(self) -> None:
+        return None
+
 
 def gradient_step(task: Any, data: Any, plan: Any, bound: BoundModel, dtype: Any, *, early: bool = True, **options: Any) -> GradientStep:
     """Its gradients are in `bound.gradients` after `compute`."""
     nobody, spans = Nobody(), Spans()
     pushes = Pushes(bound, nobody, spans, early=early, keeps_gradients=True)
-    return GradientStep(task, data, plan, bound, pushes, Layers(bound, nobody, spans, layerwise=early), dtype, **options)
+    return GradientStep(task, data, plan, bound, pushes, Layers(bound, nobody, spans, layerwise=early, in_place=early), dtype, **options)
