@@ -32,7 +32,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, action="append", help="workers of a run; may be repeated (default: 2 and 4)")
-    parser.add_argument("--servers", type=int, default=2)
+    parser.add_argument("--servers", type=int, help="default: 1 for whole steps, 2 for the exchange over gRPC")
     parser.add_argument("--model-bytes", type=parse_size, default=100_700_000, help="for example 400MB")
     parser.add_argument("--batch", type=int, default=32, help="samples per worker")
     parser.add_argument("--steps", type=int, default=5, help="measured steps in a round")
@@ -47,11 +47,12 @@ def _arguments() -> argparse.Namespace:
 
 def _steps(workers: int, arguments: argparse.Namespace) -> list[Row]:
     """Whole steps."""
-    work = {"workers": workers, "servers": arguments.servers, "width": arguments.width, "batch": arguments.batch}
+    servers = arguments.servers or 1
+    work = {"workers": workers, "servers": servers, "width": arguments.width, "batch": arguments.batch}
     entries = {"ours": Entry(module="ours", members=workers), "ddp": Entry(module="ddp", members=workers, variants=ddp.VARIANTS)}
     if not arguments.no_ray:
         entries["ray_example"] = Entry(module="ray_example", members=1)
-    title = f"{workers} workers, {arguments.servers} servers"
+    title = f"{workers} workers, {servers} servers"
     samples = compete(entries, rounds=arguments.rounds, warmup=WARMUP, steps=arguments.steps, title=title, **work)
     ours, best = samples["ours", ""], min((samples["ddp", v] for v in ddp.VARIANTS), key=lambda s: s.median)
     rows = [Row(f"{workers} workers: step / DDP's best", ours.median, best.median, MUST_DDP.get(workers, min(MUST_DDP.values())))]
@@ -63,9 +64,9 @@ def _steps(workers: int, arguments: argparse.Namespace) -> list[Row]:
 def _grpc(arguments: argparse.Namespace) -> Row:
     """An exchange without compute over gRPC, beside 2*W*M bytes at the best rate of one bare stream."""
     workers = 2
-    comm = {"shared_memory": False}
-    work = {"workers": workers, "servers": arguments.servers, "width": arguments.width, "compute": False, "comm": comm}
-    title = f"gRPC only, {workers} workers, {arguments.servers} servers, no compute (raw: the model once, one stream)"
+    servers = arguments.servers or 2
+    work = {"workers": workers, "servers": servers, "width": arguments.width, "compute": False, "comm": {"shared_memory": False}}
+    title = f"gRPC only, {workers} workers, {servers} servers, no compute (raw: the model once, one stream)"
     entries = {"ours": Entry(module="ours", members=workers), "raw": Entry(module="raw", members=1, variants=raw.VARIANTS)}
     samples = compete(entries, rounds=arguments.rounds, warmup=WARMUP, steps=arguments.steps, title=title, **work)
     floor = 2 * workers * min(samples["raw", variant].median for variant in raw.VARIANTS)

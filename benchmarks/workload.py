@@ -69,12 +69,16 @@ class Workload:
 
     def loss(self, model: nn.Module, rank: int) -> Tensor:
         """On the rank's batch, which is the same in every step: making it is no part of what is measured."""
+        inputs, classes = self.batch_of(rank)
+        return functional.cross_entropy(model(inputs), classes)
+
+    def batch_of(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Inputs and classes of a rank."""
         if rank not in _batches:
             generator = torch.Generator().manual_seed(rank)
             inputs = torch.randn(self.batch, ENDS, generator=generator)
             _batches[rank] = inputs, torch.randint(ENDS, (self.batch,), generator=generator)
-        inputs, classes = _batches[rank]
-        return functional.cross_entropy(model(inputs), classes)
+        return _batches[rank]
 
 
 _batches: dict[int, tuple[Tensor, Tensor]] = {}

@@ -1,17 +1,25 @@
 """pserver with default settings: the driver of a run of plain processes, each with a loop of its own."""
 
 import tempfile
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmarks.hosts import run_in_hosts
 from benchmarks.workload import Step, Workload, take_part
 from deploy.config import Config, RunConfig, ScalingConfig
 from deploy.trainer import Trainer
 from ps.config import CommConfig, OptimizerConfig, SecurityConfig
+from ps.plan import Plan
 from workers.config import TrainConfig
 from workers.context import Context
-from workers.step import Contribution
+from workers.data import TensorData
+from workers.sampler import BatchPlan
+from workers.step import Contribution, GradientStep
+from workers.task import Task
 
 
 def main() -> None:
@@ -42,16 +50,40 @@ def train(ctx: Context) -> None:
     take_part(workload, ctx.rank, lambda variant: step)
 
 
+@dataclass(frozen=True)
+class Perceptron(Task):
+    """The workload as a user's task."""
+
+    def model(self) -> nn.Module:
+        return Workload.here().model()
+
+    def train_data(self) -> TensorData:
+        workload = Workload.here()
+        parts = [workload.batch_of(rank) for rank in range(workload.workers)]
+        return TensorData(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    def validation_data(self) -> TensorData:
+        return self.train_data()
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        inputs, classes = batch
+        return functional.cross_entropy(model(inputs), classes)
+
+
 def _training(ctx: Context, workload: Workload) -> Step:
-    model = workload.model()
-    optimizer = ctx.optimizer(model)
-    steps = ctx.steps()
+    """As `workers.loop` trains a task."""
+    session, task = ctx._session, Perceptron()
+    train = session.settings.train
+    bound = session.bind(task.model(), Plan(train.max_steps or 1, train.max_steps or 1, own_loop=True))
+    data = task.train_data()
+    batches = BatchPlan.from_config(train, workload.workers, len(data))
+    gradient = GradientStep(
+        task, data, batches, bound, session.pushes, session.layers, torch.float32, rank=ctx.rank, nonfinite=session.settings.optimizer.nonfinite
+    )
 
     def step() -> None:
-        next(steps)
-        optimizer.zero_grad(weight=workload.batch)
-        workload.loss(model, ctx.rank).backward()
-        optimizer.step(weight=workload.batch)
+        session.enter()
+        session.step(gradient.compute(session.version, session.spans))
 
     return step
 
