@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import cached_property, lru_cache
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -168,13 +167,6 @@ class ShardLayout:
                 merged.append(Piece(local, flat, payload, size))
             payload += size
         return tuple(merged)
-
-    @lru_cache(maxsize=65536)  # noqa: B019 - layouts live as long as their process
-    def parts(self, run: Run, size_bytes: int) -> tuple[Run, ...]:
-        """The run, cut so that each part takes about `size_bytes` of the shard's memory, at least one chunk."""
-        piece = (self.local[run.span] - self.local[run.first]) // size_bytes
-        cuts = [run.first, *(np.flatnonzero(np.diff(piece)) + run.first + 1).tolist(), run.stop]
-        return tuple(Run(a, b) for a, b in pairwise(cuts))
 
     def block_of(self, run: Run) -> Block:
         """The block that holds the whole run. Raises ValueError if none does."""

@@ -32,7 +32,7 @@ from ps.stats import ServerStats
 from ps.store import Store
 from ps.streams import Stream, Streams
 from ps.two_phase import TwoPhase
-from ps.update import Updater
+from ps.update import PLAIN, Updater
 
 log = logging.getLogger(__name__)
 
@@ -365,13 +365,10 @@ class Shard:
     def _completed(self, complete: Complete) -> None:
         step = int(self.store.words[complete.run.first])
         started = time.perf_counter()
-        if not self._two_phase.needed:
-            self._apply(step, complete, None, started)
-            return
         if complete.weight:
             self._updater.to_mean(step, complete.run, self._sums.of(complete.run), complete.weight)
         with self._changed:
-            decision = self._two_phase.recorded(step)
+            decision = self._two_phase.recorded(step) if self._two_phase.needed else PLAIN
         if decision:
             self._apply(step, complete, decision, started)
         else:
@@ -399,16 +396,12 @@ class Shard:
             for complete in runs:
                 self._apply(step, complete, decision, time.perf_counter())
 
-    def _apply(self, step: int, complete: Complete, decision: StepFactor | None, started: float) -> None:
-        """`decision`: None before anything was done with the sums, else they are means."""
-        run, sums, rate_factor = complete.run, self._sums.of(complete.run), self.store.rate_factor
+    def _apply(self, step: int, complete: Complete, decision: StepFactor, started: float) -> None:
+        run = complete.run
         with self._changed:
             self.store.raise_oldest(step)
         hit("shard.oldest")
-        if decision is None:
-            self._updater.update(step, run, sums, complete.weight, rate_factor=rate_factor)
-        else:
-            self._updater.write(step, run, sums, complete.weight, decision, rate_factor=rate_factor)
+        self._updater.write(step, run, self._sums.of(run), complete.weight, decision, rate_factor=self.store.rate_factor)
         hit("shard.written")
         with self._changed:
             answers = self._barrier.applied(run)

@@ -18,10 +18,6 @@ PLAIN = StepFactor(factor=1.0, skip=False)
 """The decision of a step that needs no norms."""
 
 
-_PART_BYTES = 1 << 20
-"""Parameters updated at a time: with gradient, state and both copies they stay in the cache."""
-
-
 class Updater:
     """Writes version t + 1 of complete runs into the store's other copy; committing it is the shard's. Runs in any thread,
     one per run at a time.
@@ -84,16 +80,6 @@ class Updater:
             values = torch.from_numpy(mean[at : at + int(self._layout.num_bytes[chunk])].view(block.dtype))
             norms[i] = float(values.double().square().sum())
         return norms
-
-    def update(self, step: int, run: Run, sums: Bytes, weight: float, *, rate_factor: float) -> None:
-        """Mean and `write`, part by part, so that the second finds in the cache what the first has left. Raises NonFinite."""
-        start = self._layout.span_bytes(run).start
-        for part in self._layout.parts(run, _PART_BYTES):
-            span = self._layout.span_bytes(part)
-            mean = sums[span.start - start : span.stop - start]
-            if weight:
-                self.to_mean(step, part, mean, weight)
-            self.write(step, part, mean, weight, rate_factor=rate_factor)
 
     def write(self, step: int, run: Run, mean: Bytes, weight: float, decision: StepFactor = PLAIN, *, rate_factor: float = 1.0) -> None:
         """Fills the copy of step + 1 from that of `step` and updates it there; without weight, or skipped, it stays as filled.
