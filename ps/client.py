@@ -87,7 +87,9 @@ class Client:
         comm, shards = self._comm, self.layout.shards
         sizes = [comm.bytes_of_frame(shared=line.pushes_shared) for line in self._lines]
         self._frames = [[run for run in shard.frames(size) if run.stop <= shard.num_versioned] for shard, size in zip(shards, sizes, strict=True)]
-        return Exchange(self.member.rank, self._frames, [shard.tensor[: shard.num_versioned] for shard in shards], comm.window_frames)
+        all_shared = all(line.pushes_shared for line in self._lines)
+        window = sum(map(len, self._frames)) if all_shared else comm.window_frames
+        return Exchange(self.member.rank, self._frames, [shard.tensor[: shard.num_versioned] for shard in shards], window)
 
     # -- join, init, pull ------------------------------------------------------------------------------------
 

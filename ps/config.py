@@ -27,7 +27,7 @@ __all__ = [
 
 T = TypeVar("T")
 FRAME_BYTES = 1 << 20
-SHARED_FRAME_BYTES = 8 << 20
+SHARED_FRAME_BYTES = 12 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class CommConfig:
     """How frames travel."""
 
     frame_bytes: int | None = None
-    """Payload of a frame, 4 KiB to 8 MiB; rounded down to whole chunks, at least one. None: 8 MiB where it stays in shared memory, else 1 MiB."""
+    """Payload of a frame, 4 KiB to 12 MiB; rounded down to whole chunks, at least one. None: 12 MiB where it stays in shared memory, else 1 MiB."""
     window_frames: int = 8
-    """Frames a worker may have on their way to all shards together, >= 1."""
+    """Frames a worker may have on their way to all shards together, >= 1; where all payload stays in shared memory there is no bound."""
     out_of_order_bytes: int = 256 << 20
     """Payload a shard keeps of ranks whose turn in the sum has not come, >= 0; when full it stops reading from them."""
     push_format: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -58,7 +58,7 @@ class CommConfig:
 
     def __post_init__(self) -> None:
         if self.frame_bytes is not None:
-            require(4096 <= self.frame_bytes <= 8 << 20, "comm.frame_bytes", self.frame_bytes, "4096 <= value <= 8388608")
+            require(4096 <= self.frame_bytes <= 12 << 20, "comm.frame_bytes", self.frame_bytes, "4096 <= value <= 12582912")
         require(self.window_frames >= 1, "comm.window_frames", self.window_frames, ">= 1")
         require(self.out_of_order_bytes >= 0, "comm.out_of_order_bytes", self.out_of_order_bytes, ">= 0")
         for key, rate in [("comm.bandwidth", self.bandwidth), *((f"comm.server_bandwidth.{i}", r) for i, r in self.server_bandwidth.items())]:

@@ -115,9 +115,14 @@ def environment(num_threads: int) -> pb.Environment:
     )
 
 
+SWITCH_INTERVAL_S = 3e-4
+"""Python's default of 5 ms is as long as a thread sums and updates megabytes: threads that have done so would wait for each other."""
+
+
 def serve(settings_json: str) -> int:
     """Runs a server until it is asked to end; the exit code."""
     settings = from_json(ServerSettings, settings_json)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     torch.set_num_threads(1)  # slices of a kernel must not depend on the machine; the streams' threads work in parallel
     with run_mark(settings.run_id):
         _serve(settings)

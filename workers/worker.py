@@ -15,7 +15,7 @@ from ps.ledger import RowBuffer
 from ps.logs import configure_logging
 from ps.roles import DRIVER
 from ps.segments import run_mark
-from ps.server import environment
+from ps.server import SWITCH_INTERVAL_S, environment
 from ps.transport.rpc import Peer
 from workers.config import WorkerSettings
 from workers.context import run_loop
@@ -53,6 +53,7 @@ class Worker:
         settings = self.settings
         torch.set_num_threads(settings.train.num_threads)
         keep_freed_memory()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         servers = self._control.register(environment(settings.train.num_threads), timeout_s=settings.timeouts.start_s)
         hit("worker.registered")
         log.info("rank %d of run %s works with %d servers", settings.rank, settings.run_id, len(servers))

@@ -31,7 +31,7 @@ FULL = ServerSettings(
         (OptimizerConfig, "max_grad_norm", 0.0),
         (ScheduleConfig, "warmup_steps", -1),
         (CommConfig, "frame_bytes", 4095),
-        (CommConfig, "frame_bytes", (8 << 20) + 1),
+        (CommConfig, "frame_bytes", (12 << 20) + 1),
         (CommConfig, "window_frames", 0),
         (CommConfig, "out_of_order_bytes", -1),
     ],
