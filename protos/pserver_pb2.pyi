@@ -179,7 +179,7 @@ class JoinRequest(_message.Message):
     def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., chunk_digests: _Optional[_Iterable[int]] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., steps_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ..., validate_every: _Optional[int] = ..., own_loop: bool = ..., shared: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("version", "shard", "num_servers", "num_chunks", "session", "reads_shared", "store")
+    __slots__ = ("version", "shard", "num_servers", "num_chunks", "session", "reads_shared", "store", "skipped")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     NUM_SERVERS_FIELD_NUMBER: _ClassVar[int]
@@ -187,6 +187,7 @@ class JoinReply(_message.Message):
     SESSION_FIELD_NUMBER: _ClassVar[int]
     READS_SHARED_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
     version: int
     shard: int
     num_servers: int
@@ -194,7 +195,8 @@ class JoinReply(_message.Message):
     session: int
     reads_shared: bool
     store: SharedStore
-    def __init__(self, version: _Optional[int] = ..., shard: _Optional[int] = ..., num_servers: _Optional[int] = ..., num_chunks: _Optional[int] = ..., session: _Optional[int] = ..., reads_shared: bool = ..., store: _Optional[_Union[SharedStore, _Mapping]] = ...) -> None: ...
+    skipped: bool
+    def __init__(self, version: _Optional[int] = ..., shard: _Optional[int] = ..., num_servers: _Optional[int] = ..., num_chunks: _Optional[int] = ..., session: _Optional[int] = ..., reads_shared: bool = ..., store: _Optional[_Union[SharedStore, _Mapping]] = ..., skipped: bool = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()

@@ -25,6 +25,7 @@ from ps.layout import Layout
 from ps.line import Contribution, Line
 from ps.norms import NormRelay
 from ps.plan import Plan
+from ps.rank_state import RankState
 from ps.rejoin import Locate, Rejoin
 from ps.shared import MemberSegment, StoreView
 from ps.step_clock import StepClock, StepTiming
@@ -41,7 +42,8 @@ class Client:
     """A member's connection to all shards. One thread uses it; `abort` may come from any.
 
     `landing` holds two flat layouts; version v lands in landing[v % 2]. `segment`, if there is one, holds the gradients that
-    are exchanged; it is the client's from here on. `locate` finds servers that were started again.
+    are exchanged, `rank_state` what a lossy push format needs; both are the client's from here on. `locate` finds servers that
+    were started again.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Client:
         landing: tuple[Bytes, Bytes],
         segment: MemberSegment | None = None,
         locate: Locate | None = None,
+        rank_state: RankState | None = None,
     ) -> None:
         self.member = member
         self.layout = layout
@@ -64,9 +67,13 @@ class Client:
         self._initial: Bytes | None = None
         """Version 0, if it is ours to bring."""
         self._rejoin = Rejoin(len(servers), timeouts, locate, self._pause)
+        self._rank_state = rank_state
         link = Link(comm.link_bytes_per_s())
         shards = layout.shards
-        self._lines = [Line(a, shards[a.shard], link, member=member, credentials=credentials, timeouts=timeouts, comm=comm) for a in servers]
+        self._lines = [
+            Line(a, shards[a.shard], link, member=member, credentials=credentials, timeouts=timeouts, comm=comm, rank_state=rank_state)
+            for a in servers
+        ]
         self._comm = comm
         # guards everything below and the lines; notified by the receiving threads
         self._changed = threading.Condition()
@@ -77,6 +84,8 @@ class Client:
         """What is pushed in the step."""
         self._in_place: StoreView | None = None
         """The server's memory, if the model computes there: nothing is copied when it lands."""
+        self._encoding = 0
+        """Frames that a thread works on: they read the contribution."""
         self._error: PserverError | None = None
         self._broken: set[int] = set()
         self.doing: str | None = None
@@ -96,7 +105,7 @@ class Client:
     def join(self, digests: Sequence[int], plan: Plan, environment: pb.Environment) -> int:
         """Joins all shards and returns the smallest version; -1 if version 0 must be brought first.
 
-        `digests`: xxh3-64 of every chunk of version 0 in layout order. Raises ModelMismatch, Fenced, Unreachable.
+        `digests`: xxh3-64 of every chunk of version 0 in layout order. Raises ModelMismatch, Fenced, Unreachable, StateLost.
         """
         self._rejoin.request = pb.JoinRequest(
             member=self.member,
@@ -109,10 +118,13 @@ class Client:
             own_loop=plan.own_loop,
             shared=self._segment.offer if self._segment else None,
         )
-        versions = [self._rejoin.join(line) for line in self._lines]
+        joined = [self._rejoin.join(line) for line in self._lines]
         with self._changed:
             self._exchange = self._planned()
-        return min((version for version in versions if version != EMPTY), default=0)
+        version = min((one.version for one in joined if one.version != EMPTY), default=0)
+        if self._rank_state:
+            self._rank_state.resume(max(version, 0), skipped=any(one.skipped for one in joined if one.version == version))
+        return version
 
     def init(self, values: Bytes) -> None:
         """Brings version 0 to all shards from a flat layout, which must not change before `open` returns; repeating it changes nothing."""
@@ -188,7 +200,8 @@ class Client:
 
     def settle(self) -> StepTiming:
         """Returns when all of the step's next version has landed. Raises what the servers raise."""
-        self._block(lambda: self._exchange.is_done)
+        self._block(lambda: self._exchange.is_done and not self._encoding)
+        self._settle_rank_state()
         with self._changed:
             return self._clock.finish()
 
@@ -219,6 +232,17 @@ class Client:
                 self._reopen(self._lines[index])
                 self._pump()
 
+    def _settle_rank_state(self) -> None:
+        """All shards have applied the step, or skipped it: their norms, which came before their answers, tell which."""
+        if not self._rank_state or self._exchange.step < self._rank_state.version:
+            return
+        known = self._relay.known()
+        skipped = False
+        if self._rank_state.skip_nonfinite:
+            assert all(line.index in known for line in self._lines if line.layout.num_optimizer)
+            skipped = not all(np.isfinite(squares).all() for squares in known.values())
+        self._rank_state.settle(self._exchange.step, skipped=skipped)
+
     def _wait_for_news(self) -> None:
         """Waits under the lock for a receipt or an answer; counts as blocked by the window if frames wait to leave."""
         blocked = self._exchange.has_ready
@@ -230,27 +254,38 @@ class Client:
         """Sends what is ready as far as the window allows; in any thread. Frames of a broken line wait until it is open again."""
         while True:
             with self._changed:
-                if self._error or self._broken:
+                if self._error or self._broken or self._exchange.is_done:
                     return
                 found = self._exchange.next_frame()
                 if found is None:
                     return
                 shard, index = found
-                line, contribution = self._lines[shard], self._contribution
-                opened = line.opened
-                run = self._frames[shard][index]
-                parts = contribution.parts(line.layout, run)
-                # the last part's receipt returns the credit
-                sequences = [line.next_sequence(index if part.stop == run.stop else -1) for _, part in parts]
-            frames = [line.encode(kind, part, contribution, sequence) for (kind, part), sequence in zip(parts, sequences, strict=True)]
-            payload_bytes = sum(line.push_bytes(part) for kind, part in parts if kind == pb.PUSH)
-            with self._changed:
-                if line.opened != opened:  # the line broke meanwhile: the frame is ready again
-                    continue
-                self._clock.sent(shard, index, payload_bytes, 0 if line.pushes_shared else sum(map(len, frames)))
-                for data in frames:
-                    line.send(data)
-                    hit("worker.sent")
+                opened = self._lines[shard].opened
+                self._encoding += 1
+            try:
+                self._send(shard, index, opened)
+            finally:
+                with self._changed:
+                    self._encoding -= 1
+                    if not self._encoding:
+                        self._changed.notify_all()
+
+    def _send(self, shard: int, index: int, opened: int) -> None:
+        """On the stream that was the `opened`-th of its line."""
+        line, run, contribution = self._lines[shard], self._frames[shard][index], self._contribution
+        parts = contribution.parts(line.layout, run)
+        with self._changed:
+            # the last part's receipt returns the credit
+            sequences = [line.next_sequence(index if part.stop == run.stop else -1) for _, part in parts]
+        frames = [line.encode(kind, part, contribution, sequence) for (kind, part), sequence in zip(parts, sequences, strict=True)]
+        payload_bytes = sum(one.payload_bytes for one in frames)
+        with self._changed:
+            if line.opened != opened:  # the line broke meanwhile: the frame is ready again
+                return
+            self._clock.sent(shard, index, payload_bytes, 0 if line.pushes_shared else sum(len(one.data) for one in frames))
+            for one in frames:
+                line.send(one.data)
+                hit("worker.sent")
 
     # -- streams ---------------------------------------------------------------------------------------------
 
@@ -258,7 +293,7 @@ class Client:
         """A stream broke: joins that shard again (same incarnation) and pushes again what has not landed."""
         log.warning("stream to server %d broke: joining again", line.index)
         self.doing = f"looks for server {line.index}, whose stream broke"
-        version = self._rejoin.join(line)
+        version = self._rejoin.join(line).version
         if version < self._exchange.step:
             raise VersionGone(f"server {line.index} came back with version {version} instead of {self._exchange.step}: its memory is lost")
         if self._in_place and (line.store is None or line.store.file != self._in_place.file):
@@ -364,3 +399,5 @@ class Client:
             line.close()
         if self._segment:
             self._segment.close()
+        if self._rank_state:
+            self._rank_state.close()

@@ -1,4 +1,4 @@
-"""How elements travel: wire formats for runs of chunks, and error feedback for those that lose something.
+"""How elements travel: wire formats for runs of chunks.
 
 Pure. A chunk's encoded bytes depend on its values and on (seed, step, rank, chunk) only, so that slicing into runs
 changes no bit and a repeated push brings the same bytes. A run's payload is its chunks' records, one after the other.
@@ -171,11 +171,11 @@ class Int8(Codec):
 class TopK(Codec):
     """The largest elements of every chunk: how many (2 bytes), their places (2 bytes each, ascending), their values.
 
-    The threshold is taken from every 16th element, so that about `share` of the chunk is sent, never more than twice that.
+    The threshold is taken from every 16th element, so that about `fraction` of the chunk is sent, never more than twice that.
     """
 
-    share: float = 0.01
-    """Part of the elements to send, 0 < share <= 1."""
+    fraction: float = 0.01
+    """Of the elements, 0 < fraction <= 1. Decoding does not need it."""
 
     def encode(self, values: Floats, chunks: Sequence[Chunk], seed: Seed) -> Bytes:
         records: list[Bytes] = []
@@ -187,8 +187,8 @@ class TopK(Codec):
     def _largest(self, part: Floats) -> npt.NDArray[np.uint16]:
         size = np.abs(part)
         size[np.isnan(size)] = np.inf  # what is not finite must reach the server
-        wanted = max(1, math.ceil(self.share * len(part)))
-        threshold = _nth_largest(size[::_STRIDE] if len(part) > 64 * _STRIDE else size, self.share)
+        wanted = max(1, math.ceil(self.fraction * len(part)))
+        threshold = _nth_largest(size[::_STRIDE] if len(part) > 64 * _STRIDE else size, self.fraction)
         places = np.flatnonzero((size >= threshold) & (size > 0))
         if len(places) > (limit := 2 * wanted):
             kept = size[places]
@@ -222,31 +222,20 @@ class TopK(Codec):
         return out
 
 
-class ErrorFeedback:
-    """What the wire format has lost so far, added to what is sent next: sent + residual = all that was ever pushed.
-
-    Two versions by parity: step t reads `residuals[t % 2]` and writes the other, so that a step may be encoded again.
-    Each is as long as the pushed memory, of whose chunks it knows by their places there. Not thread-safe.
-    """
-
-    def __init__(self, codec: Codec, residuals: tuple[Floats, Floats]) -> None:
-        self._codec = codec
-        self._residuals = residuals
-
-    def encode(self, values: Floats, place: slice, chunks: Sequence[Chunk], seed: Seed) -> Bytes:
-        """The payload of the run of chunks that lies at `place`, whose gradient is `values`."""
-        whole = values + self._residuals[seed.step % 2][place]
-        payload = self._codec.encode(whole, chunks, seed)
-        np.subtract(whole, self._codec.decode(payload, whole.dtype.name, chunks), out=self._residuals[(seed.step + 1) % 2][place])
-        return payload
-
-    def keep(self, place: slice, step: int) -> None:
-        """Nothing was sent of the place in `step` (absent), or the servers have skipped it."""
-        self._residuals[(step + 1) % 2][place] = self._residuals[step % 2][place]
-
-
 CASTS: dict[str, Codec] = {"fp32": Identity(), "bf16": BFloat16(), "fp16": Float16()}
 """The stateless formats by their names in the config file; "fp32" is the parameters' own type."""
+CODECS: dict[str, Codec] = {**CASTS, "int8": Int8(), "topk": TopK()}
+"""All formats, for decoding."""
+
+
+def is_lossy(name: str) -> bool:
+    """Whether the format needs error feedback: a cast's rounding is not worth it."""
+    return name not in CASTS
+
+
+def lossy_codec(name: str, topk_fraction: float) -> Codec:
+    """For encoding in a lossy format."""
+    return TopK(topk_fraction) if name == "topk" else CODECS[name]
 
 
 def format_of(configured: str, block: Block) -> str:
@@ -289,7 +278,7 @@ def _uniform(chunk: Chunk, seed: Seed) -> npt.NDArray[np.float32]:
     return np.multiply(raw, np.float32(2**-16), dtype=np.float32)
 
 
-def _nth_largest(sample: Floats, share: float) -> Any:
-    """The value that about `share` of the sample reaches."""
-    at = len(sample) - max(1, math.ceil(share * len(sample)))
+def _nth_largest(sample: Floats, fraction: float) -> Any:
+    """The value that about `fraction` of the sample reaches."""
+    at = len(sample) - max(1, math.ceil(fraction * len(sample)))
     return np.partition(sample, at)[at]

@@ -40,9 +40,12 @@ class CommConfig:
     """Frames a worker may have on their way to all shards together, >= 1; where all payload stays in shared memory there is no bound."""
     out_of_order_bytes: int = 256 << 20
     """Payload a shard keeps of ranks whose turn in the sum has not come, >= 0; when full it stops reading from them."""
-    push_format: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """How gradients travel: as they are ("fp32", whatever their type), or cast to 2 bytes each; sums and updates keep the parameters' type.
-    "fp16" saturates at ±65504."""
+    push_format: Literal["fp32", "bf16", "fp16", "int8", "topk"] = "fp32"
+    """How gradients travel: as they are ("fp32", whatever their type), cast to 2 bytes each ("fp16" saturates at ±65504), as one byte
+    each beside a scale per chunk ("int8", rounded at random), or the largest of every chunk only ("topk"). What int8 and topk leave out is
+    added to the next step's. Sums and updates keep the parameters' type."""
+    topk_fraction: float = 0.01
+    """Part of the elements that "topk" sends, about, 0 < topk_fraction <= 1; 6 bytes each, so below 0.6 to save any."""
     pull_format: Literal["fp32", "bf16", "fp16"] = "fp32"
     """How updated parameters travel to the workers, which compute and validate with what arrives; servers, checkpoints and exports stay exact."""
     shared_memory: bool = True
@@ -60,6 +63,7 @@ class CommConfig:
         if self.frame_bytes is not None:
             require(4096 <= self.frame_bytes <= 12 << 20, "comm.frame_bytes", self.frame_bytes, "4096 <= value <= 12582912")
         require(self.window_frames >= 1, "comm.window_frames", self.window_frames, ">= 1")
+        require(0 < self.topk_fraction <= 1, "comm.topk_fraction", self.topk_fraction, "0 < value <= 1")
         require(self.out_of_order_bytes >= 0, "comm.out_of_order_bytes", self.out_of_order_bytes, ">= 0")
         for key, rate in [("comm.bandwidth", self.bandwidth), *((f"comm.server_bandwidth.{i}", r) for i, r in self.server_bandwidth.items())]:
             if rate is not None:

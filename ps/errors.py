@@ -10,6 +10,7 @@ PserverError
 ├── ForeignRun           another run's id
 ├── Unauthenticated      no token and no certificate, or another run's
 ├── Forbidden            the caller's role may not do that
+├── StateLost            memory that a restarted process needs went with its host
 ├── VersionGone          the version is overwritten: join again
 ├── NotInitialised       version 0 is not there yet
 ├── NonFinite            NaN or infinity in a loss or a mean gradient
@@ -72,6 +73,10 @@ class VersionGone(PserverError):
     """The version asked for is overwritten; join again."""
 
 
+class StateLost(PserverError):
+    """Memory of a former process, which its successor needs, is gone."""
+
+
 class NotInitialised(PserverError):
     """The shard has no version 0 yet."""
 
@@ -110,6 +115,7 @@ STATUS: dict[type[PserverError], grpc.StatusCode] = {
     ForeignRun: grpc.StatusCode.FAILED_PRECONDITION,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     Forbidden: grpc.StatusCode.PERMISSION_DENIED,
+    StateLost: grpc.StatusCode.DATA_LOSS,
     VersionGone: grpc.StatusCode.OUT_OF_RANGE,
     NotInitialised: grpc.StatusCode.FAILED_PRECONDITION,
     NonFinite: grpc.StatusCode.FAILED_PRECONDITION,

@@ -10,6 +10,7 @@ POINTS = frozenset(
         "worker.installed",
         "worker.sent",
         "worker.landed",
+        "worker.settles",
         "worker.reports",
         "worker.reported",
         "worker.finished",

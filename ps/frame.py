@@ -13,7 +13,7 @@ import xxhash
 from google.protobuf.message import DecodeError
 
 from protos import pserver_pb2 as pb
-from ps.codecs import CAST_BYTES, CASTS, Chunk, Seed, format_of
+from ps.codecs import CAST_BYTES, CASTS, CODECS, Chunk, Seed, format_of
 from ps.errors import MalformedFrame
 from ps.layout import DTYPES, Run, ShardLayout
 
@@ -52,11 +52,14 @@ def encode_run(header: pb.FrameHeader, memory: Bytes, layout: ShardLayout, run: 
     if (name := format_of(wire, block)) == EXACT:
         header.digests.extend(chunk_digests(memory, layout, run, flat=flat))
         return encode(header, parts)
-    header.format = name
     values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    chunks = _chunks(layout, run)
-    payload = CASTS[name].encode(values.view(block.dtype), chunks, Seed())
-    header.digests.extend(_digests(payload, CASTS[name].sizes(payload, block.dtype, chunks)))
+    return encode_coded(header, CASTS[name].encode(values.view(block.dtype), chunks_of(layout, run), Seed()), layout, run, name)
+
+
+def encode_coded(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, run: Run, name: str) -> bytes:
+    """The frame of a run whose payload is in the format `name` already."""
+    header.dtype, header.format = layout.block_of(run).dtype, name
+    header.digests.extend(_digests(payload, CODECS[name].sizes(payload, header.dtype, chunks_of(layout, run))))
     return encode(header, [payload])
 
 
@@ -92,7 +95,7 @@ def payload_parts(memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool) -
 
 
 def payload_bytes(layout: ShardLayout, run: Run, wire: str) -> int:
-    """Payload of the run's frame where the format `wire` is configured."""
+    """Payload of the run's frame where the cast `wire` is configured."""
     block = layout.block_of(run)
     size = layout.payload_bytes(run)
     return size if format_of(wire, block) == EXACT else size // DTYPES[block.dtype] * CAST_BYTES
@@ -124,7 +127,8 @@ def _digests(payload: Bytes, sizes: Sequence[int]) -> list[int]:
     return [digest(view[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def _chunks(layout: ShardLayout, run: Run) -> list[Chunk]:
+def chunks_of(layout: ShardLayout, run: Run) -> list[Chunk]:
+    """The run's chunks as codecs know them."""
     size = DTYPES[layout.block_of(run).dtype]
     return [Chunk(id, count // size) for id, count in zip(layout.chunks[run.span].tolist(), layout.num_bytes[run.span].tolist(), strict=True)]
 
@@ -133,7 +137,7 @@ def exact_payload(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, r
     """The run's elements in their own type, from a checked frame's payload, which it may be."""
     if not header.format:
         return payload
-    values: Bytes = CASTS[header.format].decode(payload, header.dtype, _chunks(layout, run)).view(np.uint8)
+    values: Bytes = CODECS[header.format].decode(payload, header.dtype, chunks_of(layout, run)).view(np.uint8)
     return values
 
 
@@ -181,7 +185,7 @@ def _payload_sizes(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, 
     if header.format != ("" if name == EXACT else name):
         raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} has format {header.format or EXACT!r}, the run's is {name!r}")
     if name != EXACT:
-        return CASTS[name].sizes(payload, header.dtype, _chunks(layout, run))
+        return CODECS[name].sizes(payload, header.dtype, chunks_of(layout, run))
     if len(payload) != layout.payload_bytes(run):
         raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} brings {len(payload)} bytes, they have {layout.payload_bytes(run)}")
     sizes: list[int] = layout.num_bytes[run.span].tolist()

@@ -75,6 +75,7 @@ class ShardHost:
             session=session,
             reads_shared=memory is not None and shard.reads_segment(request.member.rank),
             store=self._offer if memory is not None else None,
+            skipped=shard.has_skipped(version - 1),
         )
 
     def _contributions(self, request: pb.JoinRequest) -> Bytes | None:

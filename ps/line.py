@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -19,6 +19,7 @@ from ps.credentials import Credentials
 from ps.errors import PserverError, Unreachable, from_rpc_error
 from ps.frame import Bytes
 from ps.layout import Run, ShardLayout
+from ps.rank_state import RankState
 from ps.roles import Role
 from ps.security import call_metadata
 from ps.shared import StoreView, map_store
@@ -51,6 +52,21 @@ class Contribution:
         return [(pb.PUSH if present[a - run.first] else pb.ABSENT, Run(a, b)) for a, b in pairwise(cuts)]
 
 
+class Joined(NamedTuple):
+    """What a shard answers a member."""
+
+    version: int
+    skipped: bool
+    """Whether the step before was not applied."""
+
+
+class Encoded(NamedTuple):
+    """A frame, and its payload's length, wherever that lies."""
+
+    data: bytes
+    payload_bytes: int
+
+
 class Line:
     """One shard as a worker sees it. The client locks; only the stream's queue is used by several threads."""
 
@@ -64,6 +80,7 @@ class Line:
         credentials: Credentials,
         timeouts: Timeouts,
         comm: CommConfig,
+        rank_state: RankState | None = None,
     ) -> None:
         self.index = address.shard
         self.layout = layout
@@ -81,6 +98,7 @@ class Line:
         self._timeouts = timeouts
         self._connect(address)
         self._link = link
+        self._rank_state = rank_state
         self._push_format, self.pull_format = comm.push_format, comm.pull_format
         self._outgoing: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._stream: Any = None
@@ -101,8 +119,8 @@ class Line:
             self._control.close()
             self._connect(address)
 
-    def join(self, request: pb.JoinRequest, num_servers: int, *, may_move: bool = False) -> int:
-        """Joins the shard; returns its version. Raises ModelMismatch, Fenced, Unreachable: at once if nobody listens and the
+    def join(self, request: pb.JoinRequest, num_servers: int, *, may_move: bool = False) -> Joined:
+        """Joins the shard. Raises ModelMismatch, Fenced, Unreachable: at once if nobody listens and the
         server `may_move`."""
         if may_move:
             reply = self._control.call("Shard", "Join", request, pb.JoinReply)
@@ -119,12 +137,12 @@ class Line:
         reads_store = reply.HasField("store") and self.pull_format == frame.EXACT
         self.store = map_store(self._credentials.run_id, reply.store, self.layout) if reads_store else None
         self.member.lands_shared = self.store is not None
-        return int(reply.version)
+        return Joined(int(reply.version), reply.skipped)
 
     def init(self, values: Bytes) -> None:
         """Brings version 0 from a flat layout."""
         contribution = Contribution(0, 0.0, values, np.ones(0, np.bool_))
-        frames = (self.encode(pb.INIT, run, contribution) for run in self.layout.frames(1 << 20))
+        frames = (self.encode(pb.INIT, run, contribution).data for run in self.layout.frames(1 << 20))
         self._data.send_frames("Init", frames, pb.InitReply, call_metadata(self._credentials, self.member), timeout_s=600.0)
 
     def pull(self, version: int, into: Bytes) -> int:
@@ -141,7 +159,7 @@ class Line:
                 pulled = int(header.step)
         return pulled
 
-    def encode(self, kind: pb.Kind, run: Run, contribution: "Contribution", sequence: int = 0) -> bytes:
+    def encode(self, kind: pb.Kind, run: Run, contribution: Contribution, sequence: int = 0) -> Encoded:
         """A frame of a run, with its bytes of the contribution unless it is absent or the shard reads them there."""
         header = pb.FrameHeader(
             kind=kind,
@@ -152,20 +170,23 @@ class Line:
             weight=contribution.weight,
             sequence=sequence,
         )
+        state = self._rank_state if self._rank_state and self._rank_state.covers(self.layout, run) else None
         if kind == pb.ABSENT:
-            return frame.encode(header)
+            if state:
+                state.keep(self.layout, run, contribution.step)
+            return Encoded(frame.encode(header), 0)
         values = contribution.values
+        if kind == pb.PUSH and state:
+            payload = state.encode(self.layout, run, values, contribution.step)
+            return Encoded(frame.encode_coded(header, payload, self.layout, run, self._push_format), len(payload))
         wire = self._push_format if kind == pb.PUSH else frame.EXACT
+        size = frame.payload_bytes(self.layout, run, wire)
         if kind != pb.PUSH or not self.pushes_shared:
-            return frame.encode_run(header, values, self.layout, run, flat=True, wire=wire)
+            return Encoded(frame.encode_run(header, values, self.layout, run, flat=True, wire=wire), size)
         header.dtype = self.layout.block_of(run).dtype
         header.digests.extend(frame.chunk_digests(values, self.layout, run, flat=True))
         header.shared = True
-        return frame.encode(header)
-
-    def push_bytes(self, run: Run) -> int:
-        """Payload of a push of the run."""
-        return frame.payload_bytes(self.layout, run, self._push_format)
+        return Encoded(frame.encode(header), size)
 
     # -- the stream ------------------------------------------------------------------------------------------
 

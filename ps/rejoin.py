@@ -8,7 +8,7 @@ from protos import pserver_pb2 as pb
 from ps.config import Timeouts
 from ps.control import ServerAddress
 from ps.errors import Fenced, NotInitialised, PserverError, Stopped, Unreachable
-from ps.line import Line
+from ps.line import Joined, Line
 from ps.patience import Patience
 
 T = TypeVar("T")
@@ -36,8 +36,8 @@ class Rejoin:
         """Whether a stream that ended with `error` shall be opened again."""
         return isinstance(error, GONE if self._locate else Unreachable)
 
-    def join(self, line: Line) -> int:
-        """Joins a shard; returns its version. Raises what Join raises."""
+    def join(self, line: Line) -> Joined:
+        """Joins a shard. Raises what Join raises."""
         while self._locate:
             address = self._locate(line.index)
             if address:

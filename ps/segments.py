@@ -127,11 +127,11 @@ def remove_dead_segments() -> None:
     """Removes the segments on this host whose owners are dead, of any run."""
     for path in _segments("pserver-"):
         match = _NAME.fullmatch(path.name)
-        if match and not (match["kind"] == "s" and _is_held(path.with_name(f"{match['run']}mark"))):
+        if match and not (match["kind"] in ("s", "e") and _is_held(path.with_name(f"{match['run']}mark"))):
             _remove_if_dead(path)
 
 
-_NAME = re.compile(r"(?P<run>pserver-[0-9a-f]{16}-)(mark|g[0-9]+-(?P<kind>[sr]).*)")
+_NAME = re.compile(r"(?P<run>pserver-[0-9a-f]{16}-)(mark|g[0-9]+-(?P<kind>[sre]).*)")
 
 
 def _segments(prefix: str) -> list[Path]:

@@ -120,6 +120,11 @@ class Shard:
             stream.end(Fenced(f"rank {member.rank} has joined again as incarnation {member.incarnation}"))
         return version, session
 
+    def has_skipped(self, step: int) -> bool:
+        """Whether the step, the last one that was applied, was skipped."""
+        with self._changed:
+            return self._two_phase.has_skipped(step)
+
     def reads_segment(self, rank: int) -> bool:
         """Whether the rank's frames may come without payload."""
         with self._changed:

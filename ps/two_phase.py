@@ -51,6 +51,11 @@ class TwoPhase:
         """The decision of a step whose norms are durable: a restarted shard needs no new ones."""
         return self._decide(self._store.norms) if self._store.recorded_step == step else None
 
+    def has_skipped(self, step: int) -> bool:
+        """Whether the step, the last one that was applied, was skipped."""
+        decision = self.recorded(step) if self.needed else None
+        return decision is not None and decision.skip
+
     def release(self, step: int) -> tuple[list[Complete], StepFactor] | None:
         """All held runs and the decision for them, once every run is held and every vector known; made durable first."""
         vectors = self._exchange.all_vectors()

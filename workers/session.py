@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ps.client import Client
+from ps.codecs import is_lossy
 from ps.control import EpochSums, ServerAddress
 from ps.control_client import ControlClient, Progress
 from ps.errors import Stopped, VersionGone
@@ -16,6 +17,7 @@ from ps.frame import Bytes
 from ps.layout import Layout
 from ps.ledger import RowBuffer, WorkerRow
 from ps.plan import Plan
+from ps.rank_state import RankState
 from ps.server import environment
 from ps.shared import member_segment
 from ps.step_clock import StepTiming
@@ -69,6 +71,7 @@ class Session:
         self.plan = plan
         layout = Layout(specs_of(model, settings.optimizer.groups), settings.num_servers)
         member = self._control.member
+        rank_state = self._rank_state(layout) if is_lossy(settings.comm.push_format) else None
         segment = member_segment(settings.run_id, member, layout.flat_bytes) if settings.comm.may_share else None
         self.bound = bound = BoundModel(model, layout, gradients=segment.contributions if segment else None)
         self._client = client = Client(
@@ -81,6 +84,7 @@ class Session:
             landing=bound.landing,
             segment=segment,
             locate=self._control.locate,
+            rank_state=rank_state,
         )
         if self._stop_reason:
             raise Stopped(self._stop_reason)
@@ -122,6 +126,11 @@ class Session:
     def _start_at(self, version: int) -> None:
         self.version = self.started_at = version
         self._progress = version, False
+
+    def _rank_state(self, layout: Layout) -> RankState:
+        settings = self.settings
+        skip_nonfinite = settings.optimizer.nonfinite == "skip"
+        return RankState.open(settings.run_id, self._control.member, layout, settings.comm, seed=settings.train.seed, skip_nonfinite=skip_nonfinite)
 
     # -- a step: `pushes` and `layers` call these ------------------------------------------------------------
 

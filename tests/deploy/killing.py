@@ -19,6 +19,7 @@ NOISY = "tests.deploy.own_loops:Noisy"
 OPTIMIZERS = {
     "adam": OptimizerConfig(name="adam", lr=0.01),
     "two phases": OptimizerConfig(name="sgd", lr=0.1, momentum=0.9, max_grad_norm=0.05),
+    "skip": OptimizerConfig(name="sgd", lr=0.1, momentum=0.9, nonfinite="skip"),
 }
 Point = tuple[str, int] | tuple[str, int, int]
 """A failpoint, at which hit it acts, and by which signal if not by SIGKILL."""
@@ -30,12 +31,15 @@ def run(
     faults: dict[ProcessKey, list[Point]],
     loop: str | None = None,
     *,
+    task: str = NOISY,
+    fields: dict[str, Any] | None = None,
     killed_at_once: ProcessKey | None = None,
     **options: Any,
 ) -> Result:
     """Two workers, two servers, twelve steps in four epochs, of the task above or an own loop; the incarnations of each process
     die where `faults` says."""
-    made = trainer(storage, None if loop else NOISY, batch_size=4, epochs=4, optimizer=OPTIMIZERS[optimizer], loop=loop, **options)
+    sizes = {"batch_size": 4, "epochs": 4, "optimizer": OPTIMIZERS[optimizer], "loop": loop}
+    made = trainer(storage, None if loop else task, fields, **{**sizes, **options})
 
     def prepare(launcher: ForkedLauncher, rundir: RunDirectory) -> None:
         launcher.faults = {key: list(its) for key, its in faults.items()}

@@ -15,11 +15,13 @@ from protos import pserver_pb2 as pb
 from ps.certificates import Authority
 from ps.checkpoint import sha256_of, tensors_of
 from ps.client import Client
+from ps.codecs import is_lossy
 from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, ServerSettings, Timeouts
 from ps.control import ServerAddress
 from ps.credentials import Credentials, token_of
 from ps.layout import Layout, Rule
 from ps.plan import Plan
+from ps.rank_state import RankState
 from ps.reader import Reader
 from ps.roles import DRIVER, Role
 from ps.server import Server, build_server, environment
@@ -75,8 +77,9 @@ class Cluster:
     def member(self, rank: int, model: nn.Module, *, incarnation: int = 1, comm: CommConfig | None = None, copies: bool | None = None) -> Member:
         layout = Layout(specs_of(model, self.settings.optimizer.groups), self.num_servers)
         member = pb.Member(rank=rank, incarnation=incarnation, generation=self.settings.generation)
+        comm = comm or self.settings.comm
         segment = None
-        if (comm or self.settings.comm).may_share:
+        if comm.may_share:
             segment = member_segment(self.settings.run_id, member, layout.flat_bytes)
         bound = BoundModel(model, layout, copies=copies, gradients=segment.contributions if segment else None)
         client = Client(
@@ -84,13 +87,20 @@ class Cluster:
             credentials=self.credentials(Role("member", rank)),
             layout=bound.layout,
             servers=self.addresses,
-            comm=comm or self.settings.comm,
+            comm=comm,
             timeouts=TIMEOUTS,
             landing=bound.landing,
             segment=segment,
+            rank_state=self._rank_state(member, layout, comm),
         )
         self.clients.append(client)
         return Member(rank, bound, client, self.plan)
+
+    def _rank_state(self, member: pb.Member, layout: Layout, comm: CommConfig) -> RankState | None:
+        if not is_lossy(comm.push_format):
+            return None
+        skip_nonfinite = self.settings.optimizer.nonfinite == "skip"
+        return RankState.open(self.settings.run_id, member, layout, comm, seed=3, skip_nonfinite=skip_nonfinite)
 
     def reader(self) -> Reader:
         return Reader(self.credentials(DRIVER), self.num_servers, lambda shard: self.addresses[shard], TIMEOUTS)

@@ -1,0 +1,53 @@
+"""kill -9 where a push format has a memory: successors go on with what is left to send, and a repeated push has the same bytes."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from deploy.launch.base import ProcessKey
+from tests.deploy.killing import S0, W0, W1, Point, bits_of, deaths_of, run
+
+CASES: dict[str, dict[str, Any]] = {
+    "int8": {"optimizer": "adam", "push_format": "int8"},
+    "topk": {"optimizer": "two phases", "push_format": "topk", "topk_fraction": 0.1},
+    "own loop": {"optimizer": "adam", "push_format": "int8", "loop": "tests.deploy.own_loops:noisy_with_reports"},
+    # the loss is NaN in step 7 on rank 1
+    "skip": {
+        "optimizer": "skip",
+        "push_format": "int8",
+        "task": "tests.deploy.broken:Broken",
+        "fields": {"how": "nan"},
+        "batch_size": 11,
+        "epochs": 1,
+    },
+}
+
+
+@cache
+def undisturbed(case: str) -> dict[str, Any]:
+    with TemporaryDirectory() as storage:
+        return bits_of(run(Path(storage), faults={}, **CASES[case]))
+
+
+PLACES: list[tuple[str, ProcessKey, Point]] = [
+    ("int8", W0, ("worker.sent", 5)),
+    ("int8", W1, ("worker.landed", 9)),
+    ("int8", W1, ("worker.settles", 4)),
+    ("int8", S0, ("shard.summed", 9)),
+    ("topk", W1, ("worker.settles", 1)),
+    ("topk", S0, ("shard.recorded", 2)),
+    ("own loop", W1, ("worker.reports", 2)),
+    ("own loop", W1, ("worker.sent", 9)),
+    ("skip", W0, ("worker.settles", 8)),
+    ("skip", W1, ("worker.settles", 9)),
+]
+
+
+@pytest.mark.parametrize(("case", "victim", "place"), PLACES, ids=str)
+def test_a_process_killed_with_something_left_to_send_costs_no_bit(case: str, victim: ProcessKey, place: Point, tmp_path: Path) -> None:
+    result = run(tmp_path, faults={victim: [place]}, **CASES[case])
+    assert bits_of(result) == undisturbed(case)
+    assert deaths_of(result) == [str(victim)]
