@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 
+from benchmarks.guards import report_guards
 from benchmarks.harness import Entry, Row, compete, report
 from benchmarks.peers import ddp, raw
 from benchmarks.workload import model_bytes_of, parse_size, width_of
@@ -26,6 +27,7 @@ def main() -> None:
         rows += _steps(workers, arguments)
     if not arguments.no_grpc:
         rows.append(_grpc(arguments))
+    report_guards(arguments.width, arguments.servers or 1)
     report(rows)
 
 

@@ -41,7 +41,7 @@ class WorkerRow:
     time_s: float
     """End of the step, seconds since the epoch."""
     step_s: float
-    """From the first wait for data to the installed parameters."""
+    """From when all of version `step` had landed to when all of the next one had: its backward, and the next step's forward."""
     data_wait_s: float = 0.0
     compute_s: float = 0.0
     """Forward and backward."""
@@ -61,7 +61,7 @@ class WorkerRow:
     other_s: float = 0.0
     """The rest of the step: the loop itself and its bookkeeping."""
     exposed_s: float = 0.0
-    """Communication not hidden behind compute: from the end of backward to the installed parameters."""
+    """Communication not hidden behind compute: what the training thread spends on it or waits for."""
     waits_for: int | None = None
     """Rank that `barrier_wait_s` waited for; None if for nobody."""
     samples: int = 0
