@@ -1,5 +1,6 @@
 """Formats of two bytes per element from the worker's memory to the shard's and back."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -95,7 +96,7 @@ def run_halved(job: training.Job) -> tuple[str, str]:
         exact = reader.pull(job.steps)
         reader.close()
         layout = members[0].bound.layout
-        landed = [training.sha256_of(layout, member.bound.landing[job.steps % 2], buffers=False) for member in members]
+        landed = [hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in m.bound.model.parameters())).hexdigest() for m in members]
         assert len(set(landed)) == 1
         return training.sha256_of(layout, exact, buffers=False), landed[0]
 
