@@ -30,7 +30,7 @@ class Samples:
     """Steps of one contender in one variant, of all rounds together."""
 
     seconds: list[float] = field(default_factory=list)
-    """Of every step, on the slowest member."""
+    """Of every step, mean of the members: where one runs ahead within a step, another lags, and they take turns."""
     cpu_s: list[float] = field(default_factory=list)
     """CPU time of all its processes per step, one number per round."""
 
@@ -105,7 +105,7 @@ class Contender:
         answers = [member.readline() for member in self._members]
         if not all(answers):
             raise RuntimeError(f"{self.name} has ended: {self._last_words()}")
-        into.seconds.extend(max(times) for times in zip(*map(json.loads, answers), strict=True))
+        into.seconds.extend(statistics.fmean(times) for times in zip(*map(json.loads, answers), strict=True))
         into.cpu_s.append((_cpu_s(processes) - before) / (warmup + steps))
 
     def _processes(self) -> list[psutil.Process]:

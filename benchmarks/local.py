@@ -21,7 +21,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # contenders are stopped in `finally`
     shape = f"1024-{arguments.width}-{arguments.width}-1024, {model_bytes_of(arguments.width) / 1e6:.0f} MB"
     print(f"perceptron {shape}, batch {arguments.batch} per worker")
-    print("one torch thread per worker; contenders take turns, times are of the slowest member")
+    print("one torch thread per worker; contenders take turns, times are means of the members")
     rows: list[Row] = []
     for workers in arguments.workers:
         rows += _steps(workers, arguments)

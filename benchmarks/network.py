@@ -31,7 +31,7 @@ def main() -> None:
     except ResourcesMissing as reason:
         print(f"TOKEN BUCKET in place of links, no peers: {reason}")
         measure = _in_buckets
-    print("exchange of gradients for parameters without compute; contenders take turns, times are of the slowest member")
+    print("exchange of gradients for parameters without compute; contenders take turns, times are means of the members")
     for rate in arguments.bandwidth:
         for size in arguments.model_bytes:
             rows += measure(rate, size, arguments)
