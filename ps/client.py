@@ -254,7 +254,7 @@ class Client:
         """Sends what is ready as far as the window allows; in any thread. Frames of a broken line wait until it is open again."""
         while True:
             with self._changed:
-                if self._error or self._broken or self._exchange.is_done:
+                if self._error or self._broken:
                     return
                 found = self._exchange.next_frame()
                 if found is None:

@@ -1,5 +1,8 @@
 """int8 and topk from the worker's memory to the shard's: the same bits, nothing lost, one decision on a skipped step."""
 
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +12,7 @@ from torch import nn
 
 from ps.config import CommConfig, OptimizerConfig
 from ps.errors import StateLost
-from ps.layout import Rule
+from ps.layout import Rule, Run, ShardLayout
 from tests.ps import training
 from tests.ps.cluster import Member, cluster, exchange, in_threads, start
 from tests.ps.test_formats import run_halved
@@ -117,3 +120,49 @@ def test_a_member_whose_memory_is_lost_is_told_so_when_it_joins() -> None:
         member.client.close()
         with pytest.raises(StateLost, match="rank 0 joins at version 1"):
             start(servers.member(0, model(), incarnation=2))
+
+
+def test_a_step_is_not_over_while_a_thread_still_encodes_for_it() -> None:
+    """What it reads, gradient and residual, would be overwritten by the next step."""
+    with cluster(2, 1, comm=comm_of("int8", frame_bytes=4096)) as servers:
+        member, other = (servers.member(rank, model()) for rank in (0, 1))
+        in_threads([lambda m=m: start(m) for m in (member, other)])
+        state = member.client._rank_state
+        assert state
+        entered, go_on, encode = threading.Event(), threading.Event(), state.encode
+
+        def held(layout: ShardLayout, run: Run, values: np.ndarray, step: int) -> np.ndarray:
+            if run.first == 1 and not entered.is_set():
+                entered.set()
+                go_on.wait(20)
+            return encode(layout, run, values, step)
+
+        state.encode = held  # type: ignore[method-assign]
+        pushing, settling = (threading.Thread(target=call) for call in (lambda: push_all(member), member.client.settle))
+        pushing.start()
+        assert entered.wait(10)
+        member.client._lines[0]._stream.cancel()
+        until(lambda: bool(member.client._broken))
+        settling.start()  # opens another stream and pushes everything there
+        push_all(other)
+        until(lambda: member.client._exchange.is_done)
+        settling.join(0.3)
+        assert settling.is_alive()
+        go_on.set()
+        for thread in (pushing, settling):
+            thread.join(10)
+            assert not thread.is_alive()
+        assert state.version == 1
+
+
+def push_all(member: Member) -> None:
+    member.bound.gradients[:] = 1
+    member.client.begin(0, 1.0, member.bound.gradients)
+    member.client.ready(range(len(member.bound.layout.specs)), present=True)
+
+
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
