@@ -143,11 +143,13 @@ class BoundModel:
                     views[i] = view
 
     def withhold(self, tensors: Sequence[int]) -> None:
-        """Parameters that are views become NaN until they are installed: what computes with them shows it."""
+        """Parameters that are views, and floating-point buffers, become NaN until they are installed: what computes with them shows it."""
         for i in tensors:
-            tensor = self.tensor(i)
-            if self.layout.specs[i].rule is Rule.OPTIMIZER:
+            tensor, rule = self.tensor(i), self.layout.specs[i].rule
+            if rule is Rule.OPTIMIZER:
                 tensor.data = torch.full((), math.nan, dtype=tensor.dtype).expand(tensor.shape)
+            elif rule is Rule.MEAN:
+                tensor.detach().fill_(math.nan)
 
     @torch.no_grad()
     def collect(self, index: int, divisor: float | None) -> None:

@@ -4,18 +4,21 @@ The first forward is traced: every use of a parameter or buffer is seen together
 was only used inside of modules' forwards is from then on waited for before the forward of the innermost of them, and of
 the module that owns it; so `out_proj` of MultiheadAttention, whose own forward is never called, is waited for by the
 attention. What the trace does not prove is waited for at the start. A parameter that has not been installed is NaN: a use
-that the trace has not seen shows in the loss instead of computing with an old version.
+that the trace has not seen shows in the loss instead of computing with an old version. So is a floating-point buffer;
+others, which cannot be NaN, are waited for at the start.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.overrides import TorchFunctionMode
 
 from ps.frame import Bytes
+from ps.layout import Rule
 from workers.binding import BoundModel
 from workers.spans import Spans
 
@@ -52,37 +55,52 @@ class Layers:
         self._pending: set[int] = set()
         """Tensors whose present version is not installed."""
         self._version = 0
-        self._at_start: list[int] | None = None
-        """What is waited for before the first layer; None before the trace."""
+        self._withheld: list[int] = []
+        """What was NaN when the last forward started."""
+        self._trace: _Trace | None = None
+        """Of the first forward."""
+        self._at_start: list[int] = []
+        """What is waited for before the first layer."""
+        self._has_computed = False
 
     @property
     def is_layerwise(self) -> bool:
         """Whether a forward may start before everything has landed."""
-        return self._layerwise and self._at_start is not None
+        return self._trace is not None
 
     def next(self, version: int) -> None:
         """From now on the model is to compute with `version`, of which nothing is installed."""
         self._version = version
         self._pending = set(self._bound.versioned)
+        self._withheld = []
 
     def start(self) -> None:
         """Before a forward: installs what has landed and waits for what no layer waits for."""
         missing = self._pending.intersection(self._landing.missing())
         self._install([i for i in self._pending if i not in missing])
-        assert self._at_start is not None
         self._need(self._at_start)
-        self._bound.withhold(sorted(self._pending))
+        self._withheld = sorted(self._pending)
+        self._bound.withhold(self._withheld)
 
     def finish(self) -> None:
         """Everything has landed: installs what is left."""
-        if self._in_place and not self._bound.is_written and (copies := self._landing.share()):
-            self._bound.read_from(copies)
-        self._in_place = False
+        if self._in_place and self._has_computed:
+            if not self._bound.is_written and (copies := self._landing.share()):
+                self._bound.read_from(copies)
+            self._in_place = False
         self._install(sorted(self._pending))
 
-    def missing(self) -> str | None:
-        """Name of a tensor that is not installed."""
-        return self._bound.layout.specs[min(self._pending)].name if self._pending else None
+    def unproven(self, forward: Callable[[], object]) -> str | None:
+        """After a forward whose loss is not finite: a tensor that was NaN when it started, and that it uses where the first one did not.
+
+        Runs `forward` once more, to see its uses; buffers stay as they are. None: overlap is not to blame.
+        """
+        if not self._trace or not self._withheld:
+            return None
+        again = _Trace(self._bound)
+        with _kept(tuple(self._bound.model.buffers())), again.running():
+            forward()
+        return next((self._bound.layout.specs[i].name for i in self._withheld if again.users(i) - self._trace.users(i)), None)
 
     def _need(self, tensors: Sequence[int]) -> None:
         needed = [i for i in tensors if i in self._pending]
@@ -100,23 +118,30 @@ class Layers:
     @contextmanager
     def traced(self) -> Iterator[None]:
         """Around the loss of a step; only the first is looked at."""
-        if not self._layerwise or self._at_start is not None:
+        self._has_computed = True
+        if not self._layerwise or self._trace:
             yield
             return
         trace = _Trace(self._bound)
         with trace.running():
             yield
-        self._at_start = sorted(set(self._bound.versioned) - trace.proven())
+        self._trace = trace
+        self._at_start = sorted(set(self._bound.versioned) - self._proven(trace))
         self._wait_in(trace)
         start = dict.fromkeys(self._at_start, 0)
         self._landing.prioritise(start | {i: 1 + place for i, place in trace.order().items() if i not in start})
 
+    def _proven(self, trace: "_Trace") -> set[int]:
+        """What layers wait for: it was only used inside of modules, and is NaN if another use comes first."""
+        specs = self._bound.layout.specs
+        return {i for i in self._bound.versioned if specs[i].rule is not Rule.EQUAL and (users := trace.users(i)) and None not in users}
+
     def _wait_in(self, trace: "_Trace") -> None:
-        proven = trace.proven()
+        proven = self._proven(trace)
         index = {id(self._bound.tensor(i)): i for i in self._bound.versioned}
         for module in self._bound.model.modules():
             own = {index.get(id(tensor)) for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))}
-            needed = sorted(i for i in own | trace.used_in(module) if i is not None and i in proven)
+            needed = sorted(i for i in proven if i in own or module in trace.users(i))
             if needed:
                 module.register_forward_pre_hook(_hook(self._need, needed))
 
@@ -130,6 +155,16 @@ def _hook(need: Callable[[Sequence[int]], None], tensors: Sequence[int]) -> Call
     return before
 
 
+@contextmanager
+def _kept(buffers: tuple[torch.Tensor, ...]) -> Iterator[None]:
+    """Buffers are afterwards as before, also for a backward that is still to come."""
+    values = [buffer.clone() for buffer in buffers]
+    with _unsafe_preserve_version_counter(buffers):
+        yield
+        for buffer, value in zip(buffers, values, strict=True):
+            buffer.detach().copy_(value)
+
+
 class _Trace(TorchFunctionMode):
     """Sees every call of torch, and which modules are running then."""
 
@@ -138,8 +173,8 @@ class _Trace(TorchFunctionMode):
         self._model = bound.model
         self._index = {id(bound.tensor(i)): i for i in bound.versioned}
         self._running: list[nn.Module] = []
-        self._uses: dict[int, list[nn.Module | None]] = {}
-        """By tensor, in the order of first use: the innermost running module of every use."""
+        self._users: dict[int, set[nn.Module | None]] = {}
+        """By tensor, in the order of first use: the innermost running modules of all uses."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -161,20 +196,16 @@ class _Trace(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         for tensor in _tensors(arguments, keywords):
             if (found := self._index.get(id(tensor))) is not None:
-                self._uses.setdefault(found, []).append(self._running[-1] if self._running else None)
+                self._users.setdefault(found, set()).add(self._running[-1] if self._running else None)
         return function(*arguments, **(keywords or {}))
 
-    def proven(self) -> set[int]:
-        """Tensors that were only used inside of modules."""
-        return {i for i, modules in self._uses.items() if None not in modules}
-
-    def used_in(self, module: nn.Module) -> set[int]:
-        """Tensors used while `module` was the innermost running one."""
-        return {i for i, modules in self._uses.items() if any(its is module for its in modules)}
+    def users(self, tensor: int) -> Set[nn.Module | None]:
+        """The innermost running modules of all uses; None: no module was running."""
+        return self._users.get(tensor, frozenset())
 
     def order(self) -> dict[int, int]:
         """Place of every used tensor in the order of first use."""
-        return {i: place for place, i in enumerate(self._uses)}
+        return {i: place for place, i in enumerate(self._users)}
 
 
 def _tensors(*values: Any) -> Iterator[torch.Tensor]:

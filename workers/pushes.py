@@ -75,7 +75,7 @@ class Pushes:
 
     def _made(self, tensor: int) -> None:
         """The hook of a gradient that is complete."""
-        if not self._is_open:
+        if not self._is_open or self._sums is None:
             return
         self._times[tensor] = self._times.get(tensor, 0) + 1
         if self._late is None or tensor in self._late:

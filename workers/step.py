@@ -73,7 +73,7 @@ class GradientStep:
                 if weight:
                     check_gradient(mean)
                     value = float(mean.detach())  # on a GPU this waits for all of the above
-                    self._check(step, value)
+                    self._check(step, value, micro)
                     done = Contribution(done.weight + weight, done.samples, done.loss + value * weight)
                 done = replace(done, samples=done.samples + micro.num_samples)
                 if micro.index + 1 == micro.num_in_step:
@@ -98,13 +98,15 @@ class GradientStep:
         with lower_precision(self._autocast, self._bound.device):
             return mean_and_weight(self._task.loss(self._bound.model, micro.batch), micro.num_samples)
 
-    def _check(self, step: int, loss: float) -> None:
-        if not math.isfinite(loss) and (name := self._layers.missing()):
+    def _check(self, step: int, loss: float, micro: MicroBatch) -> None:
+        if math.isfinite(loss):
+            return
+        if name := self._layers.unproven(lambda: self._forward(step, micro)):
             raise ConfigError(
                 f"loss is {loss} at step {step} on rank {self._rank}, perhaps because {name} was used where the first step did not use it: "
                 "set train.overlap = false"
             )
-        if self._nonfinite == "error" and not math.isfinite(loss):
+        if self._nonfinite == "error":
             raise NonFinite(
                 f"loss is {loss} at step {step} on rank {self._rank}: lower optimizer.lr, clip with optimizer.max_grad_norm, "
                 'or skip such steps with optimizer.nonfinite = "skip"'

@@ -80,6 +80,8 @@ class Job:
     """Seeds the order in which ranks push their frames; None: layout order."""
     breaks: bool = False
     """Whether streams break all the time."""
+    overlap: bool = True
+    """`train.overlap`."""
 
     def changed(self, **train: Any) -> "Job":
         """With other training settings."""
@@ -149,11 +151,11 @@ def _shuffle_frames(member: Member, seed: int) -> None:
 class Overlap:
     """What a session does for `Pushes` and `Layers`, without control and ledger."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, *, overlap: bool = True) -> None:
         self._client = member.client
         self._bound = member.bound
-        self.layers = Layers(member.bound, self, Spans(), layerwise=True, in_place=True)
-        self.pushes = Pushes(member.bound, self, Spans(), early=True, keeps_gradients=False)
+        self.layers = Layers(member.bound, self, Spans(), layerwise=overlap, in_place=True)
+        self.pushes = Pushes(member.bound, self, Spans(), early=overlap, keeps_gradients=False)
         self._open = False
         client = self._client
         self.missing, self.wait, self.ready, self.prioritise, self.share = (
@@ -187,7 +189,7 @@ class Overlap:
 
 def train(job: Job, member: Member, sums: list[dict[str, float]]) -> None:
     """One rank's steps."""
-    overlap = Overlap(member)
+    overlap = Overlap(member, overlap=job.overlap)
     gradient = GradientStep(
         job.task,
         job.task.train_data(),
