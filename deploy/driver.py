@@ -17,7 +17,7 @@ from deploy.config import Config, apply_batch_rule
 from deploy.console import Console
 from deploy.keys import RunKeys
 from deploy.launch.base import Launcher, ProcessKey
-from deploy.measure.reader import LedgerWriter
+from deploy.measure.reader import LedgerWriter, Reporter
 from deploy.measure.text import counted
 from deploy.measure.verdict import log_line
 from deploy.measure.window import Window
@@ -209,8 +209,8 @@ class Driver:
 
     # -- what processes report -------------------------------------------------------------------------------
 
-    def _on_rows(self, lines: list[str]) -> None:
-        self._ledger.add(lines)
+    def _on_rows(self, sender: Reporter, lines: list[str]) -> None:
+        self._ledger.add(sender, lines)
         if lines:
             row = from_line(lines[-1])
             if isinstance(row, WorkerRow) and row.rank == 0:

@@ -8,8 +8,13 @@ from ps.errors import ModelMismatch
 from ps.layout import CHUNK_ELEMENTS, DTYPES, Layout, Rule, TensorSpec
 from ps.plan import Plan
 
-MAX_TENSORS = 1 << 20
+MAX_TENSORS = 1 << 17
 """More tensors than that are refused before anything is built of them."""
+_MAX_DIMENSIONS = 64
+_MAX_SIZE = 1 << 62
+"""Of one dimension, which may stand beside a 0."""
+_MAX_TEXT = 1024
+"""Characters of a name."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ def model_from(request: pb.JoinRequest) -> Model:
     rank = request.member.rank
     if len(request.tensors) > MAX_TENSORS:
         raise ModelMismatch(f"rank {rank} brings {len(request.tensors)} tensors, at most {MAX_TENSORS} are served")
+    if any(len(text) > _MAX_TEXT for text in _texts(request.environment)):
+        raise ModelMismatch(f"rank {rank} brings an environment of more than {_MAX_TEXT} characters")
     if not request.steps_per_epoch:
         raise ModelMismatch(f"rank {rank} brings a plan without steps: is the training data empty?")
     specs = specs_from(request.tensors, f"rank {rank}")
@@ -71,12 +78,20 @@ def model_from(request: pb.JoinRequest) -> Model:
     )
 
 
+def _texts(environment: pb.Environment) -> Iterable[str]:
+    return (environment.host, environment.python, environment.torch, environment.pserver, environment.cpu_capability)
+
+
 def specs_from(tensors: Iterable[pb.Tensor], sender: str) -> tuple[TensorSpec, ...]:
     """The specs of messages from `sender`. Raises ModelMismatch for a dtype or rule that is not served."""
     return tuple(_spec(tensor, sender) for tensor in tensors)
 
 
 def _spec(tensor: pb.Tensor, sender: str) -> TensorSpec:
+    if len(tensor.name) > _MAX_TEXT or len(tensor.shape) > _MAX_DIMENSIONS:
+        raise ModelMismatch(f"{sender}: tensor {tensor.name[:80]} has {len(tensor.shape)} dimensions and a name of {len(tensor.name)} characters")
+    if max(tensor.shape, default=0) > _MAX_SIZE:
+        raise ModelMismatch(f"{sender}: tensor {tensor.name} is {list(tensor.shape)} large")
     if tensor.dtype not in DTYPES or int(tensor.rule) not in list(Rule):
         raise ModelMismatch(f"{sender}: tensor {tensor.name} has dtype {tensor.dtype!r} and rule {tensor.rule}: not supported")
     if tensor.rule == pb.RULE_OPTIMIZER and tensor.dtype not in ("float32", "float64"):

@@ -134,6 +134,9 @@ class Control:
 
     def report_epoch(self, rank: int, sums: EpochSums) -> Epoch | None:
         """Takes a rank's report, once; the epoch's sums when it is the last one. A repeated report changes nothing."""
+        for version, reports in self._reports.items():
+            if version != sums.version and rank in reports and len(reports) < self.num_workers:
+                raise MalformedFrame(f"rank {rank} reports version {sums.version} while others are awaited for its report of version {version}")
         reports = self._reports.setdefault(sums.version, {})
         is_new = rank not in reports
         reports.setdefault(rank, sums)

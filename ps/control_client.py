@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from protos import pserver_pb2 as pb
 from ps.control import EpochSums, ServerAddress
+from ps.control_checks import MAX_ERROR, MAX_TRACEBACK
 from ps.control_service import address_of
 from ps.errors import Fenced, PserverError, Unreachable
 from ps.ledger import RowBuffer
@@ -32,7 +33,7 @@ def all_stacks() -> str:
     """The stacks of all threads of this process."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     stacks = [f"thread {names.get(ident, ident)}\n" + "".join(traceback.format_stack(frame)) for ident, frame in sys._current_frames().items()]
-    return "\n".join(stacks)
+    return "\n".join(stacks)[:MAX_TRACEBACK]
 
 
 class ControlClient:
@@ -104,7 +105,7 @@ class ControlClient:
 
     def report_failed(self, error_type: str, error: str, traceback: str) -> None:
         """The member cannot go on."""
-        self._report(pb.ReportRequest(event=pb.FAILED, error_type=error_type, error=error, traceback=traceback))
+        self._report(pb.ReportRequest(event=pb.FAILED, error_type=error_type, error=error[:MAX_ERROR], traceback=traceback[-MAX_TRACEBACK:]))
 
     def _report(self, request: pb.ReportRequest) -> pb.ReportReply:
         """Without a deadline, since other ranks may be slow: keepalive ends the call if the driver dies."""

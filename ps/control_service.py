@@ -8,6 +8,7 @@ import grpc
 
 from protos import pserver_pb2 as pb
 from ps.control import Control, Epoch, EpochSums, Failure, Machine, ServerAddress
+from ps.control_checks import check_heartbeat, check_register, check_report, printable
 from ps.errors import MalformedFrame, Stopped, as_status
 from ps.inspection import Inspection
 from ps.transport.rpc import unary
@@ -19,7 +20,8 @@ _ROLES = {pb.SERVER: "server", pb.WORKER: "worker"}
 
 class ControlServicer:
     """Methods of `pserver.Control`. `on_epoch` is called once per epoch with its exact sums, before any rank is answered, and
-    says whether the run ends there; without the lock; `on_rows` with the ledger rows of every heartbeat; `on_step` with a worker's step."""
+    says whether the run ends there; without the lock; `on_rows` with the sender ("worker" or "server", index) and the ledger rows of
+    every heartbeat; `on_step` with a worker's step."""
 
     def __init__(
         self,
@@ -27,7 +29,7 @@ class ControlServicer:
         generation: int,
         *,
         on_epoch: Callable[[Epoch], bool],
-        on_rows: Callable[[list[str]], None],
+        on_rows: Callable[[tuple[str, int], list[str]], None],
         on_step: Callable[[int, int], None],
     ) -> None:
         self._control = control
@@ -71,6 +73,7 @@ class ControlServicer:
         if request.role == pb.SERVER:
             address = ServerAddress(request.index, request.data_address, request.control_address)
         with as_status(context), self.changed:
+            check_register(request)
             try:
                 incarnation = self._control.register(_role(request.role), request.index, address, machine_of(request.environment))
             finally:
@@ -83,22 +86,25 @@ class ControlServicer:
         return pb.RegisterReply(incarnation=incarnation, generation=self._generation, servers=servers)
 
     def heartbeat(self, request: pb.HeartbeatRequest, context: grpc.ServicerContext) -> pb.HeartbeatReply:
-        with as_status(context), self.changed:
+        with as_status(context):
             role = _role(request.role)
-            self._control.check_current(role, request.index, request.incarnation)
-            self._control.beat(role, request.index, request.step)
-            if request.exchanging:
-                self._control.exchanges(request.index, request.step)
-            reply = pb.HeartbeatReply(stop=self._stop, wants_stacks=self._inspection.told(request))
-            if request.stacks:
-                self.changed.notify_all()
-        self._on_rows(list(request.rows))
-        if request.role == pb.WORKER:
-            self._on_step(request.index, request.step)
+            check_heartbeat(request, self._control.num_workers)
+            with self.changed:
+                self._control.check_current(role, request.index, request.incarnation)
+                self._control.beat(role, request.index, request.step)
+                if request.exchanging:
+                    self._control.exchanges(request.index, request.step)
+                reply = pb.HeartbeatReply(stop=self._stop, wants_stacks=self._inspection.told(request))
+                if request.stacks:
+                    self.changed.notify_all()
+            self._on_rows((role, request.index), list(request.rows))
+            if request.role == pb.WORKER:
+                self._on_step(request.index, request.step)
         return reply
 
     def report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportReply:
         with as_status(context):
+            check_report(request)
             with self.changed:
                 self._control.check_current("worker", request.member.rank, request.member.incarnation)
             if request.event == pb.FAILED:
@@ -126,7 +132,7 @@ class ControlServicer:
 
     def _fail(self, request: pb.ReportRequest) -> None:
         with self.changed:
-            self._control.fail(Failure(request.member.rank, request.error_type, request.error, request.traceback))
+            self._control.fail(Failure(request.member.rank, request.error_type, printable(request.error), request.traceback))
             self.changed.notify_all()
 
     def _epoch(self, request: pb.ReportRequest) -> bool:

@@ -7,8 +7,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 
 INLINE_BYTES = 1 << 17
 """Up to so many bytes of a shard a contribution is digested, summed and applied on the loop: to wake a thread takes longer."""
+
+UNREAD_BYTES = 64 << 20
+"""Beyond one version of the shard, which a rank may be owed: with more answers unread, its stream is not read either."""
 
 _VERDICTS: dict[type[PserverError], Verdict] = {
     EarlyPush: Verdict.EARLY,
@@ -111,7 +115,8 @@ class DataPort:
             outbox: Outbox[bytes | PserverError | None] = Outbox()
             stream = Stream(send=outbox.put, end=outbox.put, lands_shared=member.lands_shared)
             shard.open_stream(member, stream)
-            reader = asyncio.create_task(self._read(shard, member, requests, stream))
+            unread_bytes = shard.layout.size_bytes + UNREAD_BYTES
+            reader = asyncio.create_task(self._read(shard, member, requests, stream, partial(outbox.below, unread_bytes)))
             try:
                 while (item := await outbox.get()) is not None:
                     if isinstance(item, PserverError):
@@ -122,11 +127,14 @@ class DataPort:
                 reader.cancel()
                 shard.close_stream(member, stream)
 
-    async def _read(self, shard: Shard, member: pb.Member, requests: AsyncIterator[bytes], stream: Stream) -> None:
+    async def _read(
+        self, shard: Shard, member: pb.Member, requests: AsyncIterator[bytes], stream: Stream, answers_are_read: Callable[[], Awaitable[None]]
+    ) -> None:
         """Takes the stream's frames until it ends; an error ends it, after a receipt that names the verdict."""
         header = pb.FrameHeader()
         try:
             async for data in requests:
+                await answers_are_read()
                 await self._link.receiving(len(data))
                 header, payload = frame.decode(data)
                 await self._take(shard, member, header, payload, stream)

@@ -12,6 +12,7 @@ from ps.config import ServerSettings
 from ps.errors import MalformedFrame, ModelMismatch, NotInitialised, PserverError
 from ps.failpoints import hit
 from ps.frame import Bytes
+from ps.groups import check_groups
 from ps.layout import Layout, Run
 from ps.ledger import RowBuffer
 from ps.optimizers import num_slots
@@ -88,6 +89,7 @@ class ShardHost:
         if self._model and self._layout and self._shard:
             self._model.check_same(model, self._layout)
             return self._shard
+        check_groups(model.specs, len(self._settings.optimizer.groups))
         try:
             layout = Layout(model.specs, self._settings.num_servers)
         except ValueError as error:

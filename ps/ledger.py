@@ -1,17 +1,24 @@
 """Rows of the ledger: who moved which bytes in a step and where its seconds went."""
 
 import json
+import re
 import threading
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
+
+from pydantic import ConfigDict, TypeAdapter
 
 WIRE_OVERHEAD = 1.045
 """Wire bytes per byte handed to gRPC over TCP, until they are measured: HTTP/2, TCP and IP headers with acknowledgements."""
+
+_AS_SENT = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 @dataclass(kw_only=True)
 class ShardTraffic:
     """What one worker exchanged with one shard in one step."""
 
+    __pydantic_config__: ClassVar = _AS_SENT
     shard: int
     push_bytes: int = 0
     """Payload up."""
@@ -36,6 +43,7 @@ class WorkerRow:
     """One step of one worker; the `_s` fields from `data_wait_s` to `other_s` are exclusive spans of its training thread
     and add up to its step."""
 
+    __pydantic_config__: ClassVar = _AS_SENT
     rank: int
     step: int
     time_s: float
@@ -76,6 +84,7 @@ class WorkerRow:
 class ServerRow:
     """One version of one shard."""
 
+    __pydantic_config__: ClassVar = _AS_SENT
     shard: int
     step: int
     """Step whose contributions were applied."""
@@ -101,6 +110,10 @@ class ServerRow:
     """Rate the link is shaped to; None if it is not."""
 
 
+_KIND = re.compile(r'\{"kind": ?"(worker|server)", ?')
+_ROWS: dict[str, TypeAdapter[WorkerRow] | TypeAdapter[ServerRow]] = {"worker": TypeAdapter(WorkerRow), "server": TypeAdapter(ServerRow)}
+
+
 def to_line(row: WorkerRow | ServerRow) -> str:
     """One line of JSON; `kind` tells the two apart."""
     kind = "worker" if isinstance(row, WorkerRow) else "server"
@@ -108,12 +121,12 @@ def to_line(row: WorkerRow | ServerRow) -> str:
 
 
 def from_line(line: str) -> WorkerRow | ServerRow:
-    """The row of `to_line`."""
-    fields = json.loads(line)
-    if fields.pop("kind") == "server":
-        return ServerRow(**fields)
-    shards = [ShardTraffic(**traffic) for traffic in fields.pop("shards")]
-    return WorkerRow(shards=shards, **fields)
+    """The row of `to_line`. Raises ValueError for what can be none: another field, type, or number that is not finite."""
+    found = _KIND.match(line)
+    if not found or "\n" in line or "\r" in line:
+        raise ValueError("one line of JSON that begins with its kind")
+    row: WorkerRow | ServerRow = _ROWS[found[1]].validate_json("{" + line[found.end() :])
+    return row
 
 
 class RowBuffer:

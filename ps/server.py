@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import platform
+import resource
 import signal
 import socket
 import sys
@@ -130,6 +131,7 @@ def serve(settings_json: str) -> int:
 
 
 def _serve(settings: ServerSettings) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)  # strangers' connections are files too
     server = build_server(settings)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -141,7 +141,7 @@ def _map(run_id: str, offer: pb.SharedMemory, *, nonce_at: int) -> tuple[tuple[i
     if "/" in offer.name or not offer.name.startswith(run_prefix(run_id)) or len(offer.nonce) != NONCE_BYTES:
         return None
     with contextlib.suppress(OSError):
-        file = os.open(segments.SHM / offer.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        file = os.open(segments.SHM / offer.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # not a pipe
         try:
             about = os.fstat(file)
             if stat.S_ISREG(about.st_mode) and about.st_size == offer.size_bytes:

@@ -12,6 +12,10 @@ from ps.ledger import ServerRow, WorkerRow, from_line
 
 Reporter = tuple[str, int]  # ("worker", rank) or ("server", shard)
 
+MAX_OPEN_STEPS = 1 << 14
+"""Steps that wait for rows; with more, the oldest are written as they are."""
+_MAX_STEP = 1 << 53
+
 
 class LedgerWriter:
     """Writes a step when every rank and shard has reported it or a later one. Thread-safe."""
@@ -26,12 +30,14 @@ class LedgerWriter:
         self._window = Window()
         self._total = Window()
 
-    def add(self, lines: Sequence[str]) -> None:
+    def add(self, sender: Reporter, lines: Sequence[str]) -> None:
         """Lines of one process, in its order; ignored after `close`. A step that comes again counts once. Raises MalformedFrame."""
         parsed = [(line, *_parse(line)) for line in lines]
-        for _, reporter, _ in parsed:
-            if reporter not in self._newest:  # its keys never change
-                raise MalformedFrame(f"a ledger row of {reporter[0]} {reporter[1]}, which is not part of the run")
+        for _, reporter, row in parsed:
+            if reporter != sender or reporter not in self._newest:  # its keys never change
+                raise MalformedFrame(f"a ledger row of {reporter[0]} {reporter[1]} from {sender[0]} {sender[1]}")
+            if not 0 <= row.step < _MAX_STEP:
+                raise MalformedFrame(f"a ledger row of step {row.step}")
         with self._lock:
             if self._file.closed:
                 return
@@ -40,6 +46,8 @@ class LedgerWriter:
                 if row.step > self._written:
                     self._open[row.step][reporter] = line, row
             self._write_up_to(min(self._newest.values()))
+            if len(self._open) > MAX_OPEN_STEPS:
+                self._write_up_to(sorted(self._open)[-MAX_OPEN_STEPS - 1])
 
     @property
     def written(self) -> int:
@@ -76,5 +84,5 @@ def _parse(line: str) -> tuple[Reporter, WorkerRow | ServerRow]:
     try:
         row = from_line(line)
         return (("worker", row.rank) if isinstance(row, WorkerRow) else ("server", row.shard)), row
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MalformedFrame(f"a line that is no ledger row ({error}): {line[:80]!r}") from error
+    except ValueError as error:
+        raise MalformedFrame(f"a line that is no ledger row: {line[:80]!r}: is the sender's version of pserver the same?") from error

@@ -21,6 +21,8 @@ from ps.security import Metadata, RunGuard, call_metadata
 MAX_MESSAGE_BYTES = 16 << 20
 """Largest message either end accepts: a frame with its header, or a Join with the digests of 60 GB of parameters."""
 _KEEPALIVE_MS = 10_000
+HANDSHAKE_MS = 10_000
+"""A connection that has not said what it wants by then is closed."""
 
 _COMMON = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -30,7 +32,13 @@ _COMMON = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]
-SERVER_OPTIONS = [*_COMMON, ("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2)]
+SERVER_OPTIONS = [
+    *_COMMON,
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+    ("grpc.max_concurrent_streams", 100),  # per connection; a process needs a few
+]
 _BACKOFF = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 1000), ("grpc.max_reconnect_backoff_ms", 2000)]
 _CLIENT = [*_COMMON, *_BACKOFF, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
 

@@ -70,11 +70,15 @@ class Outbox(Generic[T]):
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._items: deque[T] = deque()
+        self._lock = threading.Lock()  # guards _bytes
+        self._bytes = 0
         self._filled = asyncio.Event()
+        self._drained = asyncio.Event()
 
     def put(self, item: T) -> None:
         """Never blocks."""
         self._items.append(item)
+        self._count(item, 1)
         if threading.get_ident() == self._thread:
             self._filled.set()
         else:
@@ -85,4 +89,18 @@ class Outbox(Generic[T]):
         while not self._items:
             self._filled.clear()
             await self._filled.wait()
-        return self._items.popleft()
+        item = self._items.popleft()
+        self._count(item, -1)
+        self._drained.set()
+        return item
+
+    def _count(self, item: T, sign: int) -> None:
+        if isinstance(item, bytes):
+            with self._lock:
+                self._bytes += sign * len(item)
+
+    async def below(self, limit_bytes: int) -> None:
+        """Returns as soon as the frames that nobody has taken are at most so long."""
+        while self._bytes > limit_bytes:
+            self._drained.clear()
+            await self._drained.wait()

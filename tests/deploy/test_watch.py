@@ -56,7 +56,7 @@ class Run:
     def __init__(self, folder: Path, max_failures: int | None = None, timeouts: Timeouts | None = None) -> None:
         self.launcher = Memory()
         self.control = Control(num_workers=2, num_servers=1)
-        self.service = ControlServicer(self.control, 1, on_epoch=lambda _: False, on_rows=lambda _: None, on_step=lambda *_: None)
+        self.service = ControlServicer(self.control, 1, on_epoch=lambda _: False, on_rows=lambda *_: None, on_step=lambda *_: None)
         self.recovery = Recovery(max_failures)
         self.said: list[str] = []
         for key in (S0, W0, W1):

@@ -27,7 +27,11 @@ class Driver:
         self.steps: list[tuple[int, int]] = []
         self.ends_at = 8
         self.servicer = ControlServicer(
-            self.control, generation, on_epoch=self.decide, on_rows=self.rows.extend, on_step=lambda rank, step: self.steps.append((rank, step))
+            self.control,
+            generation,
+            on_epoch=self.decide,
+            on_rows=lambda sender, rows: self.rows.extend(rows),
+            on_step=lambda rank, step: self.steps.append((rank, step)),
         )
         self.server = new_server("driver", RunGuard(run_id, None if authority else TOKEN), max_workers=8)
         self.server.add_generic_rpc_handlers((self.servicer.handlers(),))

@@ -88,3 +88,12 @@ def test_memory_that_another_server_holds_is_named(host: ShardHost, settings: Se
     with pytest.raises(PserverError):  # of generation 1
         other.join(request([3]))
     other.close(None)
+
+
+def test_a_model_of_other_groups_is_refused_and_the_next_one_is_served(host: ShardHost, settings: ServerSettings) -> None:
+    bad = request([3])
+    bad.tensors[0].group = 1
+    with pytest.raises(ModelMismatch, match="is in parameter group 1, the server's optimizer has 0"):
+        host.join(bad)
+    assert not left_behind(settings).exists()
+    assert host.join(request([3])).num_chunks == 1

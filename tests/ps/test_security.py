@@ -66,7 +66,7 @@ WRONG = {
 @pytest.fixture(scope="module")
 def channels() -> Iterator[Channels]:
     """A channel to whoever serves each method."""
-    servicer = ControlServicer(Control(1, 1), 1, on_epoch=lambda epoch: False, on_rows=lambda rows: None, on_step=lambda rank, step: None)
+    servicer = ControlServicer(Control(1, 1), 1, on_epoch=lambda epoch: False, on_rows=lambda sender, rows: None, on_step=lambda rank, step: None)
     with cluster(1, 1) as servers:
         driver = grpc.server(futures.ThreadPoolExecutor(2), interceptors=[RunGuard(servers.settings.run_id, TOKEN)])
         driver.add_generic_rpc_handlers((servicer.handlers(),))

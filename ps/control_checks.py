@@ -1,0 +1,59 @@
+"""What processes tell the driver, checked before anything of it is kept. Pure."""
+
+from protos import pserver_pb2 as pb
+from ps.errors import MalformedFrame
+
+MAX_TEXT = 1024
+"""Characters of a name, an address or a sentence."""
+MAX_ERROR = 1 << 14
+MAX_TRACEBACK = 1 << 18
+"""Characters of what a member leaves behind, and of the stacks of a process; longer ones are cut by their sender."""
+MAX_STEP = 1 << 53
+
+
+def check_register(request: pb.RegisterRequest) -> None:
+    """Raises MalformedFrame."""
+    environment = request.environment
+    texts = (environment.host, environment.python, environment.torch, environment.pserver, environment.cpu_capability)
+    _check_texts(MAX_TEXT, *texts, request.data_address, request.control_address)
+    if request.role == pb.SERVER:
+        for address in (request.data_address, request.control_address):
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal():
+                raise MalformedFrame(f"server {request.index} listens at {address!r}, which is no HOST:PORT")
+
+
+def check_heartbeat(request: pb.HeartbeatRequest, num_workers: int) -> None:
+    """Raises MalformedFrame."""
+    _check_step(request.step)
+    _check_texts(MAX_TEXT, request.doing)
+    _check_texts(MAX_TRACEBACK, request.stacks)
+    if len(request.waits_for) > num_workers:
+        raise MalformedFrame(f"a server waits for {len(request.waits_for)} ranks in a run of {num_workers}")
+
+
+def check_report(request: pb.ReportRequest) -> None:
+    """Raises MalformedFrame."""
+    _check_step(request.version)
+    _check_texts(MAX_TEXT, request.error_type, *request.validation_names, *request.training_names)
+    _check_texts(MAX_ERROR, request.error)
+    _check_texts(MAX_TRACEBACK, request.traceback)
+    for names, sums in ((request.training_names, request.training_sums), (request.validation_names, request.validation_sums)):
+        if len(names) != len(sums):
+            raise MalformedFrame(f"rank {request.member.rank} reports {len(sums)} sums under {len(names)} names")
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may show it: escapes of a process are none of the driver's."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+
+
+def _check_step(step: int) -> None:
+    if not -1 <= step < MAX_STEP:
+        raise MalformedFrame(f"a step or version {step}")
+
+
+def _check_texts(limit: int, *texts: str) -> None:
+    longest = max(map(len, texts))
+    if longest > limit:
+        raise MalformedFrame(f"a text of {longest} characters, at most {limit} are taken")
