@@ -6,7 +6,7 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test models check stubs bench bench-local bench-network bench-scale bench-codecs docs clean
+.PHONY: help setup train test models chaos check stubs bench bench-local bench-network bench-scale bench-codecs docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,6 +21,9 @@ test: $(STAMP)  ## Run all tests
 
 models: $(STAMP)  ## Search the larger models of the protocol too (some minutes)
 	@PYTHONPATH=. $(PYTHON) -m tests.ps.models.run_all
+
+chaos: $(STAMP)  ## Kill, end and stop processes of real runs, and compare the bits (ARGS="--faults 20 --seed 7 --launcher ray")
+	@PYTHONPATH=. $(PYTHON) -m tests.chaos $(ARGS)
 
 check: $(STAMP)  ## Lint, format, types, generated stubs, import rules
 	@$(PYTHON) -m ruff check

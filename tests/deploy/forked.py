@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from deploy.config import Config, FailureConfig, RunConfig, ScalingConfig, TaskConfig
-from deploy.launch.base import Ending, LogPath, ProcessKey
+from deploy.launch.base import Ending, LogPath, ProcessKey, Role
 from deploy.launch.process import ProcessLauncher
 from deploy.result import Result
 from deploy.rundir import RunDirectory
@@ -21,13 +22,14 @@ from workers.config import TrainConfig
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ps.server", "workers.worker"])
+TARGETS: Mapping[Role, str] = {"server": "ps.server:serve", "worker": "workers.worker:work"}
 
 
 class _Forked:
     """What the process launcher uses of `subprocess.Popen`."""
 
-    def __init__(self, key: ProcessKey, settings_json: str, log: Path, fault: tuple[Any, ...] | None) -> None:
-        self._process = CONTEXT.Process(target=_live, args=(key.role, settings_json, log, fault))
+    def __init__(self, settings_json: str, log: Path, fault: tuple[Any, ...] | None, target: str) -> None:
+        self._process = CONTEXT.Process(target=_live, args=(target, settings_json, log, fault))
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
@@ -48,6 +50,7 @@ class _Forked:
 class ForkedLauncher(ProcessLauncher):
     """The process launcher, but for how a process begins; kills `victim` once, as soon as `when` says so."""
 
+    targets: Mapping[Role, str] = TARGETS
     victim: ProcessKey | None = None
     when: Callable[[], bool] = staticmethod(lambda: True)
     has_killed = False
@@ -60,7 +63,8 @@ class ForkedLauncher(ProcessLauncher):
     def start(self, key: ProcessKey, settings_json: str) -> None:
         self._ended.pop(key, None)
         left = self.faults.get(key)
-        self._running[key] = _Forked(key, settings_json, self._log_path(key), left.pop(0) if left else None)  # type: ignore[assignment]
+        fault = left.pop(0) if left else None
+        self._running[key] = _Forked(settings_json, self._log_path(key), fault, self.targets[key.role])  # type: ignore[assignment]
 
     def ended(self) -> dict[ProcessKey, Ending]:
         if self.victim in self._running and not self.has_killed and self.when():
@@ -109,11 +113,9 @@ def train(storage: Path, task: str, fields: dict[str, Any] | None = None, **opti
     return trainer(storage, task, fields, **options).fit()
 
 
-def _live(role: str, settings_json: str, log: Path, fault: tuple[Any, ...] | None) -> None:
+def _live(target: str, settings_json: str, log: Path, fault: tuple[Any, ...] | None) -> None:
     from ps import failpoints
     from ps.logs import configure_logging
-    from ps.server import serve
-    from workers.worker import work
 
     with contextlib.suppress(PermissionError):
         os.setpgid(0, 0)
@@ -123,4 +125,5 @@ def _live(role: str, settings_json: str, log: Path, fault: tuple[Any, ...] | Non
     configure_logging()
     if fault:
         failpoints.arm(*fault)
-    sys.exit((serve if role == "server" else work)(settings_json))
+    module, _, function = target.partition(":")
+    sys.exit(getattr(import_module(module), function)(settings_json))
