@@ -38,6 +38,42 @@ def right(ctx: Context) -> None:
     ctx.rng(0)
 
 
+def _uneven(ctx: Context, *, early: bool) -> None:
+    """A rank without samples in a step does a backward there, of what must not be pushed."""
+    sampler = ctx.sampler(len(DATA))
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(0.25)
+    opt = ctx.optimizer(net)
+    for step in ctx.steps():
+        indices = torch.from_numpy(sampler(step))
+        if early:
+            opt.zero_grad(weight=len(indices))
+        else:
+            opt.zero_grad()
+        data = DATA[indices] if len(indices) else DATA * float("inf")
+        net(data).square().mean().backward()
+        opt.step(weight=len(indices))
+
+
+def tells_weights_first(ctx: Context) -> None:
+    _uneven(ctx, early=True)
+
+
+def tells_weights_last(ctx: Context) -> None:
+    _uneven(ctx, early=False)
+
+
+def two_backwards_in_a_step(ctx: Context) -> None:
+    opt = started(ctx)
+    for step in ctx.steps():
+        opt.zero_grad(weight=1)
+        for _ in range(1 + (step == 3)):
+            opt._model(DATA[:2]).mean().backward()
+        opt.step(weight=1)
+
+
 def stops_where_the_driver_says(ctx: Context) -> None:
     opt = started(ctx)
     for _ in ctx.steps():

@@ -113,6 +113,19 @@ def test_a_loop_trains_and_reports_means_by_their_weights() -> None:
     assert torch.allclose(made.weights["weight"], model.weight, atol=1e-6)
 
 
+def test_gradients_that_leave_during_backward_make_the_same_bits() -> None:
+    """Rank 1 has no samples in the last step of an epoch, and its gradients of infinite numbers count for nothing."""
+    settings = {"batch_size": None, "global_batch_size": 3, "epochs": 3}
+    first, last = run(loops.tells_weights_first, **settings), run(loops.tells_weights_last, **settings)
+    assert first.control.failure is None and last.control.failure is None
+    assert first.weights is not None and last.weights is not None
+    assert all(torch.equal(value, last.weights[name]) and value.isfinite().all() for name, value in first.weights.items())
+
+
+def test_a_second_backward_after_gradients_have_left_ends_the_run() -> None:
+    assert re.search(r"the gradient of \w+ was added to after it had been pushed: .*one backward per step", run(loops.two_backwards_in_a_step).error)
+
+
 def test_a_loop_starts_from_the_values_of_train_init(tmp_path: Any) -> None:
     from safetensors.torch import save_file
 

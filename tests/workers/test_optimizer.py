@@ -132,6 +132,40 @@ def test_a_weight_without_gradients_is_refused(rig: Rig) -> None:
         rig.opt.step()
 
 
+def test_a_weight_that_is_told_before_backward_is_pushed_once(rig: Rig) -> None:
+    rig.opt.zero_grad(weight=3)
+    assert rig.pushed == [(3.0, False)], "gradients may leave from here on"
+    rig.backward()
+    rig.opt.step(weight=3)
+    assert rig.pushed == [(3.0, False)]
+
+
+@pytest.mark.parametrize(
+    ("follows", "message"),
+    [
+        (lambda opt: opt.step(weight=4), r"opt.step\(weight=4, divide=False\) follows"),
+        (lambda opt: opt.step(weight=3, divide=True), r"opt.step\(weight=3, divide=True\) follows"),
+        (lambda opt: opt.zero_grad(), r"opt.zero_grad\(\) follows"),
+        (lambda opt: opt.zero_grad(weight=3), r"opt.zero_grad\(\) follows"),
+    ],
+)
+def test_what_follows_must_be_what_was_told_before_backward(rig: Rig, follows: Callable[[Any], object], message: str) -> None:
+    rig.opt.zero_grad(weight=3)
+    rig.backward()
+    with pytest.raises(
+        ConfigError, match=rf"opt.zero_grad\(weight=3\) has let gradients leave, and {message}: one backward and opt.step\(weight=3\) must"
+    ):
+        follows(rig.opt)
+
+
+def test_gradients_that_have_left_may_not_be_clipped(rig: Rig) -> None:
+    rig.opt.zero_grad(weight=3)
+    rig.backward()
+    clip_norm(rig)
+    with pytest.raises(ConfigError, match="was changed after backward.* optimizer.max_grad_norm"):
+        rig.opt.step(weight=3)
+
+
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_weights_out_of_range_are_refused(rig: Rig, weight: float) -> None:
     rig.backward()
