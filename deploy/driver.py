@@ -17,6 +17,7 @@ from deploy.config import Config, apply_batch_rule
 from deploy.console import Console
 from deploy.keys import RunKeys
 from deploy.launch.base import Launcher, ProcessKey
+from deploy.measure.formats import format_advice
 from deploy.measure.reader import LedgerWriter, Reporter
 from deploy.measure.text import counted
 from deploy.measure.verdict import log_line
@@ -74,6 +75,8 @@ class Driver:
         self._service = ControlServicer(self._control, 1, on_epoch=self._on_epoch, on_rows=self._on_rows, on_step=self._on_step)
         self._loss: float | None = None
         self._logged_s = time.monotonic()
+        self._advised = False
+        """Whether it has been said that the push format does not pay."""
         self._log_at: int | None = None
         """Version of the last epoch that has ended without a line about its bottleneck."""
 
@@ -201,7 +204,11 @@ class Driver:
     def _say_bottleneck(self) -> None:
         self._log_at = None
         self._logged_s = time.monotonic()
-        self._say(log_line(self._ledger.written + 1, self._ledger.take_window()))
+        window = self._ledger.take_window()
+        self._say(log_line(self._ledger.written + 1, window))
+        if not self._advised and (advice := format_advice(window, self._config.comm.push_format, self._reader.model[0].shard_bytes)):
+            self._advised = True
+            self._say(advice)
 
     def _say(self, text: str) -> None:
         self._console.line(text)

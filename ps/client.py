@@ -203,7 +203,10 @@ class Client:
         self._block(lambda: self._exchange.is_done and not self._encoding)
         self._settle_rank_state()
         with self._changed:
-            return self._clock.finish()
+            timing = self._clock.finish()
+            for line in self._lines:
+                timing.shards[line.index].local = line.local
+            return timing
 
     def share(self) -> tuple[Bytes, Bytes] | None:
         """Flat layouts of the even and the odd versions in the server's own memory, which from now on are not copied when they land.
@@ -277,12 +280,14 @@ class Client:
         with self._changed:
             # the last part's receipt returns the credit
             sequences = [line.next_sequence(index if part.stop == run.stop else -1) for _, part in parts]
+        started = time.monotonic()
         frames = [line.encode(kind, part, contribution, sequence) for (kind, part), sequence in zip(parts, sequences, strict=True)]
+        encode_s = time.monotonic() - started
         payload_bytes = sum(one.payload_bytes for one in frames)
         with self._changed:
             if line.opened != opened:  # the line broke meanwhile: the frame is ready again
                 return
-            self._clock.sent(shard, index, payload_bytes, 0 if line.pushes_shared else sum(len(one.data) for one in frames))
+            self._clock.sent(shard, index, payload_bytes, 0 if line.pushes_shared else sum(len(one.data) for one in frames), encode_s)
             for one in frames:
                 line.send(one.data)
                 hit("worker.sent")

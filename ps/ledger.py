@@ -34,6 +34,10 @@ class ShardTraffic:
     """Time in which an answer was on its way down, from its encoding on."""
     busy_s: float = 0.0
     """Time in which a frame or an answer was on its way."""
+    local: bool = False
+    """Exact payload stays in shared memory, or would: the shard is on the worker's host."""
+    encode_s: float = 0.0
+    """Seconds of all threads together spent on encoding pushes; overlaps with `push_s`, and with compute."""
     wait_s: float = 0.0
     """Of the chunk that landed last: how long it lay complete on our side but waited for other ranks."""
 

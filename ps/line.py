@@ -90,6 +90,8 @@ class Line:
         """Whether the stream may be used."""
         self.opened = 0
         """How many streams there have been."""
+        self.local = False
+        """Whether the shard finds our segment: it is on our host."""
         self.pushes_shared = False
         """Whether the shard reads contributions in our segment."""
         self.store: StoreView | None = None
@@ -133,7 +135,8 @@ class Line:
         if (reply.shard, reply.num_servers, reply.num_chunks) != expected:
             raise Unreachable(f"{self._control} is shard {reply.shard} of {reply.num_servers}, expected {expected[0]} of {expected[1]}")
         self.member.session = reply.session
-        self.pushes_shared = reply.reads_shared and self._push_format == frame.EXACT
+        self.local = reply.reads_shared
+        self.pushes_shared = self.local and self._push_format == frame.EXACT
         reads_store = reply.HasField("store") and self.pull_format == frame.EXACT
         self.store = map_store(self._credentials.run_id, reply.store, self.layout) if reads_store else None
         self.member.lands_shared = self.store is not None

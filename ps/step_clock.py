@@ -61,9 +61,10 @@ class StepClock:
         else:
             self._wait_s += seconds
 
-    def sent(self, shard: int, frame: int, payload_bytes: int, wire_bytes: int) -> None:
-        """A frame has been handed to the stream."""
+    def sent(self, shard: int, frame: int, payload_bytes: int, wire_bytes: int, encode_s: float = 0.0) -> None:
+        """A frame has been handed to the stream, after it took `encode_s` to make."""
         its = self._shards[shard]
+        its.traffic.encode_s += encode_s
         its.sent_s[frame] = self._clock()
         its.traffic.push_bytes += payload_bytes
         its.traffic.push_wire_bytes += int(wire_bytes * WIRE_OVERHEAD)

@@ -38,6 +38,9 @@ class LedgerWriter:
                 raise MalformedFrame(f"a ledger row of {reporter[0]} {reporter[1]} from {sender[0]} {sender[1]}")
             if not 0 <= row.step < _MAX_STEP:
                 raise MalformedFrame(f"a ledger row of step {row.step}")
+            shards = [traffic.shard for traffic in row.shards] if isinstance(row, WorkerRow) else []
+            if any(("server", shard) not in self._newest for shard in shards):
+                raise MalformedFrame(f"a ledger row of {reporter[0]} {reporter[1]} about shards {shards}")
         with self._lock:
             if self._file.closed:
                 return

@@ -142,6 +142,8 @@ class Window:
             traffics = [traffic for row in rows for traffic in row.shards if traffic.shard == shard]
             for name in TRAFFIC:
                 self.shards[shard].add(name, sum(getattr(traffic, name) for traffic in traffics))
+            self.shards[shard].add("encode_s", sum(traffic.encode_s for traffic in traffics))
+            self.shards[shard].add("local", statistics.fmean(traffic.local for traffic in traffics))
             for name in _TIMES:
                 self.shards[shard].add(name, max(getattr(traffic, name) for traffic in traffics))
         self._add_path(rows)

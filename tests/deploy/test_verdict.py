@@ -261,6 +261,11 @@ def test_what_is_no_row_of_the_run_is_refused(ledger: LedgerWriter, line: str) -
         ledger.add(("server", 0), [line])
 
 
+def test_a_row_about_a_shard_that_the_run_does_not_have_is_refused(ledger: LedgerWriter) -> None:
+    with pytest.raises(MalformedFrame, match="a ledger row of worker 0 about shards"):
+        ledger.add(("worker", 0), [to_line(WorkerRow(rank=0, step=0, time_s=0.0, step_s=0.0, shards=[ShardTraffic(shard=7)]))])
+
+
 def test_a_process_that_claims_to_be_ahead_fills_no_memory(ledger: LedgerWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "MAX_OPEN_STEPS", 3)
     for step in range(0, 100, 10):
