@@ -1,5 +1,6 @@
 """Which faults a campaign makes. Pure: a seed goes in, faults come out."""
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ IN_RECOVERY: dict[Role, tuple[str, ...]] = {
     "worker": ("worker.registered", "worker.joined", "worker.installed"),
     "server": ("server.recovered", "server.registered", "shard.joined"),
 }
-_OUTSIDE_STEPS = 0.15
+_OUTSIDE_STEPS = 7
+"""One fault of so many is between two steps."""
 _MOST_HITS = 6
 
 
@@ -63,8 +65,8 @@ def faults(seed: int, *, num_workers: int, num_servers: int, two_phases: bool) -
     names = [f"{role}-{index}" for role, count in counts.items() for index in range(count)]
     inside, outside = _shuffled(rng, in_step), _shuffled(rng, _places(BETWEEN_STEPS))
     again: dict[Role, Iterator[str]] = {role: (place for _, place in _shuffled(rng, _places({role: its}))) for role, its in IN_RECOVERY.items()}
-    while True:
-        role, place = next(outside if rng.random() < _OUTSIDE_STEPS else inside)
+    for index in itertools.count(1):
+        role, place = next(outside if index % _OUTSIDE_STEPS == 0 else inside)
         yield _fault(rng, role, f"{role}-{rng.randrange(counts[role])}", place, names, again[role])
 
 
