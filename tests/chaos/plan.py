@@ -58,9 +58,9 @@ class Fault:
 
 
 def faults(seed: int, *, num_workers: int, num_servers: int, two_phases: bool) -> Iterator[Fault]:
-    """Without end; every place inside a step comes equally often."""
+    """Without end; every place inside a step comes equally often, those of two-phase steps twice, since not every run has them."""
     rng = random.Random(f"{seed} {two_phases}")
-    in_step = _places(IN_STEP) + ([("server", place) for place in IN_TWO_PHASES] if two_phases else [])
+    in_step = _places(IN_STEP) + ([("server", place) for place in 2 * IN_TWO_PHASES] if two_phases else [])
     counts: dict[Role, int] = {"worker": num_workers, "server": num_servers}
     names = [f"{role}-{index}" for role, count in counts.items() for index in range(count)]
     inside, outside = _shuffled(rng, in_step), _shuffled(rng, _places(BETWEEN_STEPS))
