@@ -62,7 +62,7 @@ class Pushes:
         self._divisor = weight if divide else None
         self._times = {}
         if sums is None or self._late is None:
-            self._marks = [self._bound.tensor(i)._version for i in self._buffers]
+            self._before = [self._bound.tensor(i).clone() for i in self._buffers]
             return
         early = [i for i in self._buffers if i not in self._late]
         with self._spans.span("copy"):
@@ -70,7 +70,7 @@ class Pushes:
                 self._bound.collect(i, None)
             early.append(self._bound.collect_sums(sums))
             self._bound.mover.wait()
-        self._marks = [self._bound.tensor(i)._version for i in self._buffers]
+        self._before = [self._bound.tensor(i).clone() for i in self._buffers]
         self._exchange.ready(early, present=True)
 
     def _made(self, tensor: int) -> None:
@@ -111,8 +111,8 @@ class Pushes:
                 self._exchange.ready(chosen, present=present)
 
     def _check_buffers(self) -> None:
-        """What backward changes (by activation checkpointing) may not leave before it."""
-        changed = {i for i, mark in zip(self._buffers, self._marks, strict=True) if self._bound.tensor(i)._version != mark}
+        """What backward changes (by activation checkpointing) may not leave before it. Torch's kernel of BatchNorm counts no versions."""
+        changed = {i for i, before in zip(self._buffers, self._before, strict=True) if not _same_bits(self._bound.tensor(i), before)}
         if self._late is None:
             if self._sums is not None:
                 self._late = changed | {i for i, times in self._times.items() if times > 1}
@@ -126,3 +126,7 @@ class Pushes:
 
 def _call(made: Callable[[int], None], tensor: int, _parameter: torch.Tensor) -> None:
     made(tensor)
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
