@@ -225,7 +225,10 @@ class Barrier:
                 done.append((rank, part))
             else:
                 self._state[rank][part.span] = _SUMMING
-                actions.append(Sum(rank, part, weight, is_first=not self._present[part.first]))
+                is_first = not self._present[part.first]
+                if is_first:
+                    self._unit[part.span] = weight or 1.0
+                actions.append(Sum(rank, part, weight / float(self._unit[part.first]), is_first))
                 self._present[part.span] = True
         return done
 
