@@ -1,0 +1,1 @@
+"""Guards switched off one by one: `python -m tests.mutants --help`."""
