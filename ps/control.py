@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from ps.errors import Fenced, MalformedFrame, ModelMismatch
+from ps.store import EMPTY
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ class Control:
         return self.incarnations[role, index]
 
     def beat(self, role: str, index: int, step: int) -> None:
-        """A sign of life of the newest incarnation."""
+        """A sign of life of the newest incarnation. A server without versioned chunks (`step` is EMPTY) is as far as the others."""
         self.beats[role, index] = self.beats.get((role, index), 0) + 1
+        step = self.newest_step if step == EMPTY else step
         self.steps[role, index] = step
         self.newest_step = max(self.newest_step, step)
 

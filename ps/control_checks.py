@@ -2,6 +2,7 @@
 
 from protos import pserver_pb2 as pb
 from ps.errors import MalformedFrame
+from ps.store import EMPTY
 
 MAX_TEXT = 1024
 """Characters of a name, an address or a sentence."""
@@ -25,7 +26,8 @@ def check_register(request: pb.RegisterRequest) -> None:
 
 def check_heartbeat(request: pb.HeartbeatRequest, num_workers: int) -> None:
     """Raises MalformedFrame."""
-    _check_step(request.step)
+    if request.role != pb.SERVER or request.step != EMPTY:
+        _check_step(request.step)
     _check_texts(MAX_TEXT, request.doing)
     _check_texts(MAX_TRACEBACK, request.stacks)
     if len(request.waits_for) > num_workers:

@@ -4,6 +4,7 @@ import pytest
 
 from ps.control import Control, EpochSums, Failure, ServerAddress
 from ps.errors import Fenced, MalformedFrame
+from ps.store import EMPTY
 
 
 def test_every_registration_is_a_new_incarnation_of_its_place() -> None:
@@ -87,3 +88,10 @@ def test_signs_of_life_are_the_newest_incarnations() -> None:
     control.register("worker", 1)
     control.beat("worker", 1, 0)
     assert (control.beats, control.steps, control.newest_step) == ({("worker", 1): 1}, {("worker", 1): 0}, 7)
+
+
+def test_a_server_without_chunks_is_as_far_as_the_others() -> None:
+    control = Control(num_workers=1, num_servers=2)
+    control.beat("server", 0, 7)
+    control.beat("server", 1, EMPTY)
+    assert (control.steps["server", 1], control.newest_step) == (7, 7)
