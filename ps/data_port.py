@@ -93,7 +93,7 @@ class DataPort:
     async def pull(self, request: pb.PullRequest, context: _Context) -> AsyncIterator[bytes]:
         async with as_stream_status(context):
             shard = self._host.shard()
-            version = shard.pull_version(request.version)
+            version = shard.answers.pull_version(request.version)
             wire = request.format or frame.EXACT
             if wire not in CASTS:
                 raise MalformedFrame(f"a pull in format {wire!r}, which is not one of {', '.join(CASTS)}")
@@ -101,7 +101,7 @@ class DataPort:
             for frame_run in shard.layout.frames(self._comm.bytes_of_frame(shared=False)):
                 run = Run(max(frame_run.first, request.first_chunk), min(frame_run.stop, stop))
                 if run.first < run.stop:
-                    data = await self._in_thread(shard.encode_params, version, run, wire)
+                    data = await self._in_thread(shard.answers.encode_params, version, run, wire)
                     await self._link.sending(len(data))
                     yield data
                     hit("shard.pulled")

@@ -1,15 +1,11 @@
 """One shard: barrier, reduction, update and store as one object without I/O.
 
-Frames come in decoded and checked; answers go out through the streams' outboxes. The calling threads carry the
-sums and updates out, outside the lock, each on the runs that the barrier has given to it.
+Frames come in decoded and checked; answers go out through the streams' outboxes. Here is who may contribute and what is taken;
+what the barrier gives out then is carried out in `work.py`, and sent by `answers.py`.
 """
 
-import logging
-import os
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,23 +14,22 @@ import numpy.typing as npt
 
 from protos import pserver_pb2 as pb
 from ps import frame
-from ps.barrier import Action, Answer, Barrier, Complete, Offer, Sum, Verdict
+from ps.answers import Answers
+from ps.barrier import Action, Barrier, Offer, Verdict
 from ps.config import ServerSettings
-from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, ModelMismatch, NonFinite, NotInitialised, PserverError, Stopped, VersionGone
+from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, ModelMismatch, NonFinite, PserverError, Stopped
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.layout import Layout, Run
-from ps.norms import StepFactor
 from ps.pending import Part, PendingPayload
 from ps.plan import Plan
-from ps.reduction import Accumulators
+from ps.shard_state import ShardState
 from ps.stats import ServerStats
 from ps.store import Store
 from ps.streams import Stream, Streams
 from ps.two_phase import TwoPhase
-from ps.update import PLAIN, Updater
-
-log = logging.getLogger(__name__)
+from ps.update import Updater
+from ps.work import Work
 
 
 @dataclass
@@ -70,10 +65,7 @@ class Shard:
         self._index = settings.shard
         self._stats = stats
         self._plan = plan
-        self._pull_format = settings.comm.pull_format
         self._has_driver = settings.control_address is not None
-        self._updater = Updater(layout, store, settings.optimizer, settings.schedule, plan)
-        self._sums = Accumulators(self.layout)
         versioned = self.layout.num_versioned
         # guards every field below and the store's words; notified whenever a sum ends, a run is applied or Init completes
         self._changed = threading.Condition()
@@ -89,10 +81,12 @@ class Shard:
         self._streams = Streams(settings.num_workers)
         self._segments: dict[int, Bytes] = {}
         """Flat layout in the segment of every rank's incarnation that has one."""
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="shard")
-        """Sums and updates of contributions in segments: their frames are too quick to keep the readers' threads busy."""
         self._ended: PserverError | None = None
         """What every call raises since the shard has ended."""
+        state = ShardState(self._index, self.layout, store, stats, self._barrier, self._two_phase, self._streams, self._changed)
+        self.answers = Answers(state, settings.comm.pull_format)
+        self.updater = Updater(layout, store, settings.optimizer, settings.schedule, plan)
+        self.work = Work(state, self._pending, self.updater, self.answers, self.end)
 
     # -- members ---------------------------------------------------------------------------------------------
 
@@ -155,7 +149,7 @@ class Shard:
             self._two_phase.delivery.opened(member.rank)
             self._barrier.join(member.rank, member.incarnation)
             if self.store.initialised:
-                self._send_ready(stream)
+                self.answers.send_ready(stream)
         if former:
             former.end(Fenced(f"rank {member.rank} has opened another stream"))
 
@@ -170,16 +164,13 @@ class Shard:
             self._ended = self._ended or error or Stopped(f"shard {self._index} ends")
             self._changed.notify_all()
             streams = self._streams.take_all()
-        self._pool.shutdown(wait=False)
+        self.work.close()
         for stream in streams:
             stream.end(error)
 
     def _check_running(self) -> None:
         if self._ended:
             raise self._ended
-
-    def _send_ready(self, stream: Stream) -> None:
-        stream.send(frame.encode(pb.FrameHeader(kind=pb.READY, step=self.store.version)))
 
     def waits_for(self) -> dict[int, int]:
         """Ranks whose contributions are missing, with the number of chunks."""
@@ -198,7 +189,7 @@ class Shard:
             hit("shard.init")
             if self.store.initialised:
                 for stream in self._streams.living():
-                    self._send_ready(stream)
+                    self.answers.send_ready(stream)
                 self._changed.notify_all()
         return True
 
@@ -269,23 +260,30 @@ class Shard:
                         return False
                     self._changed.wait()
             if push.todo:
-                self._carry_out(push.actions, push.rank, push.whole)
+                self.work.carry_out(push.actions, push.rank, push.whole)
         return True
 
     def _taken(self, push: "_Push") -> None:
         """All of a contribution has its verdict."""
         if push.worst in (Verdict.EARLY, Verdict.DIVERGED):
             # what the barrier has given out must come back, or it waits for ever
-            self._carry_out(push.actions, push.rank, push.whole)
+            self.work.carry_out(push.actions, push.rank, push.whole)
             raise self._refusal(push.worst, push.rank, push.step, push.run)
         push.receipt(push.worst)
         hit("shard.taken")
         self._stats.received(push.rank, push.step, self.layout.payload_bytes(push.run) if push.header.shared else push.sent_bytes)
-        self._send_norms(push.step)
+        self.answers.send_norms(push.step)
         if push.whole.is_flat:
-            self._carry_out_in_pool(push.actions, push.rank, push.whole)
+            self._in_pool(push)
         else:
-            self._carry_out(push.actions, push.rank, push.whole)
+            self.work.carry_out(push.actions, push.rank, push.whole)
+
+    def _in_pool(self, push: "_Push") -> None:
+        try:
+            self.work.carry_out_in_pool(push.actions, push.rank, push.whole)
+        except RuntimeError:  # the pool is closed
+            self._check_running()
+            raise
 
     def _verify_repeated(self, rank: int, header: pb.FrameHeader, run: Run) -> None:
         """Looks at the bytes in a segment if the run was pushed before. Comes before the offer: the member waits for the run,
@@ -320,182 +318,6 @@ class Shard:
                 self._pending.keep(push.rank, self._pending.cut(push.whole, piece))
         return offer
 
-    def _carry_out_in_pool(self, actions: list[Action], rank: int, whole: Part) -> None:
-        for action in actions:
-            try:
-                self._pool.submit(self._work, action, rank, whole)
-            except RuntimeError:  # the pool is closed
-                self._check_running()
-                raise
-
-    def _work(self, action: Action, rank: int, whole: Part) -> None:
-        """A thread of the pool: whatever goes wrong ends the shard."""
-        try:
-            self._carry_out([action], rank, whole)
-        except PserverError as error:
-            self.end(error)
-        except Exception as error:
-            log.exception("shard %d fails", self._index)
-            self.end(PserverError(f"server {self._index} failed: {' '.join(repr(error).split())}; see its log"))
-
-    def _carry_out(self, actions: list[Action], rank: int, whole: Part) -> None:
-        """Sums, updates and answers; sums of other contributions than `whole` take their payload from what is pending."""
-        while actions:
-            action = actions.pop()
-            if isinstance(action, Sum):
-                actions += self._sum(action, rank, whole)
-            elif isinstance(action, Complete):
-                self._completed(action)
-            else:
-                self._answer([action])
-
-    def _sum(self, action: Sum, rank: int, whole: Part) -> list[Action]:
-        started = time.perf_counter()
-        run = whole.run
-        if action.rank == rank and run.first <= action.run.first and action.run.stop <= run.stop:
-            parts = [self._pending.cut(whole, action.run)]
-        else:
-            with self._changed:
-                parts = self._pending.take(action.rank, action.run)
-        for part in parts:
-            self._sums.add(action.rank, part, action.weight, is_first=action.is_first)
-        hit("shard.summed")
-        self._stats.aggregated(time.perf_counter() - started)
-        with self._changed:
-            self._changed.notify_all()
-            return self._barrier.summed(action.rank, action.run)
-
-    # -- a complete run --------------------------------------------------------------------------------------
-
-    def _completed(self, complete: Complete) -> None:
-        step = int(self.store.words[complete.run.first])
-        started = time.perf_counter()
-        if complete.weight:
-            self._updater.to_mean(step, complete.run, self._sums.of(complete.run), complete.weight)
-        with self._changed:
-            decision = self._two_phase.recorded(step) if self._two_phase.needed else PLAIN
-        if decision:
-            self._apply(step, complete, decision, started)
-        else:
-            self._hold(step, complete)
-
-    def _hold(self, step: int, complete: Complete) -> None:
-        """Keeps a complete run of a two-phase step until all shards' norms are known."""
-        run = complete.run
-        squares = None
-        if run.stop <= self.layout.num_optimizer:
-            squares = self._updater.squares(run, self._sums.of(run)) if complete.weight else np.zeros(len(run))
-        with self._changed:
-            self._two_phase.hold(complete, squares)
-        hit("shard.held")
-        self._send_norms(step)
-        self._release(step)
-
-    def _release(self, step: int) -> None:
-        """Applies the whole shard once the decision can be taken."""
-        with self._changed:
-            released = self._two_phase.release(step) if self._barrier.is_complete() else None
-        if released:
-            hit("shard.recorded")
-            runs, decision = released
-            for complete in runs:
-                self._apply(step, complete, decision, time.perf_counter())
-
-    def _apply(self, step: int, complete: Complete, decision: StepFactor, started: float) -> None:
-        run = complete.run
-        with self._changed:
-            self.store.raise_oldest(step)
-        hit("shard.oldest")
-        self._updater.write(step, run, self._sums.of(run), complete.weight, decision, rate_factor=self.store.rate_factor)
-        hit("shard.written")
-        with self._changed:
-            answers = self._barrier.applied(run)
-            self.store.commit(step, run)
-            hit("shard.applied")
-            is_last = self.store.version > step
-            if is_last:
-                self._two_phase.begin()
-            self._changed.notify_all()
-        self._answer(answers)
-        self._stats.applied(step, time.perf_counter() - started, is_last=is_last)
-
-    def _answer(self, answers: list[Answer]) -> None:
-        """Sends each run's bytes, encoded once and after the norms, to everybody they are owed to; bytes that are gone are not sent."""
-        encoded: dict[tuple[Run, int, bool], bytes] = {}
-        for answer in answers:
-            with self._changed:
-                stream = self._streams.of(answer.rank)
-            if stream is None:
-                continue
-            key = (answer.run, answer.version, stream.lands_shared)
-            try:
-                if key not in encoded:
-                    encoded[key] = self._encode_answer(answer, shared=stream.lands_shared)
-            except VersionGone:
-                continue
-            if self._send_answer(answer, stream, encoded[key]):
-                self._stats.sent(answer.version - 1, frame.payload_bytes(self.layout, answer.run, self._pull_format))
-
-    def _send_answer(self, answer: Answer, stream: Stream, data: bytes) -> bool:
-        """False if the stream has ended, or another one has not asked yet."""
-        step = answer.version - 1
-        with self._changed:
-            if self._streams.of(answer.rank) is not stream or not self._two_phase.delivery.has_pushed(answer.rank, step):
-                return False
-            self._send_norms(step)
-            stream.send(data)
-        hit("shard.answered")
-        return True
-
-    def _encode_answer(self, answer: Answer, *, shared: bool) -> bytes:
-        if shared:
-            return self.encode_shared(answer.version, answer.run)
-        return self.encode_params(answer.version, answer.run, self._pull_format)
-
-    def encode_params(self, version: int, run: Run, wire: str = frame.EXACT) -> bytes:
-        """A PARAMS frame of a run within one block, in the format `wire`. Raises VersionGone if the bytes are, or went while they were copied."""
-        self._check_readable(version, run)
-        memory = self.store.copy_of(version, run)
-        data = frame.encode_run(self._params_header(version, run), memory, self.layout, run, flat=False, wire=wire)
-        self._check_readable(version, run)
-        return data
-
-    def encode_shared(self, version: int, run: Run) -> bytes:
-        """A PARAMS frame without payload, for members that read the store. Raises VersionGone."""
-        self._check_readable(version, run)
-        header = self._params_header(version, run)
-        header.shared = True
-        return frame.encode(header)
-
-    def _params_header(self, version: int, run: Run) -> pb.FrameHeader:
-        last_rank, complete_s = self._stats.last_contribution()
-        return pb.FrameHeader(
-            kind=pb.PARAMS,
-            step=version,
-            first_chunk=run.first,
-            num_chunks=len(run),
-            last_rank=last_rank,
-            complete_s=complete_s,
-            clock_s=time.monotonic(),
-        )
-
-    def _check_readable(self, version: int, run: Run) -> None:
-        """A chunk's bytes may be read as soon as its own word is written, before the shard has the version."""
-        with self._changed:
-            if run.first >= self.layout.num_versioned or (self.store.words[run.span] == version).all():
-                return
-            self.store.check_readable(version)
-
-    def pull_version(self, version: int) -> int:
-        """The version a pull gets: the newest for -1. Raises NotInitialised, VersionGone."""
-        with self._changed:
-            if not self.store.initialised:
-                raise NotInitialised(f"shard {self._index} has no version 0 yet: rank 0 brings it")
-            if version >= 0 and self.layout.num_versioned:
-                self.store.check_readable(version)
-                return version
-            return self.store.version
-
     # -- two-phase steps -------------------------------------------------------------------------------------
 
     def learn_norms(self, member: pb.Member, header: pb.FrameHeader) -> None:
@@ -506,17 +328,4 @@ class Shard:
             if step != self.store.version:
                 return
             self._two_phase.learn(header.norms_shard, header.norms)
-        self._release(step)
-
-    def _send_norms(self, step: int) -> None:
-        """Sends what is known of the step's norms to the ranks that must have them now."""
-        if not self._two_phase.needed:
-            return
-        with self._changed:
-            if not (frames := self._two_phase.frames(step)):
-                return
-            streams = [self._streams.of(rank) for rank in self._two_phase.delivery.due(step)]
-            for data in frames:
-                for stream in streams:
-                    if stream:
-                        stream.send(data)
+        self.work.release(step)

@@ -61,9 +61,9 @@ MUTANTS = (
     ),
     Mutant(
         "word order",
-        "ps/shard.py",
+        "ps/work.py",
         '        hit("shard.oldest")\n',
-        '        self.store.words[run.span] = step + 1\n        hit("shard.oldest")\n        self.store.words[run.span] = step\n',
+        '        self._store.words[run.span] = step + 1\n        hit("shard.oldest")\n        self._store.words[run.span] = step\n',
         OLDEST,
     ),
     Mutant(

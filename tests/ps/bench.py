@@ -114,7 +114,7 @@ class Bench:
         flat = np.zeros(self.layout.flat_bytes, np.uint8)
         wanted = self.store.version if version is None else version
         for run in self.mine.frames(1 << 20):
-            _, payload = frame.decode(self.shard.encode_params(wanted, run))
+            _, payload = frame.decode(self.shard.answers.encode_params(wanted, run))
             frame.land(payload, flat, self.mine, run, flat=True)
         starts = self.layout.tensor_flat.tolist()
         return [flat[at : at + s.num_bytes].view(s.dtype).reshape(s.shape).copy() for s, at in zip(self.layout.specs, starts, strict=True)]

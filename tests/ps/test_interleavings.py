@@ -103,7 +103,7 @@ class World:
         version = min(shard.store.version for shard in self.shards)
         flat = np.zeros(self.shards[0].layout.flat_bytes, np.uint8)
         for shard in self.shards:
-            shard.shard.pull_version(version)
+            shard.shard.answers.pull_version(version)
             for run in shard.mine.frames(1 << 20):
                 memory = shard.store.copy_of(version, run)
                 for piece in shard.mine.pieces(run):

@@ -367,7 +367,7 @@ def test_finite_numbers_whose_sum_overflows_are_finite() -> None:
 def test_a_reader_gets_whole_versions_or_hears_that_they_are_gone() -> None:
     made = bench(1)
     made.push_all(0, 0, gradient(made, 0))
-    assert made.shard.pull_version(-1) == 1 and made.shard.pull_version(0) == 0
+    assert made.shard.answers.pull_version(-1) == 1 and made.shard.answers.pull_version(0) == 0
     old = made.values(0)
     assert all((value == 1.0).all() for value in old)
     made.push(0, 1, Run(0, 1), gradient(made, 0, 1))
@@ -388,7 +388,7 @@ def test_a_version_that_goes_while_it_is_copied_is_gone() -> None:
 
     made.store.copy_of = copy_slowly  # type: ignore[method-assign]
     with pytest.raises(VersionGone):
-        made.shard.encode_params(0, Run(0, 1))
+        made.shard.answers.encode_params(0, Run(0, 1))
 
 
 def test_a_shard_starts_again_from_its_memory() -> None:

@@ -110,7 +110,7 @@ def push(bench: Bench, rank: int, step: int, memory: np.ndarray, incarnation: in
 
 
 def drained(bench: Bench) -> None:
-    bench.shard._pool.shutdown(wait=True)
+    bench.shard.work._pool.shutdown(wait=True)
 
 
 def test_what_a_dead_incarnation_had_queued_is_not_summed(made: Bench) -> None:

@@ -163,13 +163,13 @@ def test_the_record_is_whole_before_the_first_write() -> None:
     shards = Shards(2, num_workers=1)
     bench = shards.benches[0]
     recorded: list[int] = []
-    write = bench.shard._updater.write
+    write = bench.shard.updater.write
 
     def watched(step: int, *args: Any, **kwargs: Any) -> None:
         recorded.append(bench.store.recorded_step)
         write(step, *args, **kwargs)
 
-    bench.shard._updater.write = watched  # type: ignore[method-assign]
+    bench.shard.updater.write = watched  # type: ignore[method-assign]
     for step in range(2):
         shards.push(step, [shards.flat(0.5, 2.0, 0.25, 1.0)])
         shards.relay(step)

@@ -1,0 +1,136 @@
+"""Carries out what the barrier has given out: sums, updates, answers; outside the lock, each thread on the runs given to it."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from ps.answers import Answers
+from ps.barrier import Action, Complete, Sum
+from ps.errors import PserverError
+from ps.failpoints import hit
+from ps.norms import StepFactor
+from ps.pending import Part, PendingPayload
+from ps.reduction import Accumulators
+from ps.shard_state import ShardState
+from ps.update import PLAIN, Updater
+
+log = logging.getLogger(__name__)
+
+
+class Work:
+    """Thread-safe. `fail` is called with what goes wrong in the pool: it ends the shard."""
+
+    def __init__(self, state: ShardState, pending: PendingPayload, updater: Updater, answers: Answers, fail: Callable[[PserverError], None]) -> None:
+        self._state = state
+        self._layout = state.layout
+        self._store = state.store
+        self._changed = state.changed
+        self._pending = pending
+        self._updater = updater
+        self._answers = answers
+        self._fail = fail
+        self._sums = Accumulators(state.layout)
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="shard")
+        """Sums and updates of contributions in segments: their frames are too quick to keep the readers' threads busy."""
+
+    def carry_out_in_pool(self, actions: list[Action], rank: int, whole: Part) -> None:
+        """As `carry_out`, in other threads. Raises RuntimeError once closed."""
+        for action in actions:
+            self._pool.submit(self._work, action, rank, whole)
+
+    def _work(self, action: Action, rank: int, whole: Part) -> None:
+        """A thread of the pool: whatever goes wrong ends the shard."""
+        try:
+            self.carry_out([action], rank, whole)
+        except PserverError as error:
+            self._fail(error)
+        except Exception as error:
+            log.exception("shard %d fails", self._state.index)
+            self._fail(PserverError(f"server {self._state.index} failed: {' '.join(repr(error).split())}; see its log"))
+
+    def carry_out(self, actions: list[Action], rank: int, whole: Part) -> None:
+        """Sums, updates and answers; sums of other contributions than `whole` take their payload from what is pending."""
+        while actions:
+            action = actions.pop()
+            if isinstance(action, Sum):
+                actions += self._sum(action, rank, whole)
+            elif isinstance(action, Complete):
+                self._completed(action)
+            else:
+                self._answers.send([action])
+
+    def _sum(self, action: Sum, rank: int, whole: Part) -> list[Action]:
+        started = time.perf_counter()
+        run = whole.run
+        if action.rank == rank and run.first <= action.run.first and action.run.stop <= run.stop:
+            parts = [self._pending.cut(whole, action.run)]
+        else:
+            with self._changed:
+                parts = self._pending.take(action.rank, action.run)
+        for part in parts:
+            self._sums.add(action.rank, part, action.weight, is_first=action.is_first)
+        hit("shard.summed")
+        self._state.stats.aggregated(time.perf_counter() - started)
+        with self._changed:
+            self._changed.notify_all()
+            return self._state.barrier.summed(action.rank, action.run)
+
+    def _completed(self, complete: Complete) -> None:
+        step = int(self._store.words[complete.run.first])
+        started = time.perf_counter()
+        if complete.weight:
+            self._updater.to_mean(step, complete.run, self._sums.of(complete.run), complete.weight)
+        with self._changed:
+            decision = self._state.two_phase.recorded(step) if self._state.two_phase.needed else PLAIN
+        if decision:
+            self._apply(step, complete, decision, started)
+        else:
+            self._hold(step, complete)
+
+    def _hold(self, step: int, complete: Complete) -> None:
+        """Keeps a complete run of a two-phase step until all shards' norms are known."""
+        run = complete.run
+        squares = None
+        if run.stop <= self._layout.num_optimizer:
+            squares = self._updater.squares(run, self._sums.of(run)) if complete.weight else np.zeros(len(run))
+        with self._changed:
+            self._state.two_phase.hold(complete, squares)
+        hit("shard.held")
+        self._answers.send_norms(step)
+        self.release(step)
+
+    def release(self, step: int) -> None:
+        """Applies the whole shard once the decision can be taken."""
+        with self._changed:
+            released = self._state.two_phase.release(step) if self._state.barrier.is_complete() else None
+        if released:
+            hit("shard.recorded")
+            runs, decision = released
+            for complete in runs:
+                self._apply(step, complete, decision, time.perf_counter())
+
+    def _apply(self, step: int, complete: Complete, decision: StepFactor, started: float) -> None:
+        run = complete.run
+        with self._changed:
+            self._store.raise_oldest(step)
+        hit("shard.oldest")
+        self._updater.write(step, run, self._sums.of(run), complete.weight, decision, rate_factor=self._store.rate_factor)
+        hit("shard.written")
+        with self._changed:
+            answers = self._state.barrier.applied(run)
+            self._store.commit(step, run)
+            hit("shard.applied")
+            is_last = self._store.version > step
+            if is_last:
+                self._state.two_phase.begin()
+            self._changed.notify_all()
+        self._answers.send(answers)
+        self._state.stats.applied(step, time.perf_counter() - started, is_last=is_last)
+
+    def close(self) -> None:
+        """No thread of the pool begins anything any more."""
+        self._pool.shutdown(wait=False)
