@@ -5,6 +5,7 @@ updates applied before comes with the call, because chunks that were absent in a
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch.optim.adagrad import adagrad
@@ -16,8 +17,23 @@ from torch.optim.sgd import sgd
 from ps.config import OptimizerConfig
 from ps.recipe import GroupSettings
 
-UpdateRule = Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Tensor], int, float], None]
-"""(parameters, gradient, slots, updates applied before, learning rate) -> None, in place; the gradient may be overwritten."""
+
+class UpdateRule(Protocol):
+    """Updates parameters and slots in place; the gradient may be overwritten."""
+
+    def __call__(
+        self, params: torch.Tensor, grad: torch.Tensor, slots: Sequence[torch.Tensor], updates: int, lr: float, divisor: float = 1.0
+    ) -> None:
+        """`updates`: applied before. `divisor`: of the gradient, 1 unless the rule `can_divide`."""
+
+
+def can_divide(config: OptimizerConfig, dtype: str) -> bool:
+    """Whether the kernel divides the gradient itself, to the bits of a division before, which costs a pass over memory."""
+    return config.name != "rmsprop" and dtype == "float32"
+
+
+def _scale(divisor: float) -> torch.Tensor | None:
+    return None if divisor == 1.0 else torch.tensor(divisor)
 
 
 def num_slots(config: OptimizerConfig) -> int:
@@ -67,7 +83,7 @@ def update_rule(config: OptimizerConfig, group: int = 0) -> UpdateRule:
 def _sgd(settings: GroupSettings) -> UpdateRule:
     ema = settings.momentum_form == "ema"
 
-    def update(params: torch.Tensor, grad: torch.Tensor, slots: Sequence[torch.Tensor], updates: int, lr: float) -> None:
+    def update(params: torch.Tensor, grad: torch.Tensor, slots: Sequence[torch.Tensor], updates: int, lr: float, divisor: float = 1.0) -> None:
         first = updates == 0 and not ema  # torch starts the velocity as a copy of the gradient
         velocity: list[torch.Tensor | None] = [None if first or not slots else slots[0]]
         sgd(
@@ -81,6 +97,7 @@ def _sgd(settings: GroupSettings) -> UpdateRule:
             dampening=settings.momentum if ema else settings.dampening,
             nesterov=settings.nesterov,
             maximize=False,
+            grad_scale=_scale(divisor),
         )
         if slots and first:
             assert velocity[0] is not None
@@ -90,7 +107,7 @@ def _sgd(settings: GroupSettings) -> UpdateRule:
 
 
 def _adam(settings: GroupSettings, kernel: Callable[..., None]) -> UpdateRule:
-    def update(params: torch.Tensor, grad: torch.Tensor, slots: Sequence[torch.Tensor], updates: int, lr: float) -> None:
+    def update(params: torch.Tensor, grad: torch.Tensor, slots: Sequence[torch.Tensor], updates: int, lr: float, divisor: float = 1.0) -> None:
         kernel(
             [params],
             [grad],
@@ -106,13 +123,14 @@ def _adam(settings: GroupSettings, kernel: Callable[..., None]) -> UpdateRule:
             weight_decay=settings.weight_decay,
             eps=settings.eps,
             maximize=False,
+            grad_scale=_scale(divisor),
         )
 
     return update
 
 
 def _rmsprop(settings: GroupSettings) -> UpdateRule:
-    def update(params: torch.Tensor, grad: torch.Tensor, slots: Sequence[torch.Tensor], updates: int, lr: float) -> None:
+    def update(params: torch.Tensor, grad: torch.Tensor, slots: Sequence[torch.Tensor], updates: int, lr: float, divisor: float = 1.0) -> None:
         rmsprop(
             [params],
             [grad],
@@ -133,7 +151,7 @@ def _rmsprop(settings: GroupSettings) -> UpdateRule:
 
 
 def _adagrad(settings: GroupSettings) -> UpdateRule:
-    def update(params: torch.Tensor, grad: torch.Tensor, slots: Sequence[torch.Tensor], updates: int, lr: float) -> None:
+    def update(params: torch.Tensor, grad: torch.Tensor, slots: Sequence[torch.Tensor], updates: int, lr: float, divisor: float = 1.0) -> None:
         adagrad(
             [params],
             [grad],
@@ -145,6 +163,7 @@ def _adagrad(settings: GroupSettings) -> UpdateRule:
             lr_decay=0.0,
             eps=settings.eps,
             maximize=False,
+            grad_scale=_scale(divisor),
         )
 
     return update

@@ -97,10 +97,11 @@ class Shard:
         """
         with self._changed:
             self._check_may_join(member)
-            self._changed.wait_for(lambda: bool(self._ended) or not self._barrier.is_summing(member.rank))
+            self._changed.wait_for(lambda: bool(self._ended) or not self.work.reads(member.rank))
             self._check_running()
             self._check_may_join(member)
             if self._barrier.is_fenced(member.rank, member.incarnation, member.generation):
+                self.work.detach(member.rank)
                 self._segments.pop(member.rank, None)
             if self._barrier.join(member.rank, member.incarnation):
                 self._pending.forget(member.rank)

@@ -7,9 +7,9 @@ from ps.config import OptimizerConfig, ScheduleConfig
 from ps.errors import ConfigError, NonFinite
 from ps.frame import Bytes
 from ps.groups import check_groups
-from ps.layout import Layout, Rule, Run
+from ps.layout import Block, Layout, Rule, Run
 from ps.norms import Norms, StepFactor
-from ps.optimizers import update_rule
+from ps.optimizers import can_divide, update_rule
 from ps.plan import Plan
 from ps.schedules import learning_rate
 from ps.store import Store
@@ -39,17 +39,23 @@ class Updater:
         self._rules = [update_rule(optimizer, group) for group in range(1 + len(optimizer.groups))]
 
     def to_mean(self, step: int, run: Run, sums: Bytes, weight: float) -> None:
-        """Divides the sums by the total weight and clips each element, in place. Raises NonFinite where that ends the run."""
+        """Divides the sums by the total weight, unless the update does, and clips each element, in place. Raises NonFinite where that
+        ends the run."""
         block = self._layout.block_of(run)
         if block.rule not in (Rule.OPTIMIZER, Rule.MEAN):
             return
         mean = torch.from_numpy(sums.view(block.dtype))
-        if weight != 1.0:
+        if weight != 1.0 and not self._divides_later(block):
             mean.div_(weight)
         if block.rule is Rule.OPTIMIZER and self._optimizer.nonfinite == "error" and not torch.isfinite(mean.sum()):
             self._raise_nonfinite(step, run, sums)
         if block.rule is Rule.OPTIMIZER and self._optimizer.clip_value is not None:
             self._clip(mean, self._optimizer.clip_value)
+
+    def _divides_later(self, block: Block) -> bool:
+        """Whether the update divides the sums: nothing looks at the mean before."""
+        plain = self._optimizer.clip_value is None and not self._optimizer.two_phase
+        return plain and block.rule is Rule.OPTIMIZER and can_divide(self._optimizer, block.dtype)
 
     def _clip(self, mean: torch.Tensor, limit: float) -> None:
         """As `torch.nn.utils.clip_grad_value_`, but an infinity stays where the norms are yet to find it and skip the step."""
@@ -93,7 +99,8 @@ class Updater:
         if weight == 0.0 or decision.skip:
             return
         if rule is Rule.OPTIMIZER:
-            self._write_optimizer(step, run, mean, decision.factor, rate_factor)
+            divisor = weight if self._divides_later(self._layout.block_of(run)) else 1.0
+            self._write_optimizer(step, run, mean, decision.factor, rate_factor, divisor)
             return
         value = self._store.params(step + 1, run)
         if rule is Rule.SUM:
@@ -101,7 +108,7 @@ class Updater:
         else:
             value[:] = mean
 
-    def _write_optimizer(self, step: int, run: Run, mean: Bytes, factor: float, rate_factor: float) -> None:
+    def _write_optimizer(self, step: int, run: Run, mean: Bytes, factor: float, rate_factor: float, divisor: float) -> None:
         block = self._layout.block_of(run)
         lr = self._learning_rate(step, block.group, rate_factor)
         grad = torch.from_numpy(mean.view(block.dtype))
@@ -114,7 +121,7 @@ class Updater:
             params = torch.from_numpy(self._store.params(step + 1, part).view(block.dtype))
             slots = [torch.from_numpy(slot.view(block.dtype)) for slot in self._store.state(step + 1, part)]
             updates = self._store.updates(step + 1, part)
-            self._rules[block.group](params, grad[inner], slots, int(updates[0]), lr)
+            self._rules[block.group](params, grad[inner], slots, int(updates[0]), lr, divisor)
             updates += 1
 
     def _learning_rate(self, step: int, group: int, rate_factor: float) -> float:

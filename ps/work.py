@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,7 @@ from ps.answers import Answers
 from ps.barrier import Action, Complete, Sum
 from ps.errors import PserverError
 from ps.failpoints import hit
+from ps.layout import Run
 from ps.norms import StepFactor
 from ps.pending import Part, PendingPayload
 from ps.reduction import Accumulators
@@ -33,7 +35,9 @@ class Work:
         self._updater = updater
         self._answers = answers
         self._fail = fail
-        self._sums = Accumulators(state.layout)
+        self._sums = Accumulators(state.layout, state.barrier.num_workers)
+        self._read: Counter[int] = Counter()
+        """How many threads add to what each rank has lent."""
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="shard")
         """Sums and updates of contributions in segments: their frames are too quick to keep the readers' threads busy."""
 
@@ -71,17 +75,32 @@ class Work:
         else:
             with self._changed:
                 parts = self._pending.take(action.rank, action.run)
+        with self._changed:
+            lenders = self._sums.lenders(action.run)
+            self._read.update(lenders)
         for part in parts:
             self._sums.add(action.rank, part, action.weight, is_first=action.is_first)
         hit("shard.summed")
         self._state.stats.aggregated(time.perf_counter() - started)
         with self._changed:
+            self._read.subtract(lenders)
             self._changed.notify_all()
             return self._state.barrier.summed(action.rank, action.run)
+
+    def reads(self, rank: int) -> bool:
+        """Whether a thread reads the rank's contributions at this moment. Under the lock."""
+        return self._state.barrier.is_summing(rank) or self._read[rank] > 0
+
+    def detach(self, rank: int) -> None:
+        """Nothing that has been taken of the rank is read in its segment any more. Under the lock, while it is not read."""
+        self._sums.settle(Run(0, self._layout.num_versioned), rank)
 
     def _completed(self, complete: Complete) -> None:
         step = int(self._store.words[complete.run.first])
         started = time.perf_counter()
+        if self._sums.lenders(complete.run):
+            with self._changed:
+                self._sums.settle(complete.run)
         if complete.weight:
             self._updater.to_mean(step, complete.run, self._sums.of(complete.run), complete.weight)
         with self._changed:

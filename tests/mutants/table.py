@@ -7,6 +7,7 @@ BROKEN_STREAMS = "tests/ps/test_equality.py::test_streams_that_break_change_no_b
 GENERATION = "tests/ps/test_shard.py::test_another_generation_is_fenced"
 EARLY = "tests/ps/test_shard.py::test_an_early_push_is_refused_and_leaves_no_trace"
 MALFORMED = "tests/ps/test_verdicts.py::test_a_malformed_frame_is_named_and_ends_the_stream"
+LENT = "tests/ps/test_shared.py::test_what_a_dead_incarnation_had_summed_is_read_no_more_in_its_segment"
 _SERVERS = "tests/deploy/test_server_deaths.py::test_servers_killed_anywhere_cost_no_bit"
 WORKERS = "tests/deploy/test_worker_deaths.py::test_a_worker_killed_anywhere_costs_no_bit"
 OLDEST = f"{_SERVERS}[adam-[('shard.oldest', 4)]-[('shard.written', 5)]]"
@@ -40,7 +41,7 @@ MUTANTS = (
         HISTORIES,
     ),
     Mutant("next in order", "ps/barrier.py", "            is_next = self._next[part.first] == rank\n", "            is_next = True\n", HISTORIES),
-    Mutant("weight", "ps/reduction.py", "1.0 if block.rule is Rule.SUM else weight", "1.0", HISTORIES),
+    Mutant("weight", "ps/reduction.py", "1.0 if rule is Rule.SUM else weight", "1.0", HISTORIES),
     Mutant("fence", "ps/barrier.py", "        return incarnation != self._incarnation[rank] or generation", "        return generation", HISTORIES),
     Mutant(
         "generation",
@@ -75,6 +76,7 @@ MUTANTS = (
     ),
     Mutant("norms are recorded", "ps/store.py", "        self._header[2] = step\n", "        pass\n", ALL_DIE),
     Mutant("decisions are kept", "ps/store.py", "        self._header[at] = version\n", "        pass\n", DECIDED),
+    Mutant("what was summed is copied before its segment goes", "ps/shard.py", "                self.work.detach(member.rank)\n", "", LENT),
     Mutant(
         "segment per incarnation",
         "ps/shard.py",

@@ -12,7 +12,7 @@ from torch import optim
 
 from ps.config import OptimizerConfig
 from ps.layout import CHUNK_ELEMENTS
-from ps.optimizers import num_slots, update_rule
+from ps.optimizers import can_divide, num_slots, update_rule
 from tests.ps.rules import CONFIGS, EMA, TABLE, Parameters
 
 STEPS = 25
@@ -54,6 +54,19 @@ def test_a_rule_is_torchs(name: str, dtype: torch.dtype) -> None:
     found, wanted = ours(config, start, grads), theirs(make, start, grads)
     assert float((found - wanted).abs().max()) <= tolerance
     assert float((wanted - start).abs().max()) >= 1000 * min(tolerance, 1e-5), "the weights have hardly moved"
+
+
+@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if can_divide(config, "float32")])
+@pytest.mark.parametrize("divisor", [2.0, 3.0, 13 / 7])
+def test_a_gradient_is_divided_by_the_kernel_to_the_bits_of_a_division_before(name: str, divisor: float) -> None:
+    config, bits = CONFIGS[name], []
+    for by_kernel in (True, False):
+        params, slots = torch.linspace(-2, 2, 1003), [torch.zeros(1003) for _ in range(num_slots(config))]
+        rule, lr = update_rule(config), config.settings().lr
+        for step, grad in enumerate(gradients(1003, torch.float32)):
+            rule(params, *((grad.clone(), slots, step, lr, divisor) if by_kernel else (grad / divisor, slots, step, lr)))
+        bits.append([tensor.numpy().tobytes() for tensor in (params, *slots)])
+    assert bits[0] == bits[1]
 
 
 def test_the_table_has_every_optimizer() -> None:

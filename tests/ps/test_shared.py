@@ -102,10 +102,10 @@ def rejoin(bench: Bench, rank: int, incarnation: int, memory: np.ndarray) -> Lin
     return line
 
 
-def push(bench: Bench, rank: int, step: int, memory: np.ndarray, incarnation: int = 1) -> None:
+def push(bench: Bench, rank: int, step: int, memory: np.ndarray, incarnation: int = 1, weight: float = 1.0) -> None:
     whole = Run(0, bench.mine.num_versioned)
-    digests = chunk_digests(memory, bench.mine, whole, flat=True)
-    header = pb.FrameHeader(kind=pb.PUSH, step=step, num_chunks=len(whole), weight=1.0, digests=digests, dtype="float64", shared=True)
+    digests, dtype = chunk_digests(memory, bench.mine, whole, flat=True), bench.mine.block_of(whole).dtype
+    header = pb.FrameHeader(kind=pb.PUSH, step=step, num_chunks=len(whole), weight=weight, digests=digests, dtype=dtype, shared=True)
     bench.shard.push(bench.member(rank, incarnation), header, whole, np.empty(0, np.uint8), lambda v: bench.verdicts.append((rank, v.name)))
 
 
@@ -125,6 +125,45 @@ def test_what_a_dead_incarnation_had_queued_is_not_summed(made: Bench) -> None:
     made.push_all(0, 0, other)
     drained(made)
     assert all((value == -0.5 * 2.0).all() for value in made.values(1))
+
+
+def test_what_a_dead_incarnation_had_summed_is_read_no_more_in_its_segment(made: Bench) -> None:
+    """The first contribution is added where it lies, as long as its owner lives."""
+    zombie, again, other = made.flat(3.0), made.flat(3.0), made.flat(1.0)
+    rejoin(made, 0, 1, zombie)
+    push(made, 0, 0, zombie)
+    made.shard.work._pool.submit(lambda: None).result()
+    rejoin(made, 0, 2, again)
+    zombie[:] = 255
+    push(made, 0, 0, again, incarnation=2)
+    made.push_all(1, 0, other)
+    drained(made)
+    assert [verdict for _, verdict in made.verdicts] == ["ACCEPTED", "DUPLICATE", "ACCEPTED"]
+    assert all((value == -0.5 * 2.0).all() for value in made.values(1))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 3.0, 0.5), (2.0, 2.0, 2.0)])
+def test_lent_contributions_give_the_bits_of_copied_ones(weights: tuple[float, float, float]) -> None:
+    def final(*, shared: bool, absent: int | None) -> list[np.ndarray]:
+        bench = Bench(specs_of(64, 20000, dtype="float32"), settings(3, optimizer=OptimizerConfig(lr=0.5)))
+        bench.init(bench.flat(0.0))
+        memories = [bench.flat(0.1 * (rank + 1)) for rank in range(3)]
+        for rank, (memory, weight) in enumerate(zip(memories, weights, strict=True)):
+            if shared:
+                rejoin(bench, rank, 1, memory)
+            if rank == absent:
+                bench.push_all(rank, 0, None, weight)
+            elif shared:
+                push(bench, rank, 0, memory, weight=weight)
+            else:
+                bench.push_all(rank, 0, memory, weight)
+        drained(bench)
+        bench.shard.end(None)
+        return bench.values(1)
+
+    for absent in (None, 0, 1, 2):
+        pairs = zip(final(shared=True, absent=absent), final(shared=False, absent=absent), strict=True)
+        assert all(one.tobytes() == other.tobytes() and one.any() for one, other in pairs)
 
 
 def test_a_segment_of_an_older_incarnation_is_never_read_again(made: Bench) -> None:
