@@ -1,9 +1,9 @@
 """Servers and workers that stop (SIGSTOP) at a named place when the injector asks for it: `python -m tests.chaos.armed worker`."""
 
 import json
+import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -17,14 +17,13 @@ from workers.worker import work as real_work
 _LOOK_EVERY_S = 0.005
 
 
-def wishes(run: str) -> Path:
-    """Folder of the run called `run`: a file per process with the place and the visit at which it shall stop."""
-    return Path(tempfile.gettempdir()) / f"pserver-chaos-{run}"
+VARIABLE = "PSERVER_CHAOS_WISHES"
+"""Environment variable with the folder of a run's wishes: a file per process with the place and the visit at which it shall stop."""
 
 
-def wish(run: str, name: str, place: str, hits: int) -> None:
+def wish(folder: Path, name: str, place: str, hits: int) -> None:
     """For the process that lives now or next under this name; it takes the file away."""
-    file = wishes(run) / name
+    file = folder / name
     temporary = file.with_suffix(".new")
     temporary.write_text(json.dumps([place, hits]))
     temporary.replace(file)
@@ -42,7 +41,7 @@ def work(settings_json: str) -> int:
 
 def _listen(settings_json: str, role: str, index: str) -> None:
     settings: dict[str, Any] = json.loads(settings_json)
-    file = wishes(settings["run_id"].rpartition("-")[0]) / f"{role}-{settings[index]}"
+    file = Path(os.environ[VARIABLE]) / f"{role}-{settings[index]}"
     _arm(file)
     threading.Thread(target=_go_on_arming, args=(file,), name="wishes", daemon=True).start()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 
 from deploy.rundir import RunDirectory
-from tests.chaos.armed import wish, wishes
+from tests.chaos.armed import VARIABLE, wish
 from tests.chaos.drive import Spec
 from tests.chaos.plan import Fault
 from tests.chaos.processes import Table, kill_all, send
@@ -58,6 +59,7 @@ class Run:
     def __init__(self, storage: Path, name: str, spec: Spec, faults: list[Fault]) -> None:
         self._rundir = RunDirectory(storage / name)
         self._storage = storage
+        self._wishes = storage / f"{name}.wishes"
         self._spec = spec
         self._faults = faults
         self._table = Table(self._rundir.logs)
@@ -66,10 +68,10 @@ class Run:
         self._outcome = Outcome()
 
     def go(self) -> Outcome:
-        wishes(self._rundir.name).mkdir()
+        self._wishes.mkdir()
         command = [sys.executable, "-m", "tests.chaos.drive", str(self._storage), self._rundir.name, self._spec.to_json()]
         with (self._storage / f"{self._rundir.name}.out").open("wb") as out:
-            self._driver = subprocess.Popen(command, stdout=out, stderr=out)
+            self._driver = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, VARIABLE: str(self._wishes)})
         try:
             self._inject()
             self._wait("the run to end", lambda: False, _BACK_WITHIN_S + self._spec.steps / 10)
@@ -92,11 +94,11 @@ class Run:
             self._make(fault)
 
     def _make(self, fault: Fault) -> None:
-        wish(self._rundir.name, fault.victim, fault.place, fault.hits)
+        wish(self._wishes, fault.victim, fault.place, fault.hits)
         pid = self._stopped(fault.victim)
         started, step = time.monotonic(), self._newest_step()
         if fault.shape == "again in recovery" and fault.again:
-            wish(self._rundir.name, fault.victim, fault.again, 1)
+            wish(self._wishes, fault.victim, fault.again, 1)
         self._strike(fault, pid)
         self._outcome.hit.append(fault)
         if fault.again:
@@ -168,9 +170,8 @@ class Run:
         if not hung:
             self._outcome.orphans += [f"process {pid}" for pid in sorted(left)] + [f"memory {path}" for path in memory]
         kill_all(left)
-        for path in (*memory, *wishes(self._rundir.name).iterdir()):
+        for path in memory:
             path.unlink(missing_ok=True)
-        wishes(self._rundir.name).rmdir()
 
     def _bits(self) -> dict[str, Any]:
         if not self._rundir.summary.exists():

@@ -3,10 +3,13 @@
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.campaign import Campaign
 from tests.chaos.plan import IN_RECOVERY, IN_STEP, IN_TWO_PHASES, first
 
 
+@pytest.mark.timeout(300)
 def test_faults_from_outside_change_no_bit_and_leave_nothing_behind(tmp_path: Path) -> None:
     campaign = Campaign(tmp_path, "forked", steps=96)
     campaign.part(1, seed=1, size=5)
