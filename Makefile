@@ -6,7 +6,7 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test models chaos mutants check stubs bench bench-local bench-network bench-scale bench-codecs docs clean
+.PHONY: help setup train test models chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,9 @@ models: $(STAMP)  ## Search the larger models of the protocol too (some minutes)
 
 chaos: $(STAMP)  ## Kill, end and stop processes of real runs, and compare the bits (ARGS="--faults 20 --seed 7 --launcher ray")
 	@PYTHONPATH=. $(PYTHON) -m tests.chaos $(ARGS)
+
+fuzz: $(STAMP)  ## Send wrong messages to every method and give wrong bytes to every reader of a format (ARGS="--seconds 60 --seed 7")
+	@PYTHONPATH=. $(PYTHON) -m tests.fuzz $(ARGS)
 
 mutants: $(STAMP)  ## Switch each guard of the step off, and see that a test fails (some minutes; ARGS="--guards fence weight")
 	@PYTHONPATH=. $(PYTHON) -m tests.mutants $(ARGS)

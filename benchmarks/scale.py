@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import signal
 import socket
 import statistics
@@ -11,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,10 @@ import psutil
 
 from benchmarks.harness import START_S, Contender, Entry, Row, Samples, gate, report, start_here
 from benchmarks.workload import parse_size
+from ps.certificates import Authority
 from ps.config import OptimizerConfig, ServerSettings, to_json
 from ps.credentials import new_secret
+from ps.roles import Role
 
 MUST_PUSH_US = 400.0
 MUST_GROWTH = 1.2
@@ -64,7 +65,7 @@ def _arguments() -> argparse.Namespace:
 def _push_us(workers: int, arguments: argparse.Namespace) -> float:
     """CPU time of the server process per rank and step in microseconds, at the median round."""
     samples, cpu_us = Samples(), []
-    with _running(workers, tensors=CHUNKS, model_bytes=CHUNKS * arguments.chunk_elements * 4) as (server, stubs):
+    with running(workers, tensors=CHUNKS, model_bytes=CHUNKS * arguments.chunk_elements * 4) as (server, stubs):
         stubs.run(Samples(), warmup=0, steps=WARMUP)
         for _ in range(arguments.rounds):
             before = server.cpu_s
@@ -77,7 +78,7 @@ def _push_us(workers: int, arguments: argparse.Namespace) -> float:
 
 def _memory(workers: int, arguments: argparse.Namespace) -> Row:
     """The server's memory while rank 0 stands still and all others push on."""
-    with _running(workers, tensors=MEMORY_TENSORS, model_bytes=arguments.model_bytes) as (server, stubs):
+    with running(workers, tensors=MEMORY_TENSORS, model_bytes=arguments.model_bytes) as (server, stubs):
         for variant in ("", "stopped"):
             stubs.run(Samples(), warmup=0, steps=2, variant=variant)
         ours_mb = (server.peak_bytes - server.idle_bytes) / 1e6
@@ -91,6 +92,10 @@ class Server:
     """A running server process."""
 
     pid: int
+    data: int
+    """Port."""
+    control: int
+    """Port."""
     idle_bytes: int
     """Resident before the first Join."""
 
@@ -107,13 +112,13 @@ class Server:
         return int(fields["VmHWM"].split()[0]) * 1024
 
 
-@contextlib.contextmanager
-def _running(workers: int, **work: Any) -> Iterator[tuple[Server, Contender]]:
-    """A server and all its workers."""
+def settings_of(workers: int, authority: Authority | None) -> ServerSettings:
+    """Of a server of its own run."""
     data, control = _free_ports(2)
-    settings = ServerSettings(
-        run_id=f"scale-{os.getpid()}",
-        secret=new_secret(),
+    return ServerSettings(
+        run_id=f"scale-{data}",
+        secret=None if authority else new_secret(),
+        tls=authority.issue(Role("server", 0)) if authority else None,
         shard=0,
         num_servers=1,
         num_workers=workers,
@@ -121,8 +126,21 @@ def _running(workers: int, **work: Any) -> Iterator[tuple[Server, Contender]]:
         control_port=control,
         optimizer=OptimizerConfig(name="adam", lr=1e-3),
     )
-    where = {"data": f"127.0.0.1:{data}", "control": f"127.0.0.1:{control}", "run_id": settings.run_id, "secret": settings.secret}
-    with _server(settings) as server, gate() as at:
+
+
+@contextlib.contextmanager
+def running(workers: int, authority: Authority | None = None, **work: Any) -> Iterator[tuple[Server, Contender]]:
+    """A server and all its workers; with an authority they are encrypted."""
+    settings = settings_of(workers, authority)
+    tls = [asdict(authority.issue(Role("member", rank))) for rank in range(workers)] if authority else None
+    where = {
+        "data": f"127.0.0.1:{settings.data_port}",
+        "control": f"127.0.0.1:{settings.control_port}",
+        "run_id": settings.run_id,
+        "secret": settings.secret,
+        "tls": tls,
+    }
+    with server_of(settings) as server, gate() as at:
         stubs = Contender(at, "stubs", Entry(module="stubs", members=1), start_here, workers=workers, stub=where, **work)
         try:
             yield server, stubs
@@ -131,7 +149,7 @@ def _running(workers: int, **work: Any) -> Iterator[tuple[Server, Contender]]:
 
 
 @contextlib.contextmanager
-def _server(settings: ServerSettings) -> Iterator[Server]:
+def server_of(settings: ServerSettings) -> Iterator[Server]:
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen([sys.executable, "-m", "ps.server"], stdin=subprocess.PIPE, stdout=log, stderr=log, text=True)
         try:
@@ -144,7 +162,7 @@ def _server(settings: ServerSettings) -> Iterator[Server]:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the server did not start: {log.read()}")
                 time.sleep(0.05)
-            yield Server(process.pid, psutil.Process(process.pid).memory_info().rss)
+            yield Server(process.pid, settings.data_port, settings.control_port, psutil.Process(process.pid).memory_info().rss)
         finally:
             process.terminate()
             process.wait()

@@ -40,8 +40,8 @@ class Workload:
     model_bytes: int = 0
     comm: dict[str, Any] = field(default_factory=dict)
     """Fields of CommConfig that are not the default's (only pserver)."""
-    stub: dict[str, str] = field(default_factory=dict)
-    """Where the only server is, and what opens it: data, control, run_id, secret (only stubs)."""
+    stub: dict[str, Any] = field(default_factory=dict)
+    """Where the only server is, and what opens it: data, control, run_id, secret or every rank's tls (only stubs)."""
     places: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Virtual hosts by name: pid of the holder, address. Empty: this host alone."""
 

@@ -135,7 +135,7 @@ class Driver:
         pause = partial(self._service.pause, POLL_S)
         self._reader = Reader(own, scaling.num_servers, self._control.locate, self._timeouts, pause=pause)
         guard = RunGuard(self._run_id, self._keys.secret)
-        server = new_server("control", guard, max_workers=2 * scaling.num_workers + scaling.num_servers + 8)
+        server = new_server("control", guard, num_roles=scaling.num_workers + scaling.num_servers + 2)  # driver, reader
         server.add_generic_rpc_handlers((self._service.handlers(),))
         port = bind_within(server, host, config.comm.ports, own.tls)
         server.start()

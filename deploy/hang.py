@@ -1,13 +1,8 @@
 """Who waits for whom in a run that stands still, and the stacks of all its processes."""
 
-import json
 from collections.abc import Sequence
 
-from pydantic import TypeAdapter
-
 from deploy.rundir import RunDirectory
-from ps.credentials import Credentials
-from ps.errors import ConfigError
 from ps.inspection import ProcessState, inspect
 
 SILENT_S = 5.0
@@ -16,11 +11,7 @@ SILENT_S = 5.0
 
 def look_at(rundir: RunDirectory) -> list[ProcessState]:
     """Asks the run's driver. Raises ConfigError if the run has ended, Unreachable if the driver does not answer."""
-    try:
-        found = json.loads(rundir.control.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{rundir.path} is not going on: its driver has ended; see {rundir.driver_log()}") from error
-    return inspect(found["address"], TypeAdapter(Credentials).validate_python(found["credentials"]))
+    return inspect(*rundir.read_control())
 
 
 def report(states: Sequence[ProcessState]) -> list[str]:

@@ -5,17 +5,28 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError, safe_open
+
 from deploy.config.suggest import hint
+from ps.config import from_json, to_json
 from ps.credentials import Credentials
 from ps.errors import ConfigError
-from ps.key_files import write_private
+from ps.key_files import read_private, write_private
 
 Weights = Literal["last", "best"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Control:
+    """What lies in `.control.json`."""
+
+    address: str
+    credentials: Credentials
 
 
 class RunDirectory:
@@ -104,7 +115,17 @@ class RunDirectory:
 
     def write_control(self, address: str, credentials: Credentials) -> None:
         self.control.unlink(missing_ok=True)  # of a driver that was killed
-        write_private(self.control, json.dumps({"address": address, "credentials": asdict(credentials)}))
+        write_private(self.control, to_json(_Control(address=address, credentials=credentials)))
+
+    def read_control(self) -> tuple[str, Credentials]:
+        """Raises ConfigError if the run has ended, or the file is not what its driver has written."""
+        try:
+            found = from_json(_Control, read_private(self.control))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{self.path} is not going on: its driver has ended; see {self.driver_log()}") from error
+        except ValueError as error:
+            raise ConfigError(f"{self.control} is not what the run's driver has written: remove it") from error
+        return found.address, found.credentials
 
     def weights(self, which: Weights) -> Path:
         return self.weights_folder / f"{which}.safetensors"
@@ -120,14 +141,17 @@ class RunDirectory:
         append_line(self.metrics, row)
 
     def export(self, file: Path, which: Weights) -> None:
-        """Copies weights to `file`. Raises ConfigError if the run has none or `file` cannot be written."""
+        """Copies weights to `file`. Raises ConfigError if the run has none, they are damaged, or `file` cannot be written."""
         source = self.weights(which)
         if not source.is_file():
             others = [other for other in ("last", "best") if self.weights(other).is_file()]
             remedy = f"it has the {others[0]} ones" if others else "it ended before it wrote any"
             raise ConfigError(f"{self.path} has no {which} weights: {remedy}")
         try:
-            write_atomic(file, source.read_bytes())
+            with safe_open(source, framework="np"):
+                write_atomic(file, source.read_bytes())
+        except SafetensorError as error:
+            raise ConfigError(f"{source} is damaged ({error}): take the run's other weights, or a checkpoint") from error
         except OSError as error:
             raise ConfigError(f"{file} cannot be written ({error.strerror}): choose another file") from error
 

@@ -1,6 +1,6 @@
 """Do all members bring the same model? Pure: the first one sets the reference, every other is compared with it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from protos import pserver_pb2 as pb
@@ -10,9 +10,12 @@ from ps.plan import Plan
 
 MAX_TENSORS = 1 << 17
 """More tensors than that are refused before anything is built of them."""
+MAX_CHUNKS = 1 << 21
+"""As many as the digests of a message can be."""
 _MAX_DIMENSIONS = 64
 _MAX_SIZE = 1 << 62
 """Of one dimension, which may stand beside a 0."""
+_RULES = frozenset(map(int, Rule))
 _MAX_TEXT = 1024
 """Characters of a name."""
 
@@ -52,16 +55,13 @@ class Model:
 def model_from(request: pb.JoinRequest) -> Model:
     """The model of a Join request, checked. Raises ModelMismatch before memory is allocated for it."""
     rank = request.member.rank
-    if len(request.tensors) > MAX_TENSORS:
-        raise ModelMismatch(f"rank {rank} brings {len(request.tensors)} tensors, at most {MAX_TENSORS} are served")
     if any(len(text) > _MAX_TEXT for text in _texts(request.environment)):
         raise ModelMismatch(f"rank {rank} brings an environment of more than {_MAX_TEXT} characters")
-    if not request.steps_per_epoch:
+    if not request.steps_per_epoch or not request.total_steps:
         raise ModelMismatch(f"rank {rank} brings a plan without steps: is the training data empty?")
     specs = specs_from(request.tensors, f"rank {rank}")
-    num_chunks = sum(-(-spec.num_elements // CHUNK_ELEMENTS) for spec in specs)
-    if len(request.chunk_digests) != num_chunks:
-        raise ModelMismatch(f"rank {rank} brings {len(request.chunk_digests)} digests of {num_chunks} chunks: is its version of pserver the same?")
+    if len(request.chunk_digests) != (count := num_chunks(specs)):
+        raise ModelMismatch(f"rank {rank} brings {len(request.chunk_digests)} digests of {count} chunks: is its version of pserver the same?")
     environment = request.environment
     return Model(
         rank=rank,
@@ -82,9 +82,19 @@ def _texts(environment: pb.Environment) -> Iterable[str]:
     return (environment.host, environment.python, environment.torch, environment.pserver, environment.cpu_capability)
 
 
-def specs_from(tensors: Iterable[pb.Tensor], sender: str) -> tuple[TensorSpec, ...]:
-    """The specs of messages from `sender`. Raises ModelMismatch for a dtype or rule that is not served."""
-    return tuple(_spec(tensor, sender) for tensor in tensors)
+def specs_from(tensors: Sequence[pb.Tensor], sender: str) -> tuple[TensorSpec, ...]:
+    """The specs of messages from `sender`. Raises ModelMismatch for a dtype or rule that is not served, and for more than any Join may bring."""
+    if len(tensors) > MAX_TENSORS:
+        raise ModelMismatch(f"{sender} brings {len(tensors)} tensors, at most {MAX_TENSORS} are served")
+    specs = tuple(_spec(tensor, sender) for tensor in tensors)
+    if (count := num_chunks(specs)) > MAX_CHUNKS:
+        raise ModelMismatch(f"{sender} brings {count} chunks, at most {MAX_CHUNKS} are served")
+    return specs
+
+
+def num_chunks(specs: Iterable[TensorSpec]) -> int:
+    """Of their layout, which need not be made for it."""
+    return sum(-(-spec.num_elements // CHUNK_ELEMENTS) for spec in specs)
 
 
 def _spec(tensor: pb.Tensor, sender: str) -> TensorSpec:
@@ -92,7 +102,7 @@ def _spec(tensor: pb.Tensor, sender: str) -> TensorSpec:
         raise ModelMismatch(f"{sender}: tensor {tensor.name[:80]} has {len(tensor.shape)} dimensions and a name of {len(tensor.name)} characters")
     if max(tensor.shape, default=0) > _MAX_SIZE:
         raise ModelMismatch(f"{sender}: tensor {tensor.name} is {list(tensor.shape)} large")
-    if tensor.dtype not in DTYPES or int(tensor.rule) not in list(Rule):
+    if tensor.dtype not in DTYPES or tensor.rule not in _RULES:
         raise ModelMismatch(f"{sender}: tensor {tensor.name} has dtype {tensor.dtype!r} and rule {tensor.rule}: not supported")
     if tensor.rule == pb.RULE_OPTIMIZER and tensor.dtype not in ("float32", "float64"):
         raise ModelMismatch(f"{sender}: parameter {tensor.name} is {tensor.dtype}: train in float32 or float64")

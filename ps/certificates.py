@@ -3,9 +3,10 @@
 import datetime
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ps.credentials import Tls
@@ -48,6 +49,21 @@ class Authority:
             certificate=_pem(certificate),
             key=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
         )
+
+
+def check_tls(tls: Tls, role: Role) -> None:
+    """Raises ValueError unless the texts are an authority's certificate, one of it for the role, and the latter's key."""
+    try:
+        authority, own = (x509.load_pem_x509_certificate(text.encode()) for text in (tls.authority, tls.certificate))
+        key = load_pem_private_key(tls.key.encode(), None)
+        names = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        own.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    if key.public_key() != own.public_key():
+        raise ValueError("the key is another certificate's")
+    if role.uri not in names.get_values_for_type(x509.UniformResourceIdentifier):
+        raise ValueError("the certificate is another role's")
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:

@@ -38,10 +38,15 @@ def sha256_of(layout: Layout, flat: Bytes, *, buffers: bool) -> str:
 
 
 def load_weights(path: Path, layout: Layout) -> Bytes:
-    """The flat layout of a file that `save_weights` wrote of this model; sums are zero."""
+    """The flat layout of a file that `save_weights` wrote of this model; sums are zero. Raises PserverError for any other file."""
     flat: Bytes = np.zeros(layout.flat_bytes, np.uint8)
-    stored = load_file(path)
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise PserverError(f"{path} cannot be read ({error}): it is damaged") from error
     for name, view in tensors_of(layout, flat).items():
+        if name not in stored or (stored[name].shape, stored[name].dtype) != (view.shape, view.dtype):
+            raise PserverError(f"{path} has no {name} as the model has it: it is another model's file")
         view.copy_(stored[name])
     return flat
 

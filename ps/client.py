@@ -17,7 +17,7 @@ from ps.agreement import spec_messages
 from ps.config import CommConfig, Timeouts
 from ps.control import ServerAddress
 from ps.credentials import Credentials
-from ps.errors import PserverError, Stopped, Unreachable, VersionGone
+from ps.errors import MalformedFrame, PserverError, Stopped, Unreachable, VersionGone
 from ps.exchange import Exchange
 from ps.failpoints import hit
 from ps.frame import Bytes
@@ -369,6 +369,9 @@ class Client:
             self._changed.notify_all()
 
     def _learn_norms(self, header: pb.FrameHeader) -> None:
+        shard, shards = header.norms_shard, self.layout.shards
+        if shard >= len(shards) or len(header.norms) != shards[shard].num_optimizer:
+            raise MalformedFrame(f"{len(header.norms)} norms of shard {shard}: no such shard has so many")
         with self._changed:
             if header.step != self._exchange.step:
                 return

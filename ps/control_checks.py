@@ -10,6 +10,10 @@ MAX_ERROR = 1 << 14
 MAX_TRACEBACK = 1 << 18
 """Characters of what a member leaves behind, and of the stacks of a process; longer ones are cut by their sender."""
 MAX_STEP = 1 << 53
+MAX_SUMS = 1 << 12
+"""Sums and metrics of a report."""
+_ROW_CHARACTERS, _SHARD_CHARACTERS = 4096, 1024
+"""Of a ledger row, and more for each shard it speaks of: several times as many as the longest have."""
 
 
 def check_register(request: pb.RegisterRequest) -> None:
@@ -17,6 +21,8 @@ def check_register(request: pb.RegisterRequest) -> None:
     environment = request.environment
     texts = (environment.host, environment.python, environment.torch, environment.pserver, environment.cpu_capability)
     _check_texts(MAX_TEXT, *texts, request.data_address, request.control_address)
+    if not all(map(str.isprintable, texts)):
+        raise MalformedFrame("an environment that a terminal would obey")
     if request.role == pb.SERVER:
         for address in (request.data_address, request.control_address):
             host, _, port = address.rpartition(":")
@@ -24,10 +30,11 @@ def check_register(request: pb.RegisterRequest) -> None:
                 raise MalformedFrame(f"server {request.index} listens at {address!r}, which is no HOST:PORT")
 
 
-def check_heartbeat(request: pb.HeartbeatRequest, num_workers: int) -> None:
+def check_heartbeat(request: pb.HeartbeatRequest, num_workers: int, num_servers: int) -> None:
     """Raises MalformedFrame."""
     if request.role != pb.SERVER or request.step != EMPTY:
         _check_step(request.step)
+    _check_texts(_ROW_CHARACTERS + num_servers * _SHARD_CHARACTERS, *request.rows)
     _check_texts(MAX_TEXT, request.doing)
     _check_texts(MAX_TRACEBACK, request.stacks)
     if len(request.waits_for) > num_workers:
@@ -37,6 +44,10 @@ def check_heartbeat(request: pb.HeartbeatRequest, num_workers: int) -> None:
 def check_report(request: pb.ReportRequest) -> None:
     """Raises MalformedFrame."""
     _check_step(request.version)
+    if request.event not in (pb.EPOCH, pb.FINISHED, pb.FAILED):
+        raise MalformedFrame(f"rank {request.member.rank} reports the event {request.event}: is its version of pserver the same?")
+    if (count := max(len(request.validation_names), len(request.training_names))) > MAX_SUMS:
+        raise MalformedFrame(f"rank {request.member.rank} reports {count} sums, at most {MAX_SUMS} are taken")
     _check_texts(MAX_TEXT, request.error_type, *request.validation_names, *request.training_names)
     _check_texts(MAX_ERROR, request.error)
     _check_texts(MAX_TRACEBACK, request.traceback)
@@ -56,6 +67,6 @@ def _check_step(step: int) -> None:
 
 
 def _check_texts(limit: int, *texts: str) -> None:
-    longest = max(map(len, texts))
+    longest = max(map(len, texts), default=0)
     if longest > limit:
         raise MalformedFrame(f"a text of {longest} characters, at most {limit} are taken")

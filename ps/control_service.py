@@ -80,15 +80,14 @@ class ControlServicer:
                 self.changed.notify_all()
             self._inspection.registered(request)
             if request.role == pb.WORKER:
-                self.changed.wait_for(lambda: self._stop or self._control.has_all_servers)
-                self._check_running()
+                self._wait(context, lambda: self._control.has_all_servers)
             servers = [_message(server) for _, server in sorted(self._control.servers.items())]
         return pb.RegisterReply(incarnation=incarnation, generation=self._generation, servers=servers)
 
     def heartbeat(self, request: pb.HeartbeatRequest, context: grpc.ServicerContext) -> pb.HeartbeatReply:
         with as_status(context):
             role = _role(request.role)
-            check_heartbeat(request, self._control.num_workers)
+            check_heartbeat(request, self._control.num_workers, self._control.num_servers)
             with self.changed:
                 self._control.check_current(role, request.index, request.incarnation)
                 self._control.beat(role, request.index, request.step)
@@ -110,7 +109,7 @@ class ControlServicer:
             if request.event == pb.FAILED:
                 self._fail(request)
             elif request.event == pb.EPOCH:
-                return pb.ReportReply(version=request.version, stop=self._epoch(request))
+                return pb.ReportReply(version=request.version, stop=self._epoch(request, context))
             elif request.event == pb.FINISHED:
                 self._finish(request)
         return pb.ReportReply(version=request.version)
@@ -132,10 +131,10 @@ class ControlServicer:
 
     def _fail(self, request: pb.ReportRequest) -> None:
         with self.changed:
-            self._control.fail(Failure(request.member.rank, request.error_type, printable(request.error), request.traceback))
+            self._control.fail(Failure(request.member.rank, request.error_type, printable(request.error), printable(request.traceback)))
             self.changed.notify_all()
 
-    def _epoch(self, request: pb.ReportRequest) -> bool:
+    def _epoch(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> bool:
         sums = EpochSums(
             request.version,
             dict(zip(request.training_names, request.training_sums, strict=True)),
@@ -149,13 +148,24 @@ class ControlServicer:
                 self._answers[epoch.version] = stop
                 self.changed.notify_all()
         with self.changed:
-            self.changed.wait_for(lambda: self._stop or request.version in self._answers)
-            self._check_running()
+            self._wait(context, lambda: request.version in self._answers)
             return self._answers[request.version]
 
     def _finish(self, request: pb.ReportRequest) -> None:
         with self.changed:
             self._control.finish(request.member.rank, request.version)
+            self.changed.notify_all()
+
+    def _wait(self, context: grpc.ServicerContext, done: Callable[[], bool]) -> None:
+        """Waits under the lock. Raises Stopped if the run ends, or the call does: its process has died, and a thread is not kept for it."""
+        context.add_callback(self._wake)
+        self.changed.wait_for(lambda: self._stop or not context.is_active() or done())
+        self._check_running()
+        if not context.is_active():
+            raise Stopped("the caller has gone")
+
+    def _wake(self) -> None:
+        with self.changed:
             self.changed.notify_all()
 
     def _check_running(self) -> None:

@@ -10,6 +10,7 @@ PserverError
 ├── ForeignRun           another run's id
 ├── Unauthenticated      no token and no certificate, or another run's
 ├── Forbidden            the caller's role may not do that
+├── Busy                 the caller has too many calls in progress
 ├── StateLost            memory that a restarted process needs went with its host
 ├── VersionGone          the version is overwritten: join again
 ├── NotInitialised       version 0 is not there yet
@@ -69,6 +70,10 @@ class Forbidden(PserverError):
     """The caller is part of the run, but may not do that."""
 
 
+class Busy(PserverError):
+    """The caller has as many calls in progress as are served at once."""
+
+
 class VersionGone(PserverError):
     """The version asked for is overwritten; join again."""
 
@@ -115,6 +120,7 @@ STATUS: dict[type[PserverError], grpc.StatusCode] = {
     ForeignRun: grpc.StatusCode.FAILED_PRECONDITION,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     Forbidden: grpc.StatusCode.PERMISSION_DENIED,
+    Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StateLost: grpc.StatusCode.DATA_LOSS,
     VersionGone: grpc.StatusCode.OUT_OF_RANGE,
     NotInitialised: grpc.StatusCode.FAILED_PRECONDITION,
@@ -127,6 +133,9 @@ STATUS: dict[type[PserverError], grpc.StatusCode] = {
     PserverError: grpc.StatusCode.INTERNAL,
 }
 """What a call that raises one of ours ends with; the detail is "Class: message"."""
+
+MAX_DETAIL = 1000
+"""Characters of a detail: gRPC ends a call with more than it takes, escapes included, in another way."""
 
 _BY_NAME = {cls.__name__: cls for cls in STATUS}
 
@@ -151,7 +160,8 @@ async def as_stream_status(context: grpc.aio.ServicerContext[Any, Any]) -> Async
 
 def status_of(error: PserverError) -> tuple[grpc.StatusCode, str]:
     """Status and detail of a call that raises `error`."""
-    return STATUS[type(error)], f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}"
+    return STATUS[type(error)], text if len(text) <= MAX_DETAIL else f"{text[:MAX_DETAIL]} ..."
 
 
 def by_name(name: str, message: str) -> PserverError:

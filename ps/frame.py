@@ -27,6 +27,8 @@ _PAYLOAD_TAG = b"\x7a"  # field 15, length-delimited
 _PADDING_TAG = b"\x12"  # field 2, length-delimited
 PAYLOAD_ALIGN = 16
 """The payload begins at a multiple of it, as bytes objects do: unaligned arrays are slow to add."""
+MAX_RUN_BYTES = 16 << 20
+"""Of a run's elements in their own type: a frame of a few bytes must not decode to the whole shard."""
 MAX_HEADER_BYTES = 4 << 20
 """Longest header accepted: the norms of 500,000 chunks."""
 
@@ -185,6 +187,8 @@ def _payload_sizes(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, 
     if header.format != ("" if name == EXACT else name):
         raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} has format {header.format or EXACT!r}, the run's is {name!r}")
     if name != EXACT:
+        if layout.payload_bytes(run) > MAX_RUN_BYTES:
+            raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} decodes to {layout.payload_bytes(run)} bytes, at most {MAX_RUN_BYTES}")
         return CODECS[name].sizes(payload, header.dtype, chunks_of(layout, run))
     if len(payload) != layout.payload_bytes(run):
         raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} brings {len(payload)} bytes, they have {layout.payload_bytes(run)}")

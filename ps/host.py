@@ -13,7 +13,7 @@ from ps.errors import MalformedFrame, ModelMismatch, NotInitialised, PserverErro
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.groups import check_groups
-from ps.layout import Layout, Run
+from ps.layout import Layout, Rule, Run
 from ps.ledger import RowBuffer
 from ps.optimizers import num_slots
 from ps.shard import Shard
@@ -83,22 +83,27 @@ class ShardHost:
         """The flat layout in the member's segment; None unless it is on this host."""
         if not (self._settings.comm.may_share and request.HasField("shared") and self._layout):
             return None
-        return map_contributions(self._settings.run_id, request.shared, self._layout.flat_bytes)
+        return map_contributions(self._settings.run_id, request.member, request.shared, self._layout.flat_bytes)
 
     def _agreed(self, model: Model, request: pb.JoinRequest) -> Shard:
         if self._model and self._layout and self._shard:
             self._model.check_same(model, self._layout)
             return self._shard
         check_groups(model.specs, len(self._settings.optimizer.groups))
+        self._check_room(2 * sum(spec.num_bytes for spec in model.specs if spec.rule is not Rule.FROZEN) // self._settings.num_servers)
         try:
             layout = Layout(model.specs, self._settings.num_servers)
         except ValueError as error:
             raise ModelMismatch(f"rank {model.rank}: {error}") from error
-        size, room = self._store_bytes(layout), psutil.virtual_memory().available
-        if size > room:
-            raise ModelMismatch(f"shard {self._settings.shard} needs {size} bytes, its host has {room}: use more servers or a larger host")
+        self._check_room(size := self._store_bytes(layout))
         self._shard = self._build(layout, model, ShardMemory.make(self._settings, size, request))
         return self._shard
+
+    def _check_room(self, size: int) -> None:
+        """Raises ModelMismatch: at first for a lower bound, since the layout of what is far too large takes memory too."""
+        room = psutil.virtual_memory().available
+        if size > room:
+            raise ModelMismatch(f"shard {self._settings.shard} needs {size} bytes, its host has {room}: use more servers or a larger host")
 
     def _store_bytes(self, layout: Layout) -> int:
         settings = self._settings

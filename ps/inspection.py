@@ -6,6 +6,7 @@ from typing import Literal
 
 from protos import pserver_pb2 as pb
 from ps.config import Timeouts
+from ps.control_checks import printable
 from ps.credentials import Credentials
 from ps.roles import DRIVER
 from ps.transport.rpc import Peer
@@ -54,10 +55,10 @@ def _state(message: pb.ProcessState) -> ProcessState:
         host=message.environment.host,
         pid=message.environment.pid,
         step=message.step,
-        doing=message.doing,
+        doing=printable(message.doing),
         waits_for=tuple(message.waits_for),
         silent_s=message.silent_s,
-        stacks=message.stacks,
+        stacks=printable(message.stacks),
         is_away=message.is_away,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from ps.certificates import check_tls
 from ps.credentials import Tls
 from ps.errors import ConfigError
 from ps.roles import Role
@@ -26,16 +27,24 @@ def write_tls(folder: Path, roles: Iterable[tuple[Role, Tls]]) -> None:
 
 
 def read_tls(folder: Path, role: Role) -> Tls:
-    """Raises ConfigError for a key that others can read, OSError for what is missing."""
-    authority, certificate = (folder / _AUTHORITY).read_text(), _certificate(folder, role).read_text()
-    return Tls(authority=authority, certificate=certificate, key=read_private(_key(folder, role)))
+    """Raises ConfigError for a key that others can read and for what is no certificate or no key of the role, OSError for what is missing."""
+    try:
+        authority, certificate = (folder / _AUTHORITY).read_text(), _certificate(folder, role).read_text()
+        made = Tls(authority=authority, certificate=certificate, key=read_private(_key(folder, role)))
+        check_tls(made, role)
+    except ValueError as error:
+        raise ConfigError(f"{folder} has no certificate of {role} that can be used ({error}): make the folder anew with pserver certs") from error
+    return made
 
 
 def settings_of_server(file: Path, certificates: Path | None) -> str:
     """The settings in `file`, with the shard's certificate of the folder. Raises ConfigError, OSError, ValueError."""
     if certificates is None:
         return read_private(file)
-    fields = json.loads(file.read_text())
+    try:
+        fields = json.loads(file.read_text())
+    except RecursionError as error:
+        raise ConfigError(f"{file} is nested too deeply: it is no settings") from error
     shard = fields.get("shard") if isinstance(fields, dict) else None
     if not isinstance(shard, int):
         raise ConfigError(f"{file} names no shard, whose certificate could be looked for in {certificates}")

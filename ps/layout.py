@@ -8,10 +8,11 @@ a tensor, so that a run of chunks is few contiguous pieces.
 import hashlib
 import heapq
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ CHUNK_ELEMENTS = 8192
 """Largest number of elements of a chunk; a multiple of 64, at which torch's fused kernels may be sliced without changing a bit."""
 ALIGN_BYTES = 512
 """Every tensor starts at a multiple of it in every memory: 64 elements of the widest dtype."""
+KEPT_PIECES = 1 << 18
+"""Of runs that were asked for before, in one shard's layout."""
 DTYPES = {"float32": 4, "float64": 8, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 """Element types and their sizes in bytes."""
 
@@ -122,6 +125,9 @@ class ShardLayout:
         """Chunks with a version word; frozen ones come last."""
         self._ends = np.append(self.local, self.size_bytes)
         self._bytes_before: list[int] = [0, *np.cumsum(self.num_bytes).tolist()]
+        self._pieces: dict[Run, tuple[Piece, ...]] = {}
+        self._num_pieces = 0
+        """In `_pieces`, about: threads may count at once."""
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -153,9 +159,18 @@ class ShardLayout:
         """Bytes of the run's elements without the alignment between them."""
         return self._bytes_before[run.stop] - self._bytes_before[run.first]
 
-    @lru_cache(maxsize=65536)  # noqa: B019 - layouts live as long as their process
     def pieces(self, run: Run) -> tuple[Piece, ...]:
         """The run as contiguous pieces, fewest possible."""
+        found = self._pieces.get(run)
+        if found is None:
+            found = self._merged(run)
+            self._num_pieces += len(found)
+            if self._num_pieces > KEPT_PIECES:  # runs come from members: what is kept of them is bounded
+                self._pieces, self._num_pieces = {}, len(found)
+            self._pieces[run] = found
+        return found
+
+    def _merged(self, run: Run) -> tuple[Piece, ...]:
         merged: list[Piece] = []
         payload = 0
         for i in range(run.first, run.stop):
@@ -193,9 +208,9 @@ class Layout:
     """The whole model, cut and dealt."""
 
     def __init__(self, specs: Sequence[TensorSpec], num_servers: int) -> None:
-        names = [spec.name for spec in specs]
-        if len(set(names)) != len(names):
-            raise ValueError(f"tensor names are not unique: {sorted({n for n in names if names.count(n) > 1})[0]}")
+        twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
+        if twice:
+            raise ValueError(f"tensor names are not unique: {min(twice)}")
         self.specs = tuple(specs)
         self.num_servers = num_servers
         self.order = sorted(range(len(specs)), key=lambda i: (specs[i].rule, specs[i].dtype, specs[i].group, i))
@@ -208,9 +223,12 @@ class Layout:
         self.shards = tuple(ShardLayout(self, s, np.flatnonzero(shard_of == s)) for s in range(num_servers))
 
     def _cut(self) -> None:
-        tensors, starts, sizes = [], [], []
+        tensors: list[int] = []
+        starts, sizes = [], []
+        self._first_chunk: dict[int, int] = {}
         for index in self.order:
             spec = self.specs[index]
+            self._first_chunk[index] = len(tensors)
             self.tensor_flat[index] = self.flat_bytes
             for start in range(0, spec.num_elements, CHUNK_ELEMENTS):
                 tensors.append(index)
@@ -231,9 +249,9 @@ class Layout:
             if self.specs[index].rule is Rule.SUM:
                 continue  # loss and metric sums live on shard 0
             load = loads[self.specs[index].rule is Rule.FROZEN]
-            chunks = np.flatnonzero(self.chunk_tensor == index)
+            chunks = slice(self._first_chunk[index], self._first_chunk[index] + -(-self.specs[index].num_elements // CHUNK_ELEMENTS))
             dealt = []
-            for chunk in chunks:
+            for chunk in range(chunks.start, chunks.stop):
                 size, shard = load[0]
                 heapq.heapreplace(load, (size + int(self.chunk_bytes[chunk]), shard))
                 dealt.append(shard)

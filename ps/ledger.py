@@ -4,13 +4,15 @@ import json
 import re
 import threading
 from dataclasses import asdict, dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 WIRE_OVERHEAD = 1.045
 """Wire bytes per byte handed to gRPC over TCP, until they are measured: HTTP/2, TCP and IP headers with acknowledgements."""
 
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+"""What a float holds too: sums of them overflow nowhere."""
 _AS_SENT = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
@@ -19,14 +21,14 @@ class ShardTraffic:
     """What one worker exchanged with one shard in one step."""
 
     __pydantic_config__: ClassVar = _AS_SENT
-    shard: int
-    push_bytes: int = 0
+    shard: Count
+    push_bytes: Count = 0
     """Payload up."""
-    pull_bytes: int = 0
+    pull_bytes: Count = 0
     """Payload down."""
-    push_wire_bytes: int = 0
+    push_wire_bytes: Count = 0
     """Estimate of the bytes on the link, up."""
-    pull_wire_bytes: int = 0
+    pull_wire_bytes: Count = 0
     """Estimate of the bytes on the link, down."""
     push_s: float = 0.0
     """Time in which a frame was on its way up: from its place in the stream to its receipt, by the server's clock."""
@@ -48,8 +50,8 @@ class WorkerRow:
     and add up to its step."""
 
     __pydantic_config__: ClassVar = _AS_SENT
-    rank: int
-    step: int
+    rank: Count
+    step: Count
     time_s: float
     """End of the step, seconds since the epoch."""
     step_s: float
@@ -74,9 +76,9 @@ class WorkerRow:
     """The rest of the step: the loop itself and its bookkeeping."""
     exposed_s: float = 0.0
     """Communication not hidden behind compute: what the training thread spends on it or waits for."""
-    waits_for: int | None = None
+    waits_for: Count | None = None
     """Rank that `barrier_wait_s` waited for; None if for nobody."""
-    samples: int = 0
+    samples: Count = 0
     loss: float | None = None
     """Mean over the samples; None without any."""
     shards: list[ShardTraffic] = field(default_factory=list)
@@ -89,14 +91,14 @@ class ServerRow:
     """One version of one shard."""
 
     __pydantic_config__: ClassVar = _AS_SENT
-    shard: int
-    step: int
+    shard: Count
+    step: Count
     """Step whose contributions were applied."""
     time_s: float
     """When the last chunk was applied, seconds since the epoch."""
-    ingress_bytes: int = 0
+    ingress_bytes: Count = 0
     """Payload received for the step."""
-    egress_bytes: int = 0
+    egress_bytes: Count = 0
     """Payload sent as answers to the step."""
     ingress_s: float = 0.0
     """From the first frame of the step to the last, less waits in which no byte was on its way."""
@@ -108,7 +110,7 @@ class ServerRow:
     """CPU seconds of the whole process since the row before."""
     wait_s: float = 0.0
     """From the first rank complete to the last rank complete."""
-    waits_for: int | None = None
+    waits_for: Count | None = None
     """Rank that was complete last; None with one rank."""
     link_bytes_per_s: float | None = None
     """Rate the link is shaped to; None if it is not."""

@@ -118,7 +118,7 @@ ACCESS: Mapping[str, Access] = {
     "/pserver.Control/Inspect": Access(frozenset(("driver", "reader"))),
     "/grpc.health.v1.Health/Check": Access(_ALL),
     "/grpc.health.v1.Health/Watch": Access(_ALL),
-    "/grpc.health.v1.Health/List": Access(_ALL),
+    "/grpc.health.v1.Health/List": Access(frozenset()),
 }
 """By the method's full name."""
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from protos import pserver_pb2 as pb
 from ps.credentials import Credentials, Tls, role_of_token
-from ps.errors import ConfigError, ForeignRun, PserverError, Unauthenticated, as_status, as_stream_status, status_of
+from ps.errors import Busy, ConfigError, ForeignRun, MalformedFrame, PserverError, Unauthenticated, as_status, as_stream_status, status_of
 from ps.roles import Role, check_claim, check_role, member_from, role_of_names
 
 _TOKEN = "pserver-token"
@@ -39,12 +44,31 @@ def _member_in(entries: Mapping[str, str | bytes]) -> bytes | None:
     return value if isinstance(value, bytes) else None
 
 
+CALLS_AT_ONCE = 8
+"""Of one role at one port: a process needs a few, and whoever has its token or certificate cannot keep the others' threads."""
+
+
 class Guard:
-    """Which calls are served. `secret`: of the run, for callers with tokens; None: they have certificates."""
+    """Which calls are served. `secret`: of the run, for callers with tokens; None: they have certificates. Thread-safe."""
 
     def __init__(self, run_id: str, secret: str | None) -> None:
         self._run_id = run_id
         self._secret = secret
+        self._lock = threading.Lock()  # guards _running
+        self._running: Counter[Role] = Counter()
+
+    @contextlib.contextmanager
+    def call_of(self, role: Role) -> Iterator[None]:
+        """While a call of the role is served. Raises Busy."""
+        with self._lock:
+            if self._running[role] >= CALLS_AT_ONCE:
+                raise Busy(f"{role} has {CALLS_AT_ONCE} calls in progress here, no more are served at once")
+            self._running[role] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running[role] -= 1
 
     def admit(self, details: grpc.HandlerCallDetails) -> Role | None:
         """The caller, before a byte of its messages is read; None if only its connection says. Raises Unauthenticated, ForeignRun, Forbidden."""
@@ -84,11 +108,21 @@ class RunGuard(grpc.ServerInterceptor):
             return _aborting(error)
         handler = continuation(handler_call_details)
 
-        def check(request: Any, context: grpc.ServicerContext) -> None:
-            caller = role or self._guard.admit_connection(handler_call_details, context.auth_context())
-            check_claim(handler_call_details.method, caller, request)
+        @contextlib.contextmanager
+        def served(request: Any, context: grpc.ServicerContext) -> Iterator[None]:
+            with as_status(context):
+                caller = role or self._guard.admit_connection(handler_call_details, context.auth_context())
+                _check_request(handler_call_details.method, caller, request)
+                with self._guard.call_of(caller):
+                    yield
 
-        return None if handler is None else _checked(handler, check)
+        return None if handler is None else _checked(handler, served)
+
+
+def _check_request(method: str, caller: Role, request: Any) -> None:
+    if isinstance(request, MalformedFrame):
+        raise request
+    check_claim(method, caller, request)
 
 
 def _aborting(error: PserverError) -> grpc.RpcMethodHandler[Any, Any]:
@@ -98,24 +132,35 @@ def _aborting(error: PserverError) -> grpc.RpcMethodHandler[Any, Any]:
     return grpc.stream_stream_rpc_method_handler(abort)
 
 
-def _checked(handler: Any, check: Callable[[Any, grpc.ServicerContext], None]) -> grpc.RpcMethodHandler[Any, Any]:
-    """The handler, called after `check` has passed."""
+def _checked(handler: Any, served: Callable[[Any, grpc.ServicerContext], AbstractContextManager[None]]) -> grpc.RpcMethodHandler[Any, Any]:
+    """The handler, called inside of `served`."""
 
     def unary(request: Any, context: grpc.ServicerContext) -> Any:
-        with as_status(context):
-            check(request, context)
-        return handler.unary_unary(request, context)
+        with served(request, context):
+            return handler.unary_unary(request, context)
 
     def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        with as_status(context):
-            check(request, context)
-        yield from handler.unary_stream(request, context)
+        with served(request, context):
+            yield from handler.unary_stream(request, context)
 
-    made = (handler.request_deserializer, handler.response_serializer)
+    made = (_parsing(handler.request_deserializer), handler.response_serializer)
     if handler.unary_unary:
         return grpc.unary_unary_rpc_method_handler(unary, *made)
     assert handler.unary_stream, "frames are streamed on an event loop"
     return grpc.unary_stream_rpc_method_handler(stream, *made)
+
+
+def _parsing(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """Gives what cannot be parsed to the handler as the error that it is: gRPC would log a stack for each."""
+
+    def parse(data: bytes) -> Any:
+        assert deserializer
+        try:
+            return deserializer(data)
+        except DecodeError as error:
+            return MalformedFrame(f"a message that cannot be parsed: {error}")
+
+    return deserializer and parse
 
 
 class StreamGuard(grpc.aio.ServerInterceptor):
@@ -131,12 +176,16 @@ class StreamGuard(grpc.aio.ServerInterceptor):
             return _aborting_on_loop(error)
         handler = await continuation(handler_call_details)
 
-        def check(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            caller = role or self._guard.admit_connection(handler_call_details, context.auth_context())
-            if request is not None:
-                check_claim(handler_call_details.method, caller, request)
+        @contextlib.asynccontextmanager
+        async def served(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+            async with as_stream_status(context):
+                caller = role or self._guard.admit_connection(handler_call_details, context.auth_context())
+                if request is not None:
+                    _check_request(handler_call_details.method, caller, request)
+                with self._guard.call_of(caller):
+                    yield
 
-        return None if handler is None else _checked_on_loop(handler, check)
+        return None if handler is None else _checked_on_loop(handler, served)
 
 
 def _aborting_on_loop(error: PserverError) -> grpc.RpcMethodHandler[Any, Any]:
@@ -146,26 +195,25 @@ def _aborting_on_loop(error: PserverError) -> grpc.RpcMethodHandler[Any, Any]:
     return grpc.stream_stream_rpc_method_handler(abort)
 
 
-def _checked_on_loop(handler: Any, check: Callable[[Any, grpc.aio.ServicerContext[Any, Any]], None]) -> grpc.RpcMethodHandler[Any, Any]:
-    """The handler, called after `check` has passed: with None where requests are a stream, of which nothing is read then."""
+def _checked_on_loop(
+    handler: Any, served: Callable[[Any, grpc.aio.ServicerContext[Any, Any]], AbstractAsyncContextManager[None]]
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """The handler, called inside of `served`: with None where requests are a stream, of which nothing is read before."""
 
     async def up(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        async with as_stream_status(context):
-            check(None, context)
-        return await handler.stream_unary(requests, context)
+        async with served(None, context):
+            return await handler.stream_unary(requests, context)
 
     async def both(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        async with as_stream_status(context):
-            check(None, context)
-        await handler.stream_stream(requests, context)
+        async with served(None, context):
+            await handler.stream_stream(requests, context)
 
     async def down(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        async with as_stream_status(context):
-            check(request, context)
-        async for item in handler.unary_stream(request, context):
-            yield item
+        async with served(request, context):
+            async for item in handler.unary_stream(request, context):
+                yield item
 
-    made: Any = (handler.request_deserializer, handler.response_serializer)
+    made: Any = (_parsing(handler.request_deserializer), handler.response_serializer)
     if handler.stream_stream:
         return grpc.stream_stream_rpc_method_handler(both, *made)
     if handler.stream_unary:

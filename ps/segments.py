@@ -69,6 +69,9 @@ def _open_locked(path: Path, lock: int = fcntl.LOCK_EX) -> int:
     """The file, made if it is missing, locked. Raises SegmentBusy."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        if not _is_ours_alone(file):
+            os.close(file)
+            raise PermissionError(f"{path} is not ours alone: another user of this host has put it there")
         try:
             fcntl.flock(file, lock | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -79,6 +82,12 @@ def _open_locked(path: Path, lock: int = fcntl.LOCK_EX) -> int:
         if os.fstat(file).st_nlink:
             return file
         os.close(file)  # another process has just removed it for want of an owner
+
+
+def _is_ours_alone(file: int) -> bool:
+    """Everybody may make files in these folders: memory that another user has put there, or can read, is not used."""
+    about = os.fstat(file)
+    return about.st_uid == os.geteuid() and not about.st_mode & 0o077
 
 
 def segment_folder(size_bytes: int) -> Path:

@@ -52,7 +52,7 @@ class Server:
         callers = settings.run_id, settings.secret
         link = Link(settings.comm.link_bytes_per_s(settings.shard))
         self._data = StreamServer(StreamGuard(*callers), DataPort(self.host, link, settings.comm, settings.num_workers).handlers())
-        self._control = new_server("control", RunGuard(*callers), max_workers=settings.num_workers + 4)
+        self._control = new_server("control", RunGuard(*callers), num_roles=settings.num_workers + 3)  # driver, reader, itself
         self._control.add_generic_rpc_handlers((ControlPort(self.host).handlers(),))
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._control)

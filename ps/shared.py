@@ -10,6 +10,7 @@ import ctypes
 import logging
 import mmap
 import os
+import re
 import secrets
 import stat
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _LEAD_BYTES = 4096
 """Before the contributions: the nonce."""
+_IN_FOLDER = re.compile(r"[a-z0-9.-]{1,255}", re.ASCII)
+"""What a name may be made of: it leads to no other folder."""
 
 
 class MemberSegment:
@@ -33,7 +36,7 @@ class MemberSegment:
 
     def __init__(self, run_id: str, member: pb.Member, flat_bytes: int) -> None:
         """Raises OSError if `/dev/shm` has no room."""
-        name = f"{run_prefix(run_id)}g{member.generation}-r{member.rank}.{member.stage}-i{member.incarnation}-{secrets.token_hex(4)}"
+        name = f"{_member_prefix(run_id, member)}{secrets.token_hex(4)}"
         size = _LEAD_BYTES + flat_bytes
         self._segment = Segment(segments.SHM / name, size)
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -65,12 +68,17 @@ def member_segment(run_id: str, member: pb.Member, flat_bytes: int) -> MemberSeg
         return None
 
 
-def map_contributions(run_id: str, offer: pb.SharedMemory, flat_bytes: int) -> Bytes | None:
-    """The flat layout in a member's segment, for reading; None if this host has no such segment."""
+def map_contributions(run_id: str, member: pb.Member, offer: pb.SharedMemory, flat_bytes: int) -> Bytes | None:
+    """The flat layout in the segment of this member's incarnation, for reading; None if this host has no such segment of it."""
     if offer.size_bytes != _LEAD_BYTES + flat_bytes:
         return None
-    found = _map(run_id, offer, nonce_at=0)
+    found = _map(_member_prefix(run_id, member), offer, nonce_at=0)
     return None if found is None else found[1][_LEAD_BYTES:]
+
+
+def _member_prefix(run_id: str, member: pb.Member) -> str:
+    """A member offers files of its own incarnation only: no other one's, and no server's."""
+    return f"{run_prefix(run_id)}g{member.generation}-r{member.rank}.{member.stage}-i{member.incarnation}-"
 
 
 def offer_store(segment: Segment, store: Store) -> pb.SharedStore | None:
@@ -130,21 +138,22 @@ def _writable(memory: Bytes) -> Bytes:
 
 def map_store(run_id: str, places: pb.SharedStore, layout: ShardLayout) -> StoreView | None:
     """The shard's memory; None if this host has no such segment or it does not hold such a shard."""
-    size = places.segment.size_bytes
-    if max(places.words_at + 8 * len(layout), places.even_at + layout.size_bytes, places.odd_at, places.oldest_at + 8) > size:
+    size, versioned = places.segment.size_bytes, layout.span_bytes(Run(0, layout.num_versioned)).stop if layout.num_versioned else 0
+    ends = (places.oldest_at + 8, places.words_at + 8 * len(layout), places.even_at + layout.size_bytes, places.odd_at + versioned)
+    if max(ends) > size:
         return None
-    found = _map(run_id, places.segment, nonce_at=places.nonce_at)
+    found = _map(run_prefix(run_id), places.segment, nonce_at=places.nonce_at)
     return None if found is None else StoreView(*found, places, layout)
 
 
-def _map(run_id: str, offer: pb.SharedMemory, *, nonce_at: int) -> tuple[tuple[int, int], Bytes] | None:
-    if "/" in offer.name or not offer.name.startswith(run_prefix(run_id)) or len(offer.nonce) != NONCE_BYTES:
+def _map(prefix: str, offer: pb.SharedMemory, *, nonce_at: int) -> tuple[tuple[int, int], Bytes] | None:
+    if not (offer.name.startswith(prefix) and _IN_FOLDER.fullmatch(offer.name)) or len(offer.nonce) != NONCE_BYTES:
         return None
     with contextlib.suppress(OSError):
         file = os.open(segments.SHM / offer.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # not a pipe
         try:
             about = os.fstat(file)
-            if stat.S_ISREG(about.st_mode) and about.st_size == offer.size_bytes:
+            if stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and about.st_size == offer.size_bytes:
                 memory = np.frombuffer(mmap.mmap(file, about.st_size, prot=mmap.PROT_READ), np.uint8)
                 if secrets.compare_digest(memory[nonce_at : nonce_at + NONCE_BYTES].tobytes(), offer.nonce):
                     return (about.st_dev, about.st_ino), memory

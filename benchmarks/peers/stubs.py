@@ -14,7 +14,7 @@ from protos import pserver_pb2 as pb
 from ps import frame
 from ps.agreement import spec_messages
 from ps.config import Timeouts
-from ps.credentials import Credentials, token_of
+from ps.credentials import Credentials, Tls, token_of
 from ps.layout import Layout, Rule, Run, TensorSpec
 from ps.roles import Role
 from ps.security import call_metadata
@@ -33,13 +33,13 @@ STILL_S = 1.0
 class Stub:
     """One rank; `frames` are the runs it pushes, each as one frame, and is answered for."""
 
-    def __init__(self, member: pb.Member, data: str, metadata: Any, layout: Layout, frames: list[Run]) -> None:
+    def __init__(self, member: pb.Member, data: str, credentials: Credentials, layout: Layout, frames: list[Run]) -> None:
         self._member = member
         self._layout = layout.shards[0]
         self._frames = frames
         self._values = np.ones(layout.flat_bytes // 4, np.float32).view(np.uint8)
-        self._channel = grpc.aio.insecure_channel(data, options=OPTIONS)
-        self._call = self._channel.stream_stream("/pserver.Shard/Steps")(metadata=metadata)
+        self._channel = _channel(data, credentials.tls)
+        self._call = self._channel.stream_stream("/pserver.Shard/Steps")(metadata=call_metadata(credentials, member))
         self._window = asyncio.Semaphore(WINDOW)
         self.receipts = 0
 
@@ -71,6 +71,19 @@ class Stub:
         await self._channel.close()
 
 
+def _credentials(stub: dict[str, Any], rank: int) -> Credentials:
+    if stub["tls"]:
+        return Credentials(run_id=stub["run_id"], tls=Tls(**stub["tls"][rank]))
+    return Credentials(run_id=stub["run_id"], token=token_of(stub["secret"], Role("member", rank)))
+
+
+def _channel(data: str, tls: Tls | None) -> grpc.aio.Channel:
+    if tls is None:
+        return grpc.aio.insecure_channel(data, options=OPTIONS)
+    proof = grpc.ssl_channel_credentials(tls.authority.encode(), tls.key.encode(), tls.certificate.encode())
+    return grpc.aio.secure_channel(data, proof, options=[*OPTIONS, ("grpc.ssl_target_name_override", Role("server", 0).host_name)])
+
+
 class Stubs:
     """All ranks of a server that runs by itself."""
 
@@ -90,24 +103,23 @@ class Stubs:
         self._stubs = []
         for rank in range(workload.workers):
             member = pb.Member(rank=rank, incarnation=1, generation=1)
-            credentials = Credentials(run_id=workload.stub["run_id"], token=token_of(workload.stub["secret"], Role("member", rank)))
+            credentials = _credentials(workload.stub, rank)
             control, data = (Peer(Role("server", 0), workload.stub[end], credentials, Timeouts()) for end in ("control", "data"))
             request.member.CopyFrom(member)
             member.session = control.call("Shard", "Join", request, pb.JoinReply).session
-            metadata = call_metadata(credentials, member)
             if rank == 0:
                 headers = [pb.FrameHeader(kind=pb.INIT, member=member, first_chunk=run.first, num_chunks=len(run)) for run in frames]
                 initial = (frame.encode_run(h, values, layout.shards[0], run, flat=True) for h, run in zip(headers, frames, strict=True))
-                data.send_frames("Init", initial, pb.InitReply, metadata, timeout_s=60.0)
-            self._run(self._add(member, workload, metadata, layout, frames))
+                data.send_frames("Init", initial, pb.InitReply, call_metadata(credentials, member), timeout_s=60.0)
+            self._run(self._add(member, workload.stub["data"], credentials, layout, frames))
             control.close()
             data.close()
 
     def _run(self, what: Awaitable[Any]) -> Any:
         return self._loop.run_until_complete(what)
 
-    async def _add(self, member: pb.Member, workload: Workload, metadata: Any, layout: Layout, frames: list[Run]) -> None:
-        stub = Stub(member, workload.stub["data"], metadata, layout, frames)
+    async def _add(self, member: pb.Member, data: str, credentials: Credentials, layout: Layout, frames: list[Run]) -> None:
+        stub = Stub(member, data, credentials, layout, frames)
         await stub.ready()
         self._stubs.append(stub)
 

@@ -18,6 +18,8 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is no text in UTF-8 (byte {error.start}): save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(_located(path, str(error))) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply: the deepest key is section.key.name") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): give the path of a config file") from error
 
@@ -44,7 +46,7 @@ def parse_value(text: str) -> Any:
     """The TOML value that `text` is, else `text` itself: quotes may be left out."""
     try:
         tables = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
     return tables["value"] if len(tables) == 1 else text
 

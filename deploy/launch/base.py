@@ -71,6 +71,10 @@ class Launcher(Protocol):
         """Gives running processes `grace_s` to end, then kills. None is left when it returns. Idempotent."""
 
 
+QUIET_GRPC = {"GRPC_VERBOSITY": "ERROR"}
+"""Environment of processes: gRPC would write a line to the log for every stranger whose handshake fails."""
+
+
 def module_path() -> list[str]:
     """Where the driver finds modules, so that a process finds the user's task too."""
     return list(dict.fromkeys(path or os.getcwd() for path in [*sys.path, ""]))

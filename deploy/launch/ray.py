@@ -19,7 +19,7 @@ from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from deploy.launch.base import Ending, LogPath, ProcessKey, Role, last_words, module_path
+from deploy.launch.base import QUIET_GRPC, Ending, LogPath, ProcessKey, Role, last_words, module_path
 from deploy.launch.code import as_on_nodes, stage
 from deploy.launch.fit import Resources, check_fit, placement
 from deploy.launch.ray_errors import death, lost_node, refused, require_listener
@@ -206,12 +206,14 @@ class RayLauncher:
             self._code_root = Path.cwd()
 
     def _staged(self, folder: Path) -> dict[str, Any] | None:
-        """The runtime environment that carries the user's code; a submitted job has brought it already."""
-        if self._code is None or _IN_SUBMITTED_JOB in os.environ:
+        """The runtime environment, which carries the user's code; a submitted job has brought its own."""
+        if _IN_SUBMITTED_JOB in os.environ:
             return None
+        if self._code is None:
+            return {"env_vars": QUIET_GRPC}
         stage(self._code, folder, skip=self._storage.folder)
         self._code_root = self._code
-        return {"working_dir": str(folder)}
+        return {"working_dir": str(folder), "env_vars": QUIET_GRPC}
 
     def _ending(self, key: ProcessKey) -> Ending:
         words = last_words(self._log_path(key))

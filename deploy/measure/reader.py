@@ -14,7 +14,6 @@ Reporter = tuple[str, int]  # ("worker", rank) or ("server", shard)
 
 MAX_OPEN_STEPS = 1 << 14
 """Steps that wait for rows; with more, the oldest are written as they are."""
-_MAX_STEP = 1 << 53
 
 
 class LedgerWriter:
@@ -36,11 +35,11 @@ class LedgerWriter:
         for _, reporter, row in parsed:
             if reporter != sender or reporter not in self._newest:  # its keys never change
                 raise MalformedFrame(f"a ledger row of {reporter[0]} {reporter[1]} from {sender[0]} {sender[1]}")
-            if not 0 <= row.step < _MAX_STEP:
-                raise MalformedFrame(f"a ledger row of step {row.step}")
             shards = [traffic.shard for traffic in row.shards] if isinstance(row, WorkerRow) else []
-            if any(("server", shard) not in self._newest for shard in shards):
+            if len(set(shards)) < len(shards) or any(("server", shard) not in self._newest for shard in shards):
                 raise MalformedFrame(f"a ledger row of {reporter[0]} {reporter[1]} about shards {shards}")
+            if row.waits_for is not None and ("worker", row.waits_for) not in self._newest:
+                raise MalformedFrame(f"a ledger row of {reporter[0]} {reporter[1]} that waits for rank {row.waits_for}")
         with self._lock:
             if self._file.closed:
                 return

@@ -16,7 +16,7 @@ from ps.config import Timeouts
 from ps.credentials import Credentials, Tls
 from ps.errors import ConfigError, Unreachable, from_rpc_error
 from ps.roles import Role
-from ps.security import Metadata, RunGuard, call_metadata
+from ps.security import CALLS_AT_ONCE, Metadata, RunGuard, call_metadata
 
 MAX_MESSAGE_BYTES = 16 << 20
 """Largest message either end accepts: a frame with its header, or a Join with the digests of 60 GB of parameters."""
@@ -43,9 +43,9 @@ _BACKOFF = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_bac
 _CLIENT = [*_COMMON, *_BACKOFF, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
 
 
-def new_server(name: str, guard: RunGuard, max_workers: int) -> grpc.Server:
-    """A server whose every method is guarded."""
-    pool = futures.ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix=name)
+def new_server(name: str, guard: RunGuard, *, num_roles: int) -> grpc.Server:
+    """A server whose every method is guarded, with a thread for every call that so many roles may have in progress, and some to refuse others."""
+    pool = futures.ThreadPoolExecutor(max_workers=num_roles * CALLS_AT_ONCE + 4, thread_name_prefix=name)
     return grpc.server(pool, interceptors=[guard], options=SERVER_OPTIONS)
 
 

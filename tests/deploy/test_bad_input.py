@@ -145,7 +145,7 @@ def test_a_worker_whose_driver_is_not_there_ends_at_once(caplog: pytest.LogCaptu
 @pytest.mark.parametrize(("run_id", "secret", "error"), [("mine", "other", Unauthenticated), ("other", "secret", ForeignRun)])
 def test_a_process_of_another_run_is_refused(run_id: str, secret: str, error: type[Exception]) -> None:
     service = ControlServicer(Control(num_workers=1, num_servers=1), 1, on_epoch=ignore, on_rows=ignore, on_step=ignore)
-    server = new_server("control", RunGuard("mine", "secret"), max_workers=2)
+    server = new_server("control", RunGuard("mine", "secret"), num_roles=1)
     server.add_generic_rpc_handlers((service.handlers(),))
     address = f"127.0.0.1:{bind(server, '127.0.0.1', 0, None)}"
     server.start()

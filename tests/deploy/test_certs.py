@@ -103,3 +103,27 @@ def test_a_missing_certificate_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("sys.argv", ["ps.server", "--config", str(tmp_path / "server.json"), "--certs", str(tmp_path / "certs")])
     assert serve_by_hand() == 2
     assert "server-1.pem" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("ca.pem", "server-1.pem", "has no certificate of server-0 that can be used"),
+        ("server-0.pem", "server-1.pem", "the key is another certificate's"),
+        ("server-0.key", "server-1.key", "the key is another certificate's"),
+        ("server-0.pem", None, "has no certificate of server-0 that can be used"),
+        ("server-0.key", None, "has no certificate of server-0 that can be used"),
+        ("both", "server-1", "the certificate is another role's"),
+    ],
+)
+def test_certificates_that_do_not_fit_are_named_before_a_port_is_opened(file: str, text: str | None, message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "certs"
+    write_certificates(folder, num_workers=1, num_servers=2)
+    assert read_tls(folder, Role("server", 0))
+    if file == "both":
+        for end in (".pem", ".key"):
+            (folder / f"server-0{end}").write_bytes((folder / f"{text}{end}").read_bytes())
+    else:
+        (folder / file).write_bytes((folder / text).read_bytes() if text else b"\x80 no PEM")
+    with pytest.raises(ConfigError, match=message):
+        read_tls(folder, Role("server", 0))

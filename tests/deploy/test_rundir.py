@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 from deploy.result import Summary, versions
 from deploy.rundir import RunDirectory, generated_name, write_atomic
+from ps.credentials import Credentials
 from ps.errors import ConfigError
 
 
@@ -118,3 +120,27 @@ def test_every_key_of_a_summary_is_documented() -> None:
 def test_versions_name_the_libraries_without_importing_them() -> None:
     assert {"python", "pserver", "torch", "ray", "grpcio"} <= versions().keys()
     assert versions()["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:20], lambda data: b"", lambda data: data + b"x"])
+def test_damaged_weights_are_not_exported(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    run = started(tmp_path, "first", at=1)
+    save_file({"w": torch.zeros(5)}, run.weights("last"))
+    run.weights("last").write_bytes(damage(run.weights("last").read_bytes()))
+    with pytest.raises(ConfigError, match="last.safetensors is damaged"):
+        run.export(tmp_path / "model.safetensors", "last")
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_control_file_is_read_back_and_what_is_none_is_named(tmp_path: Path) -> None:
+    run, mine = started(tmp_path, "first", at=1), Credentials(run_id="r", token="reader:1")
+    run.write_control("host:1", mine)
+    assert run.read_control() == ("host:1", mine)
+    whole = run.control.read_text()
+    for text in ("", whole[:-1], "[]", "[" * 100_000, '{"address": 3, "credentials": {}}'):
+        run.control.write_text(text)
+        with pytest.raises(ConfigError, match="is not what the run's driver has written"):
+            run.read_control()
+    run.control.chmod(0o644)
+    with pytest.raises(ConfigError, match="others on this host can read it"):
+        run.read_control()

@@ -15,6 +15,7 @@ from deploy.config import RunConfig, ScalingConfig
 from deploy.console import Console
 from deploy.launch.base import Ending, ProcessKey
 from deploy.launch.process import ProcessLauncher
+from deploy.launch.ray import RayLauncher
 from deploy.rundir import RunDirectory
 from deploy.trainer import Trainer
 from ps.config import CommConfig
@@ -33,13 +34,15 @@ def secrets_in(settings: Any) -> Iterator[str]:
             yield value.splitlines()[1]
 
 
-class Watched(ProcessLauncher):
+class Watching:
     """Notes what processes are told, and looks around as soon as all of them live."""
 
     rundir: RunDirectory
+    beside: Path | None = None
+    """A folder where secrets may be found too: Ray's."""
 
-    def __init__(self, rundir: RunDirectory) -> None:
-        super().__init__(lambda key: rundir.process_log(key.role, key.index))
+    def watch(self, rundir: RunDirectory) -> None:
+        """Before the first process."""
         self.rundir = rundir
         self.secrets: set[str] = set()
         self.encrypted = False
@@ -57,6 +60,8 @@ class Watched(ProcessLauncher):
             self.secrets |= set(secrets_in(json.loads(self.rundir.control.read_text())))
             assert stat.S_IMODE(self.rundir.control.stat().st_mode) == 0o600
             self.leaks = [*self._in_processes(), *found_in(self.rundir.path, self.secrets, but=self.rundir.control)]
+            if self.beside:
+                self.leaks += found_in(self.beside, self.secrets)
         return super().ended()
 
     def _in_processes(self) -> Iterator[str]:
@@ -75,11 +80,23 @@ def found_in(folder: Path, secrets: set[str], but: Path | None = None) -> Iterat
             yield str(path)
 
 
-class WatchedTrainer(Trainer):
-    launcher: Watched
+class Watched(Watching, ProcessLauncher):
+    """Of plain processes."""
 
-    def _make_launcher(self, rundir: RunDirectory, console: Console) -> Watched:
-        self.launcher = Watched(rundir)
+
+class WatchedRay(Watching, RayLauncher):
+    """Of actors."""
+
+
+class WatchedTrainer(Trainer):
+    launcher: Watched | WatchedRay
+
+    def _make_launcher(self, rundir: RunDirectory, console: Console) -> Watched | WatchedRay:
+        def log_path(key: ProcessKey) -> Path:
+            return rundir.process_log(key.role, key.index)
+
+        self.launcher = WatchedRay(log_path, num_workers=1, num_servers=1) if self._launcher == "ray" else Watched(log_path)
+        self.launcher.watch(rundir)
         return self.launcher
 
 
@@ -102,9 +119,7 @@ def test_secrets_are_in_no_argument_environment_log_report_or_checkpoint(encrypt
         comm=CommConfig(interface=address),
         quiet=True,
     )
-    result = made.fit()
-    launcher = made.launcher
-    assert result.error is None, result.error
+    launcher = fitted(made)
     assert launcher.encrypted is encrypted
     assert len(launcher.secrets) == 3 and all(len(secret) == 64 for secret in launcher.secrets)
     assert len(launcher.looked_at) > 4
@@ -112,6 +127,30 @@ def test_secrets_are_in_no_argument_environment_log_report_or_checkpoint(encrypt
     assert not launcher.rundir.control.exists()
     assert list(found_in(tmp_path, launcher.secrets)) == []
     assert "listens on" in (launcher.rundir.process_log("server", 0)).read_text(), "logs are looked at"
+
+
+def fitted(made: WatchedTrainer) -> Watching:
+    result = made.fit()
+    assert result.error is None, result.error
+    return made.launcher
+
+
+def test_ray_shows_no_secret_in_its_processes_and_logs(tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They travel as arguments of a method."""
+    session = Path("/tmp/ray/session_latest").resolve()
+    monkeypatch.setattr(WatchedRay, "beside", session / "logs")
+    made = WatchedTrainer(
+        Digits(hidden=4),
+        train_config=TrainConfig(epochs=2, batch_size=64, max_steps=30),
+        scaling_config=ScalingConfig(num_workers=1, num_servers=1),
+        run_config=RunConfig(storage_path=str(tmp_path)),
+        launcher="ray",
+        quiet=True,
+    )
+    launcher = fitted(made)
+    assert len(launcher.secrets) == 3 and launcher.leaks == [] and len(launcher.looked_at) > 4
+    assert list(found_in(tmp_path, launcher.secrets)) == list(found_in(session, launcher.secrets)) == []
+    assert any((session / "logs").glob("worker-*")), "logs are looked at"
 
 
 def test_a_leak_is_found(tmp_path: Path) -> None:

@@ -254,6 +254,8 @@ def test_close_writes_what_is_incomplete(ledger: LedgerWriter, tmp_path: Path) -
         '{"kind":"server","shard":0,"step":0,"time_s":' + "[" * 100_000,
         to_line(WorkerRow(rank=0, step=0, time_s=0.0, step_s=0.0)),
         to_line(ServerRow(shard=9, step=0, time_s=0.0)),
+        to_line(ServerRow(shard=0, step=0, time_s=0.0, waits_for=7)),
+        to_line(ServerRow(shard=0, step=0, time_s=0.0, ingress_bytes=1 << 53)),
     ],
 )
 def test_what_is_no_row_of_the_run_is_refused(ledger: LedgerWriter, line: str) -> None:
@@ -264,6 +266,8 @@ def test_what_is_no_row_of_the_run_is_refused(ledger: LedgerWriter, line: str) -
 def test_a_row_about_a_shard_that_the_run_does_not_have_is_refused(ledger: LedgerWriter) -> None:
     with pytest.raises(MalformedFrame, match="a ledger row of worker 0 about shards"):
         ledger.add(("worker", 0), [to_line(WorkerRow(rank=0, step=0, time_s=0.0, step_s=0.0, shards=[ShardTraffic(shard=7)]))])
+    with pytest.raises(MalformedFrame, match="a ledger row of worker 0 about shards"):
+        ledger.add(("worker", 0), [to_line(WorkerRow(rank=0, step=0, time_s=0.0, step_s=0.0, shards=[ShardTraffic(shard=0)] * 2))])
 
 
 def test_a_process_that_claims_to_be_ahead_fills_no_memory(ledger: LedgerWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

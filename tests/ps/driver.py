@@ -33,7 +33,8 @@ class Driver:
             on_rows=lambda sender, rows: self.rows.extend(rows),
             on_step=lambda rank, step: self.steps.append((rank, step)),
         )
-        self.server = new_server("driver", RunGuard(run_id, None if authority else TOKEN), max_workers=8)
+        self.guard = RunGuard(run_id, None if authority else TOKEN)
+        self.server = new_server("driver", self.guard, num_roles=1)
         self.server.add_generic_rpc_handlers((self.servicer.handlers(),))
         self.port = bind(self.server, "127.0.0.1", 0, authority.issue(DRIVER) if authority else None)
         self.server.start()

@@ -62,7 +62,7 @@ def free_ports(count: int) -> range:
 
 def test_the_first_free_port_of_the_range_is_taken_and_a_full_one_named() -> None:
     ports = free_ports(2)
-    servers = [new_server("test", RunGuard("run", "token"), max_workers=1) for _ in range(3)]
+    servers = [new_server("test", RunGuard("run", "token"), num_roles=1) for _ in range(3)]
     try:
         assert [bind_within(server, "127.0.0.1", ports, None) for server in servers[:2]] == list(ports)
         with pytest.raises(ConfigError, match=rf"no port of comm.port_range = {ports[0]}-{ports[-1]} is free on 127.0.0.1: widen it"):

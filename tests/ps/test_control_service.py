@@ -1,7 +1,8 @@
 """The driver's service and a process' end of it, over real gRPC."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
 import pytest
@@ -12,6 +13,7 @@ from ps.control_client import Heart, Progress
 from ps.errors import Fenced, MalformedFrame, Stopped
 from ps.ledger import RowBuffer, ServerRow
 from ps.roles import Role
+from ps.security import CALLS_AT_ONCE
 from tests.ps.cluster import in_threads
 from tests.ps.driver import Driver
 
@@ -59,17 +61,43 @@ def test_an_epoch_is_answered_to_all_ranks_when_the_last_has_reported(driver: Dr
 def test_a_waiting_report_ends_when_the_run_stops(driver: Driver) -> None:
     client = driver.client(0)
     ended: SimpleQueue[BaseException] = SimpleQueue()
-
-    def report() -> None:
-        try:
-            client.report_epoch(EpochSums(4, {}, {}))
-        except Stopped as error:
-            ended.put(error)
-
-    threading.Thread(target=report, daemon=True).start()
+    in_thread(ended, lambda: client.report_epoch(EpochSums(4, {}, {})))
     driver.servicer.stop()
     assert str(ended.get(timeout=10)) == "the run ends"
     assert client.heartbeat(Progress(0), []).stop
+
+
+def test_no_thread_is_kept_for_a_process_that_has_died_in_its_report(driver: Driver) -> None:
+    """A worker that waits for others, dies, and comes back many times."""
+    role, other = Role("member", 0), driver.client(1)
+    for incarnation in range(1, 2 * CALLS_AT_ONCE):
+        client = driver.client(0)
+        assert client.member.incarnation == incarnation
+        ended: SimpleQueue[BaseException] = SimpleQueue()
+        in_thread(ended, lambda c=client: c.report_epoch(EpochSums(4, {}, {})))
+        until(lambda: driver.guard._guard._running[role] == 1)
+        client.close()
+        assert ended.get(timeout=10)
+        until(lambda: driver.guard._guard._running[role] == 0)
+    in_thread(SimpleQueue(), lambda: other.report_epoch(EpochSums(4, {}, {})))
+    assert driver.client(0).report_epoch(EpochSums(4, {}, {})) is False
+
+
+def in_thread(ended: "SimpleQueue[BaseException]", call: Callable[[], object]) -> None:
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            ended.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_a_server_is_located_where_its_newest_incarnation_is_and_nowhere_between_two(driver: Driver) -> None:

@@ -5,7 +5,19 @@ import grpc
 import pytest
 
 from ps import errors
-from ps.errors import STATUS, Fenced, PserverError, Unreachable, WorkerFailed, as_status, by_name, from_rpc_error
+from ps.errors import (
+    MAX_DETAIL,
+    STATUS,
+    Fenced,
+    MalformedFrame,
+    PserverError,
+    Unreachable,
+    WorkerFailed,
+    as_status,
+    by_name,
+    from_rpc_error,
+    status_of,
+)
 
 TREE = [cls for cls in vars(errors).values() if inspect.isclass(cls) and issubclass(cls, PserverError) and cls is not PserverError]
 
@@ -68,3 +80,8 @@ def test_any_other_status_is_a_peer_that_does_not_answer(details: str | None) ->
 def test_names_of_errors_are_found_and_foreign_ones_are_the_users_code() -> None:
     assert isinstance(by_name("Fenced", "x"), Fenced)
     assert isinstance(by_name("SystemError", "x"), WorkerFailed)
+
+
+def test_a_long_message_is_cut_before_grpc_ends_the_call_in_another_way() -> None:
+    code, details = status_of(MalformedFrame("é" * 20_000))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT and details == f"MalformedFrame: {'é' * (MAX_DETAIL - 16)} ..."

@@ -157,3 +157,15 @@ def test_a_pull_in_an_unknown_format_is_refused() -> None:
             with pytest.raises(Exception, match="'int3', which is not one of fp32, bf16, fp16"):
                 raw.pull(0, format="int3")  # type: ignore[arg-type]
             assert raw.pull(0, format="bf16")[0].payload == b"\x80\x3f" * 3  # type: ignore[arg-type]
+
+
+def test_a_small_frame_does_not_decode_to_a_whole_shard() -> None:
+    shard = Layout([TensorSpec(name="w", shape=(257, 8192), dtype="float64")], 1).shards[0]
+    for chunks in (256, 257):
+        payload = np.zeros(2 * chunks, np.uint8)  # of each chunk no element
+        header, sent = frame.decode(frame.encode_coded(pb.FrameHeader(num_chunks=chunks), payload, shard, Run(0, chunks), "topk"))
+        if chunks == 256:
+            assert frame.checked_run(header, sent, shard, with_payload=True, wire="topk") == Run(0, 256)
+            continue
+        with pytest.raises(MalformedFrame, match="decodes to 16842752 bytes, at most 16777216"):
+            frame.checked_run(header, sent, shard, with_payload=True, wire="topk")

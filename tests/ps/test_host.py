@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,8 +58,8 @@ def test_the_first_join_makes_the_shard_and_the_end_removes_its_memory(host: Sha
 @pytest.mark.parametrize(
     ("join", "message"),
     [
-        (request([1 << 60]), "brings 1 digests of 140737488355328 chunks"),
-        (request([1 << 31, 1 << 31]), "digests of"),
+        (request([1 << 60]), "brings 140737488355328 chunks, at most 2097152 are served"),
+        (request([1 << 31, 1 << 31]), "brings 562949953421312 chunks"),
         (request([3], num_digests=2), "brings 2 digests of 1 chunks"),
         (request([3], [3], names="aa"), "tensor names are not unique: a"),
     ],
@@ -69,6 +70,13 @@ def test_a_model_that_cannot_be_is_refused_before_memory_is_taken(
     with pytest.raises(ModelMismatch, match=message):
         host.join(join)
     assert not left_behind(settings).exists()
+
+
+def test_a_model_without_room_is_refused_before_its_layout_is_made(host: ShardHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=8 * 8192 - 1))
+    monkeypatch.setattr("ps.host.Layout", None)
+    with pytest.raises(ModelMismatch, match="shard 0 needs 65536 bytes, its host has 65535: use more servers"):
+        host.join(request([8192]))
 
 
 def test_a_later_join_with_another_number_of_digests_is_refused(host: ShardHost) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from benchmarks.balance import PAGE, SERVERS, imbalance, page
 from benchmarks.shapes import MODELS, bert_large, gpt2, resnet50
-from ps.layout import ALIGN_BYTES, CHUNK_ELEMENTS, DTYPES, Layout, Rule, Run, ShardLayout, TensorSpec
+from ps.layout import ALIGN_BYTES, CHUNK_ELEMENTS, DTYPES, KEPT_PIECES, Layout, Rule, Run, ShardLayout, TensorSpec
 
 SHAPES = st.lists(st.integers(0, 90), max_size=3).map(tuple) | st.sampled_from([(8192,), (8193,), (64, 129), (3, 8192), (), (0, 4)])
 
@@ -165,3 +165,20 @@ def test_a_tensors_chunks_on_a_shard_follow_each_other() -> None:
         return len(shard.pieces(Run(0, len(shard))))
 
     assert [parts(shard) for shard in layout.shards] == [2, 2, 2, 2]
+
+
+def test_what_is_kept_of_runs_that_members_choose_is_bounded() -> None:
+    specs = [TensorSpec(name=f"t{i}", shape=(1,), dtype="float32") for i in range(1000)]
+    shard = Layout(specs, 1).shards[0]
+    kept = []
+    for run in (Run(first, 1000 - last) for first in range(17) for last in range(17)):
+        assert len(shard.pieces(run)) == len(run)
+        kept.append(sum(map(len, shard._pieces.values())))
+    assert KEPT_PIECES - 1000 < max(kept) <= KEPT_PIECES and kept[-1] < KEPT_PIECES // 2
+    assert shard.pieces(Run(0, 1000)) is shard.pieces(Run(0, 1000))
+
+
+def test_names_that_come_twice_are_found_among_many_in_a_moment() -> None:
+    specs = [TensorSpec(name=f"t{i // 2}", shape=(1,), dtype="float32") for i in range(1 << 17)]
+    with pytest.raises(ValueError, match="tensor names are not unique: t0"):
+        Layout(specs, 1)

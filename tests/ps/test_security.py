@@ -1,7 +1,9 @@
 """Every method of every service wants the run's id and a role that may call it; methods are enumerated from the descriptors."""
 
+import time
 from collections.abc import Iterator
 from concurrent import futures
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -14,7 +16,7 @@ from ps.control_service import ControlServicer
 from ps.credentials import Credentials, new_secret, role_of_token, token_of
 from ps.errors import ConfigError
 from ps.roles import ACCESS, DRIVER, READER, Role, parse_role
-from ps.security import RunGuard, call_metadata, check_plaintext
+from ps.security import CALLS_AT_ONCE, RunGuard, call_metadata, check_plaintext
 from tests.ps.cluster import TOKEN, cluster
 
 SERVICES = [*pb.DESCRIPTOR.services_by_name.values(), *health_pb2.DESCRIPTOR.services_by_name.values()]
@@ -38,7 +40,7 @@ MAY_CALL = {
     "/pserver.Control/Inspect": "driver reader",
     "/grpc.health.v1.Health/Check": "driver member reader server",
     "/grpc.health.v1.Health/Watch": "driver member reader server",
-    "/grpc.health.v1.Health/List": "driver member reader server",
+    "/grpc.health.v1.Health/List": "",
 }
 """Written down a second time, so that who may call what does not change by accident."""
 
@@ -107,7 +109,7 @@ def test_a_call_without_proof_is_refused(method: str, wrong: str, channels: Chan
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.kind)
-@pytest.mark.parametrize("method", [method for method in METHODS if not method.endswith(("/Stop", "/List"))])
+@pytest.mark.parametrize("method", [method for method in METHODS if not method.endswith("/Stop")])
 def test_a_role_reaches_the_methods_that_it_may_call_and_no_other(method: str, role: Role, channels: Channels) -> None:
     error = call(channels, method, as_role(role))
     if role.kind in MAY_CALL[method].split():
@@ -155,6 +157,44 @@ def test_a_member_streams_only_as_itself(method: str, member: pb.Member, channel
     assert error.details() == f"Forbidden: member-0.0 may not act as member-{member.rank}.{member.stage}"
 
 
+def test_who_has_a_token_cannot_keep_the_threads_from_the_others(channels: Channels) -> None:
+    """A reader watches the health of a server as often as it may, and once more; its calls that have ended count no more."""
+    control, metadata = channels["/grpc.health.v1.Health/Watch"], [("pserver-run", channels["run"]), *as_role(READER)[1:]]
+    watch = control.unary_stream("/grpc.health.v1.Health/Watch")
+    watches = [watch(b"", metadata=metadata, timeout=20) for _ in range(CALLS_AT_ONCE)]
+    for one in watches:
+        assert next(one)
+    error = call(channels, "/grpc.health.v1.Health/Check", as_role(READER))
+    assert error is not None and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.details() == "Busy: reader has 8 calls in progress here, no more are served at once"
+    assert call(channels, "/grpc.health.v1.Health/Check", as_role(DRIVER)) is None
+    for one in watches:
+        one.cancel()
+    deadline = time.monotonic() + 10
+    while call(channels, "/grpc.health.v1.Health/Check", as_role(READER)) is not None:
+        assert time.monotonic() < deadline
+
+
+def test_a_member_has_a_few_streams_at_once(channels: Channels) -> None:
+    """Inits that bring nothing."""
+    channel, metadata = channels["/pserver.Shard/Init"], [(k, channels["run"] if v == "RUN" else v) for k, v in MEMBER[:2]]
+    join = pb.JoinRequest(member=pb.Member(incarnation=1, generation=1), steps_per_epoch=1, total_steps=1)
+    joined = pb.JoinReply.FromString(channels["/pserver.Shard/Join"].unary_unary("/pserver.Shard/Join")(join.SerializeToString(), metadata=metadata))
+    join.member.session = joined.session
+    metadata = [*metadata, ("pserver-member-bin", join.member.SerializeToString())]
+    silence: SimpleQueue[bytes] = SimpleQueue()
+    init = channel.stream_unary("/pserver.Shard/Init")
+    calls = [init.future(iter(silence.get, b""), metadata=metadata, timeout=20) for _ in range(CALLS_AT_ONCE + 1)]
+    refused = SimpleQueue[Any]()
+    for one in calls:
+        one.add_done_callback(refused.put)
+    assert refused.get(timeout=10).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refused.empty()
+    for _ in calls:
+        silence.put(b"")
+    assert [refused.get(timeout=10).code() for _ in calls[1:]] == [grpc.StatusCode.OK] * CALLS_AT_ONCE
+
+
 def test_one_roles_token_is_no_others() -> None:
     roles = [DRIVER, READER, *(Role("server", i) for i in range(3)), *(Role("member", i, s) for i in range(3) for s in range(2))]
     tokens = [token_of(TOKEN, role) for role in roles]
@@ -187,3 +227,11 @@ def test_plaintext_off_loopback_must_be_allowed(host: str) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
 def test_plaintext_on_loopback_is_no_risk(host: str) -> None:
     check_plaintext(host, allowed=False)
+
+
+@pytest.mark.parametrize("method", ["/pserver.Shard/Join", "/pserver.Shard/Pull", "/pserver.Control/Report", "/grpc.health.v1.Health/Check"])
+def test_what_cannot_be_parsed_is_an_error_of_ours(method: str, channels: Channels, caplog: pytest.LogCaptureFixture) -> None:
+    error = call(channels, method, as_role(Role("member", 0)), b"\xff" * 11)
+    assert error is not None and error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith("MalformedFrame: a message that cannot be parsed: ")
+    assert not [record for record in caplog.records if record.exc_info], "no stack is logged for it"

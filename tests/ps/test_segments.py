@@ -95,3 +95,18 @@ def test_a_segment_that_does_not_fit_into_memory_goes_to_the_disk(monkeypatch: p
     assert segment_folder(1 << 60) != Path("/dev/shm")
     monkeypatch.setattr(segments, "SHM", tmp_path / "none")
     assert segment_folder(1) != tmp_path / "none"
+
+
+def test_memory_that_others_can_read_or_have_put_there_is_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "segment"
+    path.write_bytes(bytes(SIZE))
+    path.chmod(0o640)
+    with pytest.raises(PermissionError, match="is not ours alone"):
+        Segment(path, SIZE)
+    path.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(path, 65534, 65534)
+        with pytest.raises(PermissionError, match="is not ours alone"):
+            Segment(path, SIZE)
+        os.chown(path, 0, 0)
+    Segment(path, SIZE).close(remove=True)

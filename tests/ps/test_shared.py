@@ -1,5 +1,6 @@
 """Payload in shared memory: the same bits as over gRPC, whoever dies or has no room."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from ps.errors import Diverged, Fenced, MalformedFrame
 from ps.frame import chunk_digests
 from ps.layout import Run
 from ps.segments import Segment, remove_dead_segments, run_mark, run_prefix
-from ps.shared import MemberSegment, map_contributions, member_segment
+from ps.shared import MemberSegment, map_contributions, map_store, member_segment
 from tests.ps.bench import Bench, Line, settings, specs_of
 from tests.ps.cluster import Member, cluster, exchange, in_threads, start
 from tests.ps.training import Job, Net, Outcome, run
@@ -192,21 +193,84 @@ def test_a_segment_is_found_by_its_nonce_only() -> None:
     segment = MemberSegment(RUN_ID, MEMBER, 512)
     try:
         segment.contributions[:] = 7
-        found = map_contributions(RUN_ID, segment.offer, 512)
+        found = map_contributions(RUN_ID, MEMBER, segment.offer, 512)
         assert found is not None and (found == 7).all() and not found.flags.writeable
         for changes in (
             {"nonce": bytes(32)},
             {"nonce": b""},
             {"name": "../../etc/passwd"},
+            {"name": f"{segment.offer.name}/../{segment.offer.name}"},
+            {"name": segment.offer.name + "\0"},
+            {"name": segment.offer.name + "x" * 300},
             {"name": segment.offer.name + "x"},
             {"size_bytes": 1},
         ):
-            assert map_contributions(RUN_ID, _changed(segment.offer, changes), 512) is None
-        assert map_contributions("another-run", segment.offer, 512) is None
-        assert map_contributions(RUN_ID, segment.offer, 1024) is None
+            assert map_contributions(RUN_ID, MEMBER, _changed(segment.offer, changes), 512) is None
+        assert map_contributions("another-run", MEMBER, segment.offer, 512) is None
+        assert map_contributions(RUN_ID, MEMBER, segment.offer, 1024) is None
     finally:
         segment.close()
     assert left() == []
+
+
+def test_a_member_offers_its_own_segment_only() -> None:
+    """Not that of another member or incarnation, nor a server's, even if it knows what is in it."""
+    segment = MemberSegment(RUN_ID, MEMBER, 512)
+    try:
+        for changes in ({"rank": 0}, {"stage": 1}, {"incarnation": 3}, {"generation": 2}):
+            fields = {"rank": 1, "incarnation": 2, "generation": 3} | changes
+            assert map_contributions(RUN_ID, pb.Member(**fields), segment.offer, 512) is None
+    finally:
+        segment.close()
+    with in_shm(f"{run_prefix(RUN_ID)}g3-s0", 4096 + 512) as name:
+        assert map_contributions(RUN_ID, MEMBER, pb.SharedMemory(name=name, size_bytes=4096 + 512, nonce=bytes(32)), 512) is None
+
+
+@pytest.mark.parametrize("how", ["link", "pipe", "folder", "another user's"])
+def test_what_is_no_file_of_ours_is_not_mapped(how: str, tmp_path: Path) -> None:
+    segment = MemberSegment(RUN_ID, MEMBER, 512)
+    path = segments.SHM / segment.offer.name
+    try:
+        aside = tmp_path / "aside"
+        aside.write_bytes(path.read_bytes())
+        path.unlink()
+        if how == "link":
+            path.symlink_to(aside)
+        elif how == "pipe":
+            os.mkfifo(path)
+        elif how == "folder":
+            path.mkdir()
+        else:
+            path.write_bytes(aside.read_bytes())
+            try:
+                os.chown(path, 65534, 65534)
+            except PermissionError:
+                pytest.skip("only root can make another user's file")
+        assert map_contributions(RUN_ID, MEMBER, segment.offer, 512) is None
+    finally:
+        path.rmdir() if how == "folder" else path.unlink()
+        segment.close()
+
+
+@pytest.mark.parametrize("field", ["oldest_at", "words_at", "even_at", "odd_at", "nonce_at"])
+@pytest.mark.parametrize("place", [(1 << 16) - 4, 1 << 20, (1 << 64) - 1], ids=["partly beyond", "beyond", "the last one"])
+def test_a_shards_memory_is_not_read_beyond_its_end(field: str, place: int) -> None:
+    bench = Bench(specs_of(64, 64), settings(2))
+    with in_shm(f"{run_prefix(RUN_ID)}g3-s0", 1 << 16) as name:
+        memory = pb.SharedMemory(name=name, size_bytes=1 << 16, nonce=bytes(32))
+        right = {"segment": memory, "nonce_at": 96, "oldest_at": 8, "words_at": 512, "even_at": 4096, "odd_at": 8192}
+        assert map_store(RUN_ID, pb.SharedStore(**right), bench.mine) is not None
+        assert map_store(RUN_ID, pb.SharedStore(**(right | {field: place})), bench.mine) is None
+    bench.shard.end(None)
+
+
+@contextlib.contextmanager
+def in_shm(name: str, size_bytes: int) -> Iterator[str]:
+    segment = Segment(segments.SHM / name, size_bytes)
+    try:
+        yield name
+    finally:
+        segment.close(remove=True)
 
 
 def _changed(offer: pb.SharedMemory, changes: dict[str, object]) -> pb.SharedMemory:

@@ -1,0 +1,108 @@
+"""Who should not be there: `python -m benchmarks.peers.flood KIND HOST:PORT TLS COUNT` floods a port until it is ended. Knows HTTP/2 and nothing
+of gRPC's library, which would be polite. Prints a line when all connections have been tried.
+
+silent  connections that say nothing
+slow    connections that say one byte of a call after the other, twice a second
+push    unauthenticated streams of 100 MB, window or not, again and again
+calls   unauthenticated calls, as many as are answered
+"""
+
+import asyncio
+import contextlib
+import ssl
+import sys
+from collections.abc import Awaitable, Callable
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+DATA, HEADERS = 0, 1
+END_STREAM, END_HEADERS = 1, 4
+PUSH_BYTES = 100_000_000
+PART_BYTES = 16_384
+SLOW_S = 0.5
+BURST = 50
+
+
+def frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
+    return len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + body
+
+
+def call(stream: int, method: str) -> bytes:
+    """The headers of a gRPC call without any token; literal, as HPACK allows."""
+    entries = {":method": "POST", ":scheme": "http", ":path": method, ":authority": "x", "content-type": "application/grpc", "te": "trailers"}
+    block = b"".join(b"\x00" + bytes([len(k)]) + k.encode() + bytes([len(v)]) + v.encode() for k, v in entries.items())
+    return frame(HEADERS, END_HEADERS, stream, block)
+
+
+async def silent(stream: Stream) -> None:
+    await stream[0].read()
+
+
+async def slow(stream: Stream) -> None:
+    for byte in HELLO + call(1, "/pserver.Shard/Steps") + frame(DATA, 0, 1, bytes(PART_BYTES)):
+        stream[1].write(bytes([byte]))
+        await stream[1].drain()
+        with contextlib.suppress(TimeoutError):
+            if not await asyncio.wait_for(stream[0].read(4096), SLOW_S):
+                return
+
+
+async def push(stream: Stream) -> None:
+    reading = asyncio.create_task(stream[0].read())
+    stream[1].write(HELLO + call(1, "/pserver.Shard/Steps"))
+    part = frame(DATA, 0, 1, bytes(PART_BYTES))
+    for _ in range(PUSH_BYTES // PART_BYTES):
+        stream[1].write(part)
+        await stream[1].drain()
+        if reading.done():
+            break
+    await reading
+
+
+async def calls(stream: Stream) -> None:
+    stream[1].write(HELLO)
+    for first in range(1, 1 << 30, 2 * BURST):
+        burst = range(first, first + 2 * BURST, 2)
+        stream[1].write(b"".join(call(number, "/pserver.Shard/Describe") + frame(DATA, END_STREAM, number, bytes(5)) for number in burst))
+        await stream[1].drain()
+        if not await stream[0].read(1 << 16):
+            return
+
+
+KINDS: dict[str, Callable[[Stream], Awaitable[None]]] = {"silent": silent, "slow": slow, "push": push, "calls": calls}
+
+
+async def again_and_again(how: Callable[[Stream], Awaitable[None]], host: str, port: int, tls: ssl.SSLContext | None, tried: asyncio.Event) -> None:
+    while True:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            stream = await asyncio.open_connection(host, port, ssl=tls)
+            tried.set()
+            try:
+                await how(stream)
+            finally:
+                stream[1].close()
+        tried.set()
+        await asyncio.sleep(0.01)
+
+
+async def flood(kind: str, address: str, tls: ssl.SSLContext | None, count: int) -> None:
+    host, _, port = address.rpartition(":")
+    tried = [asyncio.Event() for _ in range(count)]
+    tasks = [asyncio.create_task(again_and_again(KINDS[kind], host, int(port), tls, event)) for event in tried]
+    await asyncio.gather(*(event.wait() for event in tried))
+    print("all are there", flush=True)
+    await asyncio.gather(*tasks)
+
+
+def anybody() -> ssl.SSLContext:
+    """Encrypts, trusts everybody, and has no certificate."""
+    made = ssl.create_default_context()
+    made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
+    made.set_alpn_protocols(["h2"])
+    return made
+
+
+if __name__ == "__main__":
+    _, kind, address, encrypted, count = sys.argv
+    asyncio.run(flood(kind, address, anybody() if encrypted == "tls" else None, int(count)))
