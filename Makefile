@@ -6,7 +6,7 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test models chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs docs clean
+.PHONY: help setup train test models chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ bench-scale: $(STAMP)  ## Measure a server's CPU with 64 and 256 workers, and it
 
 bench-codecs: $(STAMP)  ## Measure what the wire formats cost (ARGS="--elements N")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.codecs $(ARGS)
+
+bench-hostile: $(STAMP)  ## Measure steps while strangers flood the run's server, and what TLS costs (ARGS="--kinds push --rounds 5")
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.hostile $(ARGS)
 
 docs: $(STAMP)  ## Make the plots of docs/optimisation.md anew (installs matplotlib)
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check --editable '.[docs]' --constraint build/constraints.txt
