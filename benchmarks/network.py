@@ -6,7 +6,7 @@ import sys
 
 from benchmarks.harness import Entry, Row, Samples, compete, report
 from benchmarks.hosts import host_of, hosts
-from benchmarks.peers import gloo
+from benchmarks.peers import gloo, ours
 from benchmarks.workload import parse_size
 from deploy.virtual.cluster import check_machine
 from ps.config import parse_rate
@@ -18,7 +18,9 @@ LEAST_FLOOR = 1.03
 MUST_GLOO = 0.70
 MUST_HALF = 0.55
 MUST_TCP = 1.10
+MUST_EXPOSED = 0.20
 WARMUP = 1
+COMPUTING = "ours with compute"
 
 
 def main() -> None:
@@ -50,7 +52,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--no-peers", action="store_true", help="leave gloo out")
     parser.add_argument("--no-bf16", action="store_true", help="leave the 16-bit wire format out")
+    parser.add_argument("--no-overlap", action="store_true", help="leave out steps that compute for as long as they communicate")
+    parser.add_argument("--comm", type=lambda text: text.split("="), action="append", default=[], help="comm.frame_bytes=32768; may be repeated")
     arguments = parser.parse_args()
+    arguments.comm = {key.removeprefix("comm."): int(value) for key, value in arguments.comm}
     arguments.bandwidth = arguments.bandwidth or ["50mbit", "100mbit"]
     arguments.model_bytes = arguments.model_bytes or [parse_size("8MiB"), parse_size("16MiB")]
     return arguments
@@ -61,13 +66,22 @@ def _in_hosts(rate: str, size: int, arguments: argparse.Namespace) -> list[Row]:
     rates = _rates(rate, arguments)
     with hosts(rates) as (start, places):
         entries = {"tcp": Entry(module="tcp", members=1), **_ours(arguments)}
+        if not arguments.no_overlap:
+            layer_s = _floor_s(rates, size, arguments) / 3 / arguments.tensors
+            work = {"comm": arguments.comm, "compute": True, "layer_s": layer_s}
+            entries[COMPUTING] = Entry(module="ours", members=arguments.workers, variants=["", ours.ALONE], work=work)
         if not arguments.no_peers:
             entries["gloo"] = Entry(module="gloo", members=arguments.workers, variants=gloo.VARIANTS)
         samples = compete(entries, title=_title(rate, size, arguments), start=start, places=places, **_common(size, arguments))
     name = _name(rate, size)
     slowest = min(parse_rate(rates[host]) for host in (host_of("worker", 0), host_of("server", 0)))
-    rows = [Row(f"{name}: plain TCP / M/B", samples["tcp", ""].median, size / slowest, MUST_TCP, least=1.0)]
-    rows += _rows(name, samples, _floor_s(rates, size, arguments))
+    tcp_s, floor_s = samples["tcp", ""].median, _floor_s(rates, size, arguments)
+    rows = [Row(f"{name}: plain TCP / M/B", tcp_s, size / slowest, MUST_TCP, least=1.0)]
+    rows += _rows(name, samples, floor_s)
+    if not arguments.no_overlap:
+        exposed_s = samples[COMPUTING, ""].median - samples[COMPUTING, ours.ALONE].median
+        busy_s = floor_s * tcp_s / (size / slowest)  # at least: in one direction alone
+        rows.append(Row(f"{name}: exposed / communication, compute as long", exposed_s, busy_s, MUST_EXPOSED))
     if not arguments.no_peers:
         best = min(samples["gloo", variant].median for variant in gloo.VARIANTS)
         rows.append(Row(f"{name}: exchange / DDP's all-reduce", samples["ours", ""].median, best, MUST_GLOO))
@@ -80,12 +94,13 @@ def _in_buckets(rate: str, size: int, arguments: argparse.Namespace) -> list[Row
     return _rows(f"token bucket, {_name(rate, size)}", samples, _floor_s(_rates(rate, arguments), size, arguments))
 
 
-def _ours(arguments: argparse.Namespace, **comm: str) -> dict[str, Entry]:
-    """Ours with `comm` in place of the defaults, and its 16-bit wire format."""
-    ours = {"ours": Entry(module="ours", members=arguments.workers, work={"comm": comm})}
+def _ours(arguments: argparse.Namespace, **more: str) -> dict[str, Entry]:
+    """Ours with `more` settings of comm, and its 16-bit wire format."""
+    comm = {**arguments.comm, **more}
+    entries = {"ours": Entry(module="ours", members=arguments.workers, work={"comm": comm})}
     if not arguments.no_bf16:
-        ours["ours bf16"] = Entry(module="ours", members=arguments.workers, work={"comm": {**comm, "push_format": "bf16", "pull_format": "bf16"}})
-    return ours
+        entries["ours bf16"] = Entry(module="ours", members=arguments.workers, work={"comm": {**comm, "push_format": "bf16", "pull_format": "bf16"}})
+    return entries
 
 
 def _rows(name: str, samples: dict[tuple[str, str], Samples], floor_s: float) -> list[Row]:

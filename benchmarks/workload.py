@@ -38,6 +38,8 @@ class Workload:
     tensors: int = 0
     """Above 0: so many equal tensors of `model_bytes` together in place of the perceptron."""
     model_bytes: int = 0
+    layer_s: float = 0.0
+    """Above 0: each of the tensors is a layer whose forward pass takes so long and whose backward twice, without using a processor."""
     comm: dict[str, Any] = field(default_factory=dict)
     """Fields of CommConfig that are not the default's (only pserver)."""
     stub: dict[str, Any] = field(default_factory=dict)
@@ -57,6 +59,8 @@ class Workload:
     def model(self) -> nn.Module:
         """The same on every member."""
         torch.manual_seed(0)
+        if self.layer_s:
+            return nn.Sequential(*(Idle(size, self.layer_s) for size in self.sizes()))
         if self.tensors:
             return nn.ParameterList(torch.randn(size) for size in self.sizes())
         width = self.width
@@ -82,6 +86,32 @@ class Workload:
 
 
 _batches: dict[int, tuple[Tensor, Tensor]] = {}
+
+
+class Idle(nn.Module):
+    """A layer that takes time and gives back its input, as one does that computes on another device."""
+
+    def __init__(self, elements: int, seconds: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(elements))
+        self._seconds = seconds
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = _Idle.apply(inputs, self.weight, self._seconds)
+        return outputs
+
+
+class _Idle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, seconds: float) -> Tensor:
+        ctx.size, ctx.seconds = len(weight), seconds
+        time.sleep(seconds)
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        time.sleep(2 * ctx.seconds)
+        return gradients[0], torch.zeros(ctx.size), None
 
 
 def width_of(model_bytes: float) -> int:

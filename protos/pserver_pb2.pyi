@@ -26,6 +26,8 @@ class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     READY: _ClassVar[Kind]
     RECEIPT: _ClassVar[Kind]
     PARAMS: _ClassVar[Kind]
+    PROBE: _ClassVar[Kind]
+    ORDER: _ClassVar[Kind]
 
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -65,6 +67,8 @@ NORMS: Kind
 READY: Kind
 RECEIPT: Kind
 PARAMS: Kind
+PROBE: Kind
+ORDER: Kind
 VERDICT_UNSPECIFIED: Verdict
 ACCEPTED: Verdict
 DUPLICATE: Verdict
@@ -225,7 +229,7 @@ class InitReply(_message.Message):
     def __init__(self, num_stored: _Optional[int] = ...) -> None: ...
 
 class FrameHeader(_message.Message):
-    __slots__ = ("kind", "member", "step", "first_chunk", "num_chunks", "dtype", "digests", "weight", "sequence", "verdict", "detail", "norms_shard", "norms", "clock_s", "complete_s", "last_rank", "format", "shared")
+    __slots__ = ("kind", "member", "step", "first_chunk", "num_chunks", "dtype", "digests", "weight", "sequence", "verdict", "detail", "norms_shard", "norms", "clock_s", "complete_s", "last_rank", "format", "shared", "places")
     KIND_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -244,6 +248,7 @@ class FrameHeader(_message.Message):
     LAST_RANK_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
     kind: Kind
     member: Member
     step: int
@@ -262,7 +267,8 @@ class FrameHeader(_message.Message):
     last_rank: int
     format: str
     shared: bool
-    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ..., first_chunk: _Optional[int] = ..., num_chunks: _Optional[int] = ..., dtype: _Optional[str] = ..., digests: _Optional[_Iterable[int]] = ..., weight: _Optional[float] = ..., sequence: _Optional[int] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., detail: _Optional[str] = ..., norms_shard: _Optional[int] = ..., norms: _Optional[_Iterable[float]] = ..., clock_s: _Optional[float] = ..., complete_s: _Optional[float] = ..., last_rank: _Optional[int] = ..., format: _Optional[str] = ..., shared: bool = ...) -> None: ...
+    places: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ..., first_chunk: _Optional[int] = ..., num_chunks: _Optional[int] = ..., dtype: _Optional[str] = ..., digests: _Optional[_Iterable[int]] = ..., weight: _Optional[float] = ..., sequence: _Optional[int] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., detail: _Optional[str] = ..., norms_shard: _Optional[int] = ..., norms: _Optional[_Iterable[float]] = ..., clock_s: _Optional[float] = ..., complete_s: _Optional[float] = ..., last_rank: _Optional[int] = ..., format: _Optional[str] = ..., shared: bool = ..., places: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("header", "padding", "payload")

@@ -14,7 +14,7 @@ import numpy as np
 from protos import pserver_pb2 as pb
 from ps import frame
 from ps.agreement import spec_messages
-from ps.config import CommConfig, Timeouts
+from ps.config import SHARED_FRAME_BYTES, CommConfig, Timeouts
 from ps.control import ServerAddress
 from ps.credentials import Credentials
 from ps.errors import MalformedFrame, PserverError, Stopped, Unreachable, VersionGone
@@ -22,8 +22,10 @@ from ps.exchange import Exchange
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.layout import Layout
-from ps.line import Contribution, Line
+from ps.line import PROBED, Contribution, Line
+from ps.link_test import LinkTest
 from ps.norms import NormRelay
+from ps.pacing import Pacing
 from ps.plan import Plan
 from ps.rank_state import RankState
 from ps.rejoin import Locate, Rejoin
@@ -75,8 +77,11 @@ class Client:
             for a in servers
         ]
         self._comm = comm
+        self.pacing = Pacing()
+        """Frames that travel, as the link is."""
         # guards everything below and the lines; notified by the receiving threads
         self._changed = threading.Condition()
+        self._link_test = LinkTest(self._changed)
         self._exchange = self._planned()
         self._relay = NormRelay(len(shards))
         self._clock = StepClock(member.rank, len(shards))
@@ -84,6 +89,10 @@ class Client:
         """What is pushed in the step."""
         self._in_place: StoreView | None = None
         """The server's memory, if the model computes there: nothing is copied when it lands."""
+        self._order: list[int] | None = None
+        """Place of every tensor in rank 0's forward pass, once it is known."""
+        self._new_order: list[int] | None = None
+        """The same until the next step begins."""
         self._encoding = 0
         """Frames that a thread works on: they read the contribution."""
         self._error: PserverError | None = None
@@ -93,11 +102,11 @@ class Client:
 
     def _planned(self) -> Exchange:
         """The frames of a step, as the lines are."""
-        comm, shards = self._comm, self.layout.shards
-        sizes = [comm.bytes_of_frame(shared=line.pushes_shared) for line in self._lines]
+        shards, travelling = self.layout.shards, self._comm.frame_bytes or self.pacing.frame_bytes
+        sizes = [self._comm.frame_bytes or SHARED_FRAME_BYTES if line.pushes_shared else travelling for line in self._lines]
         self._frames = [[run for run in shard.frames(size) if run.stop <= shard.num_versioned] for shard, size in zip(shards, sizes, strict=True)]
         all_shared = all(line.pushes_shared for line in self._lines)
-        window = sum(map(len, self._frames)) if all_shared else comm.window_frames
+        window = sum(map(len, self._frames)) if all_shared else self._comm.window_frames or self.pacing.window_frames
         return Exchange(self.member.rank, self._frames, [shard.tensor[: shard.num_versioned] for shard in shards], window)
 
     # -- join, init, pull ------------------------------------------------------------------------------------
@@ -155,22 +164,46 @@ class Client:
                 self._wait(lambda: bool(self._broken) or all(line.ready for line in self._lines))
                 broken = sorted(self._broken)
             if not broken:
-                self._initial = None
-                return
+                break
             for index in broken:
                 self._reopen(self._lines[index])
+        self._initial = None
+        self._suit_link()
+
+    def _suit_link(self) -> None:
+        """Chooses frames by what the link turns out to be, where some travel and the settings leave it open."""
+        lines = [line for line in self._lines if not line.pushes_shared]
+        if not lines or not self._comm.measures_link:
+            return
+        found = self._link_test.run(lines, self._wait, lambda: bool(self._broken))
+        if found is None:
+            return
+        with self._changed:
+            self.pacing = found
+            self._exchange = self._planned()
+        log.info("rank %d: %s", self.member.rank, found)
 
     # -- one step --------------------------------------------------------------------------------------------
 
     def prioritise(self, use: Mapping[int, int]) -> None:
-        """Frames leave in the order of `use` (tensor: when the forward pass first uses it), those of other tensors last. Between steps."""
+        """Frames leave in the order of `use` (tensor: when the forward pass first uses it), those of other tensors last. Between steps.
+
+        Rank 0's order becomes that of all ranks as soon as they know it.
+        """
         with self._changed:
-            self._exchange.prioritise(use)
+            if self._order is None:
+                self._exchange.prioritise(use)
+            if self.member.rank == 0:
+                self._order = [use.get(tensor, len(use)) for tensor in range(len(self.layout.specs))]
+                self._lines[0].send_order(self._order)
 
     def begin(self, step: int, weight: float, gradients: Bytes) -> None:
         """A step of which nothing is ready yet; its version has landed (`settle`). `gradients` is a flat layout."""
         with self._changed:
             self._check()
+            if self._new_order is not None:
+                self._exchange.prioritise(dict(enumerate(self._new_order)))
+                self._new_order = None
             self._exchange.begin(step)
             self._relay.begin()
             self._clock.begin()
@@ -319,6 +352,8 @@ class Client:
             self._rejoin.stream_failed(line, Unreachable(f"server {line.index} ends every stream: see its log"))
         for source, squares in known.items():
             self._relay_norms(line, self._exchange.step, source, squares.tolist())
+        if self.member.rank == 0 and line.index == 0 and self._order is not None:
+            line.send_order(self._order)
 
     def _stream_ended(self, line: Line, error: PserverError) -> None:
         with self._changed:
@@ -342,12 +377,16 @@ class Client:
                     line.ready = True
                 elif header.kind == pb.RECEIPT:
                     self._return_credit(line, header)
+                elif header.kind == pb.ORDER:
+                    self._order = self._new_order = list(header.places)
                 self._changed.notify_all()
             self._pump()
 
     def _return_credit(self, line: Line, header: pb.FrameHeader) -> None:
         index = line.frame_of(header.sequence)
-        if index is not None and index >= 0:
+        if index == PROBED:
+            self._link_test.echoed()
+        elif index is not None and index >= 0:
             self._clock.received(line.index, index, header.clock_s)
             self._exchange.receipt(line.index, index)
 

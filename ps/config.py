@@ -26,7 +26,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-FRAME_BYTES = 1 << 20
 SHARED_FRAME_BYTES = 12 << 20
 
 
@@ -35,9 +34,11 @@ class CommConfig:
     """How frames travel."""
 
     frame_bytes: int | None = None
-    """Payload of a frame, 4 KiB to 12 MiB; rounded down to whole chunks, at least one. None: 12 MiB where it stays in shared memory, else 1 MiB."""
-    window_frames: int = 8
-    """Frames a worker may have on their way to all shards together, >= 1; where all payload stays in shared memory there is no bound."""
+    """Payload of a frame, 4 KiB to 12 MiB; rounded down to whole chunks, at least one. None: 12 MiB where it stays in shared memory, else
+    what suits the link: 32 KiB to 1 MiB, from its rate as each worker measures it when it joins."""
+    window_frames: int | None = None
+    """Frames a worker may have on their way to all shards together, >= 1; where all payload stays in shared memory there is no bound.
+    None: what suits the link, 8 to 64, from its rate and delay."""
     out_of_order_bytes: int = 256 << 20
     """Payload a shard keeps of ranks whose turn in the sum has not come, >= 0; when full it stops reading from them."""
     push_format: Literal["fp32", "bf16", "fp16", "int8", "topk"] = "fp32"
@@ -62,7 +63,8 @@ class CommConfig:
     def __post_init__(self) -> None:
         if self.frame_bytes is not None:
             require(4096 <= self.frame_bytes <= 12 << 20, "comm.frame_bytes", self.frame_bytes, "4096 <= value <= 12582912")
-        require(self.window_frames >= 1, "comm.window_frames", self.window_frames, ">= 1")
+        if self.window_frames is not None:
+            require(self.window_frames >= 1, "comm.window_frames", self.window_frames, ">= 1")
         require(0 < self.topk_fraction <= 1, "comm.topk_fraction", self.topk_fraction, "0 < value <= 1")
         require(self.out_of_order_bytes >= 0, "comm.out_of_order_bytes", self.out_of_order_bytes, ">= 0")
         for key, rate in [("comm.bandwidth", self.bandwidth), *((f"comm.server_bandwidth.{i}", r) for i, r in self.server_bandwidth.items())]:
@@ -83,9 +85,10 @@ class CommConfig:
         """The ports of `port_range`."""
         return None if self.port_range is None else parse_ports(self.port_range)
 
-    def bytes_of_frame(self, *, shared: bool) -> int:
-        """Payload of a frame that travels, or stays in shared memory."""
-        return self.frame_bytes or (SHARED_FRAME_BYTES if shared else FRAME_BYTES)
+    @property
+    def measures_link(self) -> bool:
+        """Whether a worker must know its link to choose its frames."""
+        return self.frame_bytes is None or self.window_frames is None
 
     @property
     def may_share(self) -> bool:

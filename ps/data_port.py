@@ -25,6 +25,7 @@ from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.host import ShardHost
 from ps.layout import Run
+from ps.pacing import MAX_FRAME_BYTES
 from ps.security import member_of
 from ps.shard import Shard
 from ps.streams import Stream
@@ -98,7 +99,7 @@ class DataPort:
             if wire not in CASTS:
                 raise MalformedFrame(f"a pull in format {wire!r}, which is not one of {', '.join(CASTS)}")
             stop = request.first_chunk + request.num_chunks if request.num_chunks else len(shard.layout)
-            for frame_run in shard.layout.frames(self._comm.bytes_of_frame(shared=False)):
+            for frame_run in shard.layout.frames(self._comm.frame_bytes or MAX_FRAME_BYTES):
                 run = Run(max(frame_run.first, request.first_chunk), min(frame_run.stop, stop))
                 if run.first < run.stop:
                     data = await self._in_thread(shard.answers.encode_params, version, run, wire)
@@ -153,7 +154,11 @@ class DataPort:
     async def _take(self, shard: Shard, member: pb.Member, header: pb.FrameHeader, payload: Bytes, stream: Stream) -> None:
         if header.HasField("member") and header.member != member:
             raise Fenced(f"a frame of rank {header.member.rank} incarnation {header.member.incarnation} on the stream of rank {member.rank}")
-        if header.kind == pb.NORMS:
+        if header.kind == pb.PROBE:
+            stream.send(_receipt(header, Verdict.ACCEPTED))
+        elif header.kind == pb.ORDER:
+            shard.share_order(member, header)
+        elif header.kind == pb.NORMS:
             await self._in_thread(shard.learn_norms, member, header)
         elif header.kind not in (pb.PUSH, pb.ABSENT):
             raise MalformedFrame(f"frame of kind {header.kind} on the Steps stream")

@@ -8,6 +8,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from ps.pacing import Pacing
+
 WIRE_OVERHEAD = 1.045
 """Wire bytes per byte handed to gRPC over TCP, until they are measured: HTTP/2, TCP and IP headers with acknowledgements."""
 
@@ -84,6 +86,8 @@ class WorkerRow:
     shards: list[ShardTraffic] = field(default_factory=list)
     link_bytes_per_s: float | None = None
     """Rate the worker's link is shaped to; None if it is not."""
+    pacing: Pacing | None = None
+    """What the worker has measured of its link, and its frames; only in its first row after it joined, if it measured."""
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -27,6 +27,8 @@ from ps.transport.rpc import Peer
 from ps.transport.shaping import Link
 
 _END = b""
+PROBED = -2
+"""In place of a frame's index: the receipt is for a probe."""
 
 OnFrame = Callable[["Line", pb.FrameHeader, Bytes, int], None]
 """(line, header, payload, bytes received): called in the line's receiving thread."""
@@ -211,6 +213,15 @@ class Line:
     def frame_of(self, sequence: int) -> int | None:
         """The frame that a receipt is for, once; None if the stream does not know it."""
         return self._frames.pop(sequence, None)
+
+    def probe(self, num_bytes: int) -> None:
+        """Queues bytes without meaning, whose receipt gives PROBED back."""
+        header = pb.FrameHeader(kind=pb.PROBE, member=self.member, sequence=self.next_sequence(PROBED))
+        self.send(frame.encode(header, [np.zeros(num_bytes, np.uint8)]))
+
+    def send_order(self, places: Sequence[int]) -> None:
+        """Queues rank 0's order of pushes."""
+        self.send(frame.encode(pb.FrameHeader(kind=pb.ORDER, member=self.member, places=places)))
 
     def send(self, data: bytes) -> None:
         """Queues a frame."""

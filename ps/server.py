@@ -30,6 +30,7 @@ from ps.host import ShardHost
 from ps.key_files import settings_of_server
 from ps.ledger import RowBuffer
 from ps.logs import configure_logging
+from ps.memory import keep_freed_memory
 from ps.roles import DRIVER
 from ps.security import RunGuard, StreamGuard, check_plaintext
 from ps.segments import run_mark
@@ -124,6 +125,7 @@ def serve(settings_json: str) -> int:
     """Runs a server until it is asked to end; the exit code."""
     settings = from_json(ServerSettings, settings_json)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    keep_freed_memory()
     torch.set_num_threads(1)  # slices of a kernel must not depend on the machine; the streams' threads work in parallel
     with run_mark(settings.run_id):
         _serve(settings)

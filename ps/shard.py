@@ -79,6 +79,9 @@ class Shard:
         self._two_phase = TwoPhase([s.num_optimizer for s in layout.shards], self._index, settings.optimizer, store)
         self._pending = PendingPayload(self.layout, settings.num_workers)
         self._streams = Streams(settings.num_workers)
+        self._num_tensors = len(layout.specs)
+        self._order: bytes | None = None
+        """Rank 0's order of pushes, as a frame for everybody."""
         self._segments: dict[int, Bytes] = {}
         """Flat layout in the segment of every rank's incarnation that has one."""
         self._ended: PserverError | None = None
@@ -151,8 +154,20 @@ class Shard:
             self._barrier.join(member.rank, member.incarnation)
             if self.store.initialised:
                 self.answers.send_ready(stream)
+            if self._order:
+                stream.send(self._order)
         if former:
             former.end(Fenced(f"rank {member.rank} has opened another stream"))
+
+    def share_order(self, member: pb.Member, header: pb.FrameHeader) -> None:
+        """Rank 0's order of pushes, for all ranks, now and when they open a stream. Raises Fenced, MalformedFrame."""
+        if member.rank or len(header.places) != self._num_tensors:
+            raise MalformedFrame(f"rank {member.rank} brings an order of {len(header.places)} tensors, rank 0 alone may, of {self._num_tensors}")
+        with self._changed:
+            self._check_fence(member)
+            self._order = frame.encode(pb.FrameHeader(kind=pb.ORDER, places=header.places))
+            for stream in self._streams.living():
+                stream.send(self._order)
 
     def close_stream(self, member: pb.Member, stream: Stream) -> None:
         """Forgets a stream that has ended."""

@@ -232,6 +232,7 @@ class Session:
             loss=contribution.loss if math.isfinite(contribution.loss) else None,
             shards=timing.shards,
             link_bytes_per_s=self.settings.comm.link_bytes_per_s(),
+            pacing=self.client.pacing if self.version - 1 == self.started_at and self.client.pacing.is_measured else None,
         )
 
     def stop(self, reason: str) -> None:

@@ -13,6 +13,7 @@ from ps.errors import ConfigError, PserverError, Stopped, WorkerFailed
 from ps.failpoints import hit
 from ps.ledger import RowBuffer
 from ps.logs import configure_logging
+from ps.memory import keep_freed_memory
 from ps.roles import DRIVER
 from ps.segments import run_mark
 from ps.server import SWITCH_INTERVAL_S, environment
@@ -21,7 +22,6 @@ from workers.config import WorkerSettings
 from workers.context import run_loop
 from workers.device import operations_named
 from workers.loop import train
-from workers.memory import keep_freed_memory
 from workers.session import Session
 from workers.task import load_task
 

@@ -21,6 +21,9 @@ from workers.sampler import BatchPlan
 from workers.step import Contribution, GradientStep
 from workers.task import Task
 
+ALONE = "compute alone"
+"""The variant without communication."""
+
 
 def main() -> None:
     workload = Workload.here()
@@ -47,7 +50,8 @@ def train(ctx: Context) -> None:
     """The loop of one worker."""
     workload = Workload.here()
     step = _training(ctx, workload) if workload.compute else _exchanging(ctx, workload)
-    take_part(workload, ctx.rank, lambda variant: step)
+    alone = _computing(workload, ctx.rank)
+    take_part(workload, ctx.rank, lambda variant: alone if variant == ALONE else step)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,17 @@ class Perceptron(Task):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs, classes = batch
         return functional.cross_entropy(model(inputs), classes)
+
+
+def _computing(workload: Workload, rank: int) -> Step:
+    """The same forward and backward with communication off."""
+    model = workload.model()
+
+    def step() -> None:
+        model.zero_grad()
+        workload.loss(model, rank).backward()
+
+    return step
 
 
 def _training(ctx: Context, workload: Workload) -> Step:

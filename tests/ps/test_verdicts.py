@@ -262,3 +262,24 @@ def test_a_pull_before_version_0_is_refused() -> None:
         with pytest.raises(grpc.RpcError, match="NotInitialised: shard 0 has no version 0 yet"):
             member.pull()
         member.close()
+
+
+def test_rank_0s_order_goes_to_all_now_and_later(pair: Pair) -> None:
+    pair.zero.send(pb.Frame(header=pb.FrameHeader(kind=pb.ORDER, places=[1, 0, 2])))
+    assert list(pair.one.receive(pb.ORDER).header.places) == [1, 0, 2]
+    pair.one.open()
+    assert list(pair.one.receive(pb.ORDER).header.places) == [1, 0, 2]
+
+
+@pytest.mark.parametrize(("rank", "places"), [(1, [1, 0, 2]), (0, [1, 0])])
+def test_an_order_of_another_rank_or_of_another_model_is_refused(pair: Pair, rank: int, places: list[int]) -> None:
+    member = (pair.zero, pair.one)[rank]
+    member.send(pb.Frame(header=pb.FrameHeader(kind=pb.ORDER, places=places)))
+    code, text = member.ending()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT and f"rank {rank} brings an order of {len(places)} tensors" in text
+
+
+def test_a_probe_is_answered_before_anything_is_pushed(pair: Pair) -> None:
+    pair.zero.send(pb.Frame(header=pb.FrameHeader(kind=pb.PROBE, sequence=5), payload=bytes(1000)))
+    assert pair.zero.receive(pb.RECEIPT).header.sequence == 5
+    pair.step(0)

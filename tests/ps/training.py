@@ -124,8 +124,6 @@ def run(job: Job) -> Outcome:
         order = list(range(job.num_workers))
         if job.shuffle is not None:
             random.Random(job.shuffle).shuffle(order)
-            for member in members:
-                _shuffle_frames(member, job.shuffle)
         in_threads([lambda rank=rank: train(job, members[rank], sums if rank == 0 else []) for rank in order])
         reader = servers.reader()
         flat = reader.pull(job.steps)
@@ -202,6 +200,8 @@ def train(job: Job, member: Member, sums: list[dict[str, float]]) -> None:
         nonfinite=job.optimizer.nonfinite,
     )
     start(member)
+    if job.shuffle is not None:
+        _shuffle_frames(member, job.shuffle)
     for step in range(job.steps):
         overlap.enter()
         gradient.compute(step, Spans())

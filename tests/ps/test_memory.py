@@ -5,7 +5,7 @@ import sys
 
 FAULTS = """
 import resource, torch
-from workers.memory import keep_freed_memory
+from ps.memory import keep_freed_memory
 if {keeps}:
     keep_freed_memory()
 for step in range(20):

@@ -1,4 +1,4 @@
-"""What a worker does with freed memory."""
+"""What a process does with freed memory."""
 
 import ctypes
 
@@ -9,8 +9,8 @@ _NEVER = 2**31 - 1
 def keep_freed_memory() -> None:
     """Memory that this process frees stays its own, where the C library is glibc.
 
-    Every backward makes the same large gradients. glibc maps each anew and gives it back, and the kernel clears every page again:
-    100 MB of gradients cost 25,000 page faults per step.
+    Every step makes the same large gradients and frames. glibc maps each anew and gives it back, and the kernel clears every page
+    again: 100 MB of them cost 25,000 page faults per step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

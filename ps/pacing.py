@@ -1,0 +1,95 @@
+"""How long frames are and how many of them may be on their way: from what the link to the servers is worth.
+
+Pure. A frame that takes long to travel makes everything that it carries late, a short one costs as much work as a long one: frames
+are as long as the link moves in FRAME_S. The window covers the time until a credit comes back.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import ConfigDict
+
+FRAME_S = 0.0055
+"""What a frame should take on the link."""
+MIN_FRAME_BYTES = 32 << 10
+MAX_FRAME_BYTES = 1 << 20
+MIN_WINDOW = 8
+MAX_WINDOW = 64
+PINGS = 3
+"""Empty frames that are echoed first, one after the other."""
+FIRST_BYTES = 32 << 10
+LAST_BYTES = 4 << 20
+LONG_ENOUGH_S = 0.03
+"""An echo that takes so much longer than an empty one tells the rate: a link's burst is small beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pacing:
+    """Frames of a member, and why they are so; by default those of a link that nothing is known of."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+    frame_bytes: int = MAX_FRAME_BYTES
+    """Payload of a frame that travels."""
+    window_frames: int = MIN_WINDOW
+    """Frames on their way to all shards together."""
+    link_bytes_per_s: float = math.inf
+    """What the member's link to all shards together was measured to carry up."""
+    delay_s: float = 0.0
+    """Until an empty frame is echoed."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the link is known."""
+        return math.isfinite(self.link_bytes_per_s)
+
+    def __str__(self) -> str:
+        link = f"link {self.link_bytes_per_s / 1e6:.3g} MB/s, {self.delay_s * 1e3:.2g} ms"
+        return f"{link}: {self.window_frames} frames of {self.frame_bytes / 1024:.0f} KiB"
+
+
+def pacing_of(link_bytes_per_s: float, delay_s: float) -> Pacing:
+    """Frames for a link of that rate and round trip."""
+    power = round(math.log2(max(1.0, link_bytes_per_s * FRAME_S)))
+    frame_bytes = min(max(1 << power, MIN_FRAME_BYTES), MAX_FRAME_BYTES)
+    window = math.ceil(2 * link_bytes_per_s * delay_s / frame_bytes)
+    return Pacing(
+        frame_bytes=frame_bytes,
+        window_frames=min(max(window, MIN_WINDOW), MAX_WINDOW),
+        link_bytes_per_s=link_bytes_per_s,
+        delay_s=delay_s,
+    )
+
+
+class Probe:
+    """Which echoes to ask for, and what they tell: empty ones, then of twice the size each until one takes long enough."""
+
+    def __init__(self) -> None:
+        self._delay_s = math.inf
+        self._rate: float | None = None
+
+    def rounds(self) -> Iterator[int]:
+        """Bytes to send to all shards together in the next round; after each one, `echoed`."""
+        yield from [0] * PINGS
+        size = FIRST_BYTES
+        while size <= LAST_BYTES:
+            self._long_enough = False
+            yield size
+            if self._long_enough:
+                return
+            size *= 2
+
+    def echoed(self, size: int, seconds: float) -> None:
+        """All of a round has come back."""
+        if not size:
+            self._delay_s = min(self._delay_s, seconds)
+            return
+        # no echo of anything is quicker than an empty one, but for noise
+        self._rate = size / max(seconds - self._delay_s, seconds / 10)
+        self._long_enough = seconds - self._delay_s >= LONG_ENOUGH_S
+
+    @property
+    def pacing(self) -> Pacing | None:
+        """None before anything has been learnt."""
+        return None if self._rate is None else pacing_of(self._rate, self._delay_s)

@@ -1,0 +1,80 @@
+"""Frames suit the link that was measured, and no bit depends on them."""
+
+import logging
+
+import pytest
+from torch import nn
+
+from ps.config import CommConfig
+from ps.pacing import Pacing, Probe, pacing_of
+from tests.ps.cluster import Cluster, Member, cluster, in_threads, start
+
+KIB, MBIT = 1 << 10, 1e6 / 8
+FAST = 500e6
+"""Beyond it frames are as long as they get."""
+
+
+@pytest.mark.parametrize(
+    ("link", "delay_s", "frame_bytes", "window_frames"),
+    [
+        (1 * MBIT, 0.001, 32 * KIB, 8),
+        (50 * MBIT, 0.0004, 32 * KIB, 8),
+        (100 * MBIT, 0.0004, 64 * KIB, 8),
+        (1000 * MBIT, 0.0002, 512 * KIB, 8),
+        (16_000 * MBIT, 0.0001, 1024 * KIB, 8),
+        (100 * MBIT, 0.05, 64 * KIB, 20),  # twice what is on its way in a round trip
+        (10_000 * MBIT, 0.2, 1024 * KIB, 64),
+    ],
+)
+def test_frames_are_short_on_thin_links_and_the_window_covers_the_delay(link: float, delay_s: float, frame_bytes: int, window_frames: int) -> None:
+    found = pacing_of(link, delay_s)
+    assert (found.frame_bytes, found.window_frames) == (frame_bytes, window_frames)
+
+
+@pytest.mark.parametrize("burst_bytes", [0, 32 * KIB])
+@pytest.mark.parametrize("delay_s", [0.0004, 0.04])
+@pytest.mark.parametrize("link", [1 * MBIT, 50 * MBIT, 1000 * MBIT, 16_000 * MBIT])
+def test_a_link_is_told_from_its_echoes_in_little_time(link: float, delay_s: float, burst_bytes: int) -> None:
+    probe, spent_s = Probe(), 0.0
+    for size in probe.rounds():
+        seconds = delay_s + max(0, size - burst_bytes) / link
+        spent_s += seconds
+        probe.echoed(size, seconds)
+    assert probe.pacing
+    assert probe.pacing.delay_s == delay_s
+    assert 0.99 * min(link, FAST) <= probe.pacing.link_bytes_per_s <= 2.01 * link
+    assert spent_s < 1.0
+
+
+def test_the_log_says_what_was_measured_and_chosen() -> None:
+    assert str(pacing_of(6.1e6, 0.0004)) == "link 6.1 MB/s, 0.4 ms: 8 frames of 32 KiB"
+
+
+def test_nothing_is_known_before_the_first_echo() -> None:
+    probe = Probe()
+    next(iter(probe.rounds()))
+    assert probe.pacing is None
+
+
+def joined(servers: Cluster, model: nn.Module) -> list[Member]:
+    members = [servers.member(rank, model) for rank in range(servers.num_workers)]
+    in_threads([lambda member=member: start(member) for member in members])
+    return members
+
+
+def test_a_thin_link_is_found_out_at_join(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ps.client")
+    with cluster(1, 2, comm=CommConfig(bandwidth="50mbit")) as servers:
+        (member,) = joined(servers, nn.Linear(64, 64))
+        assert member.client.pacing.frame_bytes == 32 * KIB
+        assert member.client.pacing.link_bytes_per_s < 2 * 50 * MBIT
+        assert f"rank 0: {member.client.pacing}" in caplog.text
+
+
+@pytest.mark.parametrize("comm", [CommConfig(shared_memory=False, frame_bytes=4096, window_frames=2), CommConfig()])
+def test_no_link_is_measured_where_the_settings_or_the_memory_say_enough(comm: CommConfig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ps.client")
+    with cluster(2, 2, comm=comm) as servers:
+        for member in joined(servers, nn.Linear(64, 64)):
+            assert member.client.pacing == Pacing()
+    assert "link" not in caplog.text
