@@ -6,7 +6,7 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test models chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile docs clean
+.PHONY: help setup train test models chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +57,9 @@ bench-codecs: $(STAMP)  ## Measure what the wire formats cost (ARGS="--elements 
 
 bench-hostile: $(STAMP)  ## Measure steps while strangers flood the run's server, and what TLS costs (ARGS="--kinds push --rounds 5")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.hostile $(ARGS)
+
+bench-formats: $(STAMP)  ## Train Fashion-MNIST in every wire format, and write docs/formats.md (some minutes; ARGS="--epochs 8")
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.formats $(ARGS)
 
 docs: $(STAMP)  ## Make the plots of docs/optimisation.md anew (installs matplotlib)
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check --editable '.[docs]' --constraint build/constraints.txt

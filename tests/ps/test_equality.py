@@ -62,6 +62,7 @@ def test_the_bits_depend_on_nothing_but_the_seed() -> None:
         replace(base, num_servers=1),
         replace(base, num_servers=2),
         replace(base, num_servers=4),
+        replace(base, num_servers=2, comm=CommConfig(shared_memory=False)),  # frames as the link was measured
         replace(base, num_servers=2, shuffle=1, comm=CommConfig(frame_bytes=4096, window_frames=1)),
         replace(base, num_servers=4, shuffle=2, comm=CommConfig(frame_bytes=4096, window_frames=3, out_of_order_bytes=0)),
         replace(base, num_servers=1, shuffle=3, comm=CommConfig(frame_bytes=4 << 20, window_frames=64)),

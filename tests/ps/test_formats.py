@@ -88,9 +88,6 @@ def run_halved(job: training.Job) -> tuple[str, str]:
     plan = training.Plan(job.batches().steps_per_epoch(), job.steps)
     with cluster(job.num_workers, job.num_servers, optimizer=job.optimizer, comm=job.comm, plan=plan) as servers:
         members = [servers.member(rank, job.model()) for rank in range(job.num_workers)]
-        if job.shuffle is not None:
-            for member in members:
-                training._shuffle_frames(member, job.shuffle)
         training.in_threads([lambda member=member: training.train(job, member, []) for member in members])
         reader = servers.reader()
         exact = reader.pull(job.steps)
