@@ -95,6 +95,12 @@ class Client:
         """The same until the next step begins."""
         self._encoding = 0
         """Frames that a thread works on: they read the contribution."""
+        self._awaited: Callable[[], bool] | None = None
+        """What the training thread waits for."""
+        self._waits_since: float | None = None
+        """From when on its wait is not counted yet."""
+        self._is_blocked = False
+        """Whether frames waited to leave at that time."""
         self._error: PserverError | None = None
         self._broken: set[int] = set()
         self.doing: str | None = None
@@ -263,7 +269,7 @@ class Client:
                         self.doing = None
                         return
                     self.doing = f"waits for the next version of {len(self._exchange.missing())} tensors"
-                    self._wait_for_news()
+                    self._wait_for(done)
             for index in broken:
                 self._reopen(self._lines[index])
                 self._pump()
@@ -279,12 +285,26 @@ class Client:
             skipped = not all(np.isfinite(squares).all() for squares in known.values())
         self._rank_state.settle(self._exchange.step, skipped=skipped)
 
-    def _wait_for_news(self) -> None:
-        """Waits under the lock for a receipt or an answer; counts as blocked by the window if frames wait to leave."""
-        blocked = self._exchange.has_ready
-        started = time.monotonic()
+    def _wait_for(self, done: Callable[[], bool]) -> None:
+        """Waits under the lock until a receipt or an answer makes `done` true, or a second."""
+        self._awaited = done
+        self._waits_since, self._is_blocked = time.monotonic(), self._exchange.has_ready
         self._changed.wait(1.0)
-        self._clock.waited(time.monotonic() - started, blocked=blocked)
+        self._count_wait()
+        self._awaited = self._waits_since = None
+
+    def _count_wait(self) -> None:
+        """Under the lock: adds the wait until now; frames that waited to leave were held up by the window."""
+        if self._waits_since is not None:
+            now = time.monotonic()
+            self._clock.waited(now - self._waits_since, blocked=self._is_blocked)
+            self._waits_since, self._is_blocked = now, self._exchange.has_ready
+
+    def _news(self) -> None:
+        """Under the lock, after something has come: wakes whoever waits, the training thread only for what it waits for."""
+        self._count_wait()
+        if self._awaited is None or self._error or self._broken or self._awaited():
+            self._changed.notify_all()
 
     def _pump(self) -> None:
         """Sends what is ready as far as the window allows; in any thread. Frames of a broken line wait until it is open again."""
@@ -304,7 +324,7 @@ class Client:
                 with self._changed:
                     self._encoding -= 1
                     if not self._encoding:
-                        self._changed.notify_all()
+                        self._news()
 
     def _send(self, shard: int, index: int, opened: int) -> None:
         """On the stream that was the `opened`-th of its line."""
@@ -379,7 +399,7 @@ class Client:
                     self._return_credit(line, header)
                 elif header.kind == pb.ORDER:
                     self._order = self._new_order = list(header.places)
-                self._changed.notify_all()
+                self._news()
             self._pump()
 
     def _return_credit(self, line: Line, header: pb.FrameHeader) -> None:
@@ -405,7 +425,7 @@ class Client:
             self._clock.landed(line.index, header, frame.payload_bytes(line.layout, run, line.pull_format), 0 if header.shared else wire_bytes)
             self._exchange.landed(line.index, run)
             hit("worker.landed")
-            self._changed.notify_all()
+            self._news()
 
     def _learn_norms(self, header: pb.FrameHeader) -> None:
         shard, shards = header.norms_shard, self.layout.shards
