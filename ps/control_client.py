@@ -11,7 +11,7 @@ from protos import pserver_pb2 as pb
 from ps.control import EpochSums, ServerAddress
 from ps.control_checks import MAX_ERROR, MAX_TRACEBACK
 from ps.control_service import address_of
-from ps.errors import Fenced, PserverError, Unreachable
+from ps.errors import PserverError, Unreachable
 from ps.ledger import RowBuffer
 from ps.transport.rpc import Peer
 
@@ -119,7 +119,7 @@ class ControlClient:
 
 class Heart:
     """The thread that beats: sends rows and signs of life, and calls `on_stop` once when the driver says stop or has not
-    answered for `orphan_after_s`, `on_fenced` (None: `on_stop`) when the process has a successor."""
+    answered for `orphan_after_s`, `on_fenced` (None: `on_stop`) when it refuses the process, which has a successor or will have one."""
 
     def __init__(
         self,
@@ -168,10 +168,8 @@ class Heart:
             except Unreachable:
                 if self._clock() - answered > self._orphan_after_s:
                     self._tell(f"the driver has not answered for {self._orphan_after_s:g} s")
-            except Fenced as error:
-                self._tell(str(error), self._on_fenced)
             except PserverError as error:
-                self._tell(str(error))
+                self._tell(str(error), self._on_fenced)
             if last:
                 return
 

@@ -49,5 +49,12 @@ def test_all_processes_die_in_the_same_step_and_some_of_them_again(optimizer: st
     assert deaths_of(result) == ["server 0"] * 2 + ["server 1", "worker 0"] + ["worker 1"] * 2
 
 
+def test_a_server_that_holds_nothing_may_die_too(tmp_path: Path) -> None:
+    """Of eleven servers for ten chunks."""
+    result = run(tmp_path, ANY, {ProcessKey("server", 10): [("shard.joined", 1)]}, num_servers=11)
+    assert bits_of(result) == undisturbed(ANY)
+    assert deaths_of(result) == ["server 10"]
+
+
 def test_no_failpoint_of_a_server_is_left_out() -> None:
     assert {name for _, first, second in PLACES for name, *_ in [*first, *second]} == {name for name in POINTS if not name.startswith("worker.")}

@@ -149,10 +149,11 @@ class Chest:
     def __init__(self, driver: Driver, **settings: object) -> None:
         self.rows = RowBuffer()
         self.now = 0.0
+        self.step = 5
         self.reasons: SimpleQueue[str] = SimpleQueue()
         self.client = driver.client(0)
         options = {"every_s": 0.01, "orphan_after_s": 20.0, "clock": lambda: self.now} | settings
-        self.heart = Heart(self.client, self.rows, lambda: Progress(5, doing="rests"), self.reasons.put, **options)  # type: ignore[arg-type]
+        self.heart = Heart(self.client, self.rows, lambda: Progress(self.step, doing="rests"), self.reasons.put, **options)  # type: ignore[arg-type]
         self.heart.start()
 
 
@@ -188,6 +189,15 @@ def test_a_fenced_process_may_end_in_another_way_than_at_the_end_of_the_run(driv
     chest = Chest(driver, on_fenced=fenced.put)
     driver.client(0)
     assert "incarnation 1 is not the newest" in fenced.get(timeout=10)
+    chest.heart.stop()
+    assert chest.reasons.empty()
+
+
+def test_a_process_that_a_living_driver_refuses_makes_room_for_a_successor(driver: Driver) -> None:
+    refused: SimpleQueue[str] = SimpleQueue()
+    chest = Chest(driver, on_fenced=refused.put)
+    chest.step = 1 << 62
+    assert "a step or version 4611686018427387904" in refused.get(timeout=10)
     chest.heart.stop()
     assert chest.reasons.empty()
 
