@@ -26,16 +26,17 @@ class Exchange(Protocol):
 class Pushes:
     """The contribution of one step after the other: `begin` before the last backward of a step, `end` after it. One thread uses it.
 
-    In the first step everything is pushed by `end`, and what cannot leave early is found out: gradients that a backward adds to
-    several times, buffers that it changes.
+    In the first step whose backward comes between the two everything is pushed by `end`, and what cannot leave early is found out:
+    gradients that a backward adds to several times, buffers that it changes.
     """
 
-    def __init__(self, bound: BoundModel, exchange: Exchange, spans: Spans, *, early: bool, keeps_gradients: bool) -> None:
-        """`early`: False pushes everything at the end of every step. `keeps_gradients`: parameters keep their `grad` once it is pushed."""
+    def __init__(self, bound: BoundModel, exchange: Exchange, spans: Spans, *, early: bool, own_loop: bool) -> None:
+        """`early`: False pushes everything at the end of every step. `own_loop`: parameters keep their `grad` once it is pushed, and a step
+        may begin before its forward, which changes buffers."""
         self._bound = bound
         self._exchange = exchange
         self._spans = spans
-        self._keeps_gradients = keeps_gradients or bound.copies
+        self._keeps_gradients = own_loop or bound.copies
         self._is_open = False
         self._divisor: float | None = None
         self._weight = 0.0
@@ -43,11 +44,12 @@ class Pushes:
         self._times: dict[int, int] = {}
         """How often the step's backward has completed each gradient."""
         self._late: set[int] | None = None
-        """Tensors that may not leave early; None before the first step has shown which."""
+        """Tensors that may not leave early; None before a step has shown which."""
         self._copying: deque[tuple[Any, int]] = deque()
         """Tensors on their way from the device, with the event after the copy."""
         specs = bound.layout.specs
-        self._buffers = [i for i in bound.versioned if specs[i].rule in (Rule.MEAN, Rule.EQUAL)]
+        self._buffers = [] if own_loop else [i for i in bound.versioned if specs[i].rule in (Rule.MEAN, Rule.EQUAL)]
+        """Those that leave when a step begins, but for the late ones."""
         if early:
             for i in bound.versioned:
                 if specs[i].rule is Rule.OPTIMIZER:
@@ -114,7 +116,7 @@ class Pushes:
         """What backward changes (by activation checkpointing) may not leave before it. Torch's kernel of BatchNorm counts no versions."""
         changed = {i for i, before in zip(self._buffers, self._before, strict=True) if not _same_bits(self._bound.tensor(i), before)}
         if self._late is None:
-            if self._sums is not None:
+            if self._times:
                 self._late = changed | {i for i, times in self._times.items() if times > 1}
         elif self._sums is not None and changed - self._late:
             name = self._name(min(changed - self._late))

@@ -95,7 +95,7 @@ class Session:
         hit("worker.installed")
         self._doing = "computes"
         self.layers = Layers(bound, self, self.spans, layerwise=settings.train.overlap and not own_loop, in_place=not own_loop)
-        self.pushes = Pushes(bound, self, self.spans, early=settings.train.overlap, keeps_gradients=own_loop)
+        self.pushes = Pushes(bound, self, self.spans, early=settings.train.overlap, own_loop=own_loop)
         self.spans.take()
         return bound
 

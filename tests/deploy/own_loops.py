@@ -1,5 +1,6 @@
 """A task, and the loop that a user would write for the same training; and loops that go wrong."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,19 +50,24 @@ def noisy(ctx: Context) -> None:
     _train_noisy(ctx, weighted=False)
 
 
+def noisy_telling_later(ctx: Context) -> None:
+    """`Noisy`; every step but the first two, and every fourth, tells its weight before its forward, which changes buffers."""
+    _train_noisy(ctx, weighted=False, tells=lambda step: step > 1 and step % 4 != 0)
+
+
 def noisy_weighted(ctx: Context) -> None:
     """`Noisy(weighted=True)`."""
     _train_noisy(ctx, weighted=True)
 
 
-def _train_noisy(ctx: Context, *, weighted: bool) -> None:
+def _train_noisy(ctx: Context, *, weighted: bool, tells: Callable[[int], bool] = lambda step: False) -> None:
     task = Noisy(weighted)
     model, data = task.model(), task.train_data()
     sampler = ctx.sampler(len(data))
     opt = ctx.optimizer(model)
     for step in ctx.steps():
         batch = data.batch(sampler(step))
-        opt.zero_grad()
+        opt.zero_grad(weight=len(batch[0]) if tells(step) else None)
         weight = 0.0
         if len(batch[0]):
             loss, weight = task.loss(model, batch) if weighted else (task.loss(model, batch), len(batch[0]))

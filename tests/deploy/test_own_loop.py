@@ -32,6 +32,7 @@ def bits_of(result: Any) -> tuple[str, str]:
     ("loop", "task", "num_workers", "accumulate"),
     [
         ("noisy", Noisy(), 1, 1),
+        ("noisy_telling_later", Noisy(), 2, 1),
         ("noisy_weighted", Noisy(weighted=True), 2, 1),
         ("noisy_accumulated", Noisy(), 3, 2),
         ("noisy", Noisy(), 5, 1),  # of its last batches of 2, three ranks have none

@@ -39,5 +39,5 @@ class Nobody:
 def gradient_step(task: Any, data: Any, plan: Any, bound: BoundModel, dtype: Any, *, early: bool = True, **options: Any) -> GradientStep:
     """Its gradients are in `bound.gradients` after `compute`."""
     nobody, spans = Nobody(), Spans()
-    pushes = Pushes(bound, nobody, spans, early=early, keeps_gradients=True)
+    pushes = Pushes(bound, nobody, spans, early=early, own_loop=True)
     return GradientStep(task, data, plan, bound, pushes, Layers(bound, nobody, spans, layerwise=early, in_place=early), dtype, **options)
