@@ -244,7 +244,7 @@ def load_loop(name: str) -> Loop:
         raise ConfigError(f"train.loop = {name!r} names no function: write package.module:function or path/file.py:function")
     loop = import_attribute(name, "train.loop")
     remedy = "write def train(ctx): ... and name it module:train"
-    if not callable(loop):
+    if not callable(loop) or isinstance(loop, type):
         raise ConfigError(f"train.loop = {name!r} is no function: {remedy}")
     if inspect.isgeneratorfunction(loop) or inspect.iscoroutinefunction(loop):
         raise ConfigError(f"train.loop = {name!r} is a generator or async, which a call does not run: {remedy}")

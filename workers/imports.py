@@ -22,8 +22,13 @@ def import_attribute(name: str, key: str) -> object:
     Raises ConfigError that names the config key or flag `key`.
     """
     module_name, _, path = name.rpartition(":")
+    if not (module_name and path):
+        raise ConfigError(f"{key} = {name!r} names nothing: write package.module:NAME or path/file.py:NAME")
     try:
         module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
+    except SystemExit as error:
+        remedy = 'what a script does belongs below `if __name__ == "__main__":`'
+        raise ConfigError(f"{key} = {name!r} cannot be imported, since it ends the program (sys.exit({error.code!r})): {remedy}") from error
     except Exception as error:  # whatever the user's module raises while it is imported
         raise ConfigError(f"{key} = {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     found: object = module

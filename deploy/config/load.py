@@ -37,7 +37,7 @@ def _build(tables: Mapping[str, Mapping[str, Any]]) -> Config:
     for name in check.SECTIONS:
         try:
             if name == "task":
-                if "task" in tables or "loop" not in tables.get("train", {}):
+                if tables.get("task") or "loop" not in tables.get("train", {}):
                     sections[name] = _task(tables.get("task", {}))
             elif name in tables or name == "train":
                 sections[name] = check.section(name, tables.get(name, {}))

@@ -96,8 +96,24 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        if (self.task is None) == (self.train.loop is None):
+        if self.task is None and self.train.loop is None:
             raise ValueError('say what is trained: either a task (task.name = "digits") or your own loop (train.loop = "mine.py:train")')
+        if self.task and self.train.loop is not None:
+            raise ValueError(
+                f'train.loop = "{self.train.loop}" with task.name = "{self.task.name}": an own loop trains without a task, '
+                "leave train.loop or the section [task] out"
+            )
+        if self.task:
+            self._check_watched()
         for shard in self.comm.server_bandwidth:
             if not 0 <= shard < self.scaling.num_servers:
                 raise ValueError(f"comm.server_bandwidth.{shard} names no server: 0 <= shard < scaling.num_servers = {self.scaling.num_servers}")
+
+    def _check_watched(self) -> None:
+        """The names of a task's metrics begin alike, so that a wrong one shows before the first epoch has passed."""
+        for key, metric in (("early_stopping.metric", self.early_stopping.metric), ("plateau.metric", self.plateau.metric)):
+            if metric not in (None, "train_loss") and not str(metric).startswith("validation_"):
+                raise ValueError(
+                    f'{key} = "{metric}" is no metric of a task: did you mean "validation_{metric}"? '
+                    "There is train_loss, validation_loss, and validation_NAME for each of its own"
+                )

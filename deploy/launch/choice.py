@@ -8,6 +8,7 @@ from typing import Literal
 from deploy.config import Config
 from deploy.launch.base import Launcher, ProcessKey
 from deploy.rundir import RunDirectory
+from ps.errors import ConfigError
 
 LauncherName = Literal["ray", "process"]
 
@@ -22,6 +23,8 @@ def make_launcher(
 
     scaling = config.scaling
     if name == "process":
+        if address is not None:
+            raise ConfigError(f'--address {address} is of a Ray cluster, but the launcher is "process": leave one of the two out')
         from deploy.launch.process import ProcessLauncher
 
         return ProcessLauncher(log_path, num_gpus=math.ceil(scaling.num_workers * scaling.gpus_per_worker))

@@ -72,6 +72,11 @@ def test_traceback_shows_the_stack_above_the_line(job: str, capsys: pytest.Captu
     assert lines[-1].startswith("error: --set: train.epochs")
 
 
+def test_an_address_without_ray_is_refused(job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended("run", job, "--launcher", "process", "--address", "auto", "--set", f"run.storage_path={tmp_path}", "--json") == 2
+    assert capsys.readouterr().err == 'error: --address auto is of a Ray cluster, but the launcher is "process": leave one of the two out\n'
+
+
 def test_print_config_prints_a_config_that_loads_and_short_flags_win(job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--workers", "3", "--servers", "1", "--name", "42"]
     assert ended("run", job, "--set", "scaling.num_workers=9", *flags, "--print-config") == 0

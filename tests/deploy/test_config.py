@@ -87,6 +87,15 @@ def test_keys_of_the_task_become_its_fields(tmp_path: Path) -> None:
         ('[scaling]\nresources_per_worker = { CPU = "2" }', 'job.toml: scaling.resources_per_worker.CPU = "2" is no number'),
         ('[comm]\nbandwidth = "fast"', "job.toml: comm.bandwidth: 'fast' is no rate"),
         ('[comm.server_bandwidth]\n5 = "1mbit"', "job.toml: comm.server_bandwidth.5 names no server: 0 <= shard < scaling.num_servers = 2"),
+        (
+            'loop = "mine.py:train"',
+            'job.toml: train.loop = "mine.py:train" with task.name = "digits": an own loop trains without a task, leave train.loop or',
+        ),
+        (
+            '[early_stopping]\nmetric = "accuracy"',
+            'job.toml: early_stopping.metric = "accuracy" is no metric of a task: did you mean "validation_accuracy"?',
+        ),
+        ('[plateau]\nmetric = "loss"', 'job.toml: plateau.metric = "loss" is no metric of a task: did you mean "validation_loss"?'),
         ('[comm.server_bandwidth]\nx = "1mbit"', "job.toml: comm.server_bandwidth.x: the last part of the key is no whole number"),
         ("epochs = = 3", "job.toml:5: Invalid value (column 10)"),
     ],
@@ -116,6 +125,12 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_bytes(b"# caf\xe9\n")
     with pytest.raises(ConfigError, match=r"job\.toml is no text in UTF-8 \(byte 5\)"):
         load(tmp_path / "job.toml")
+
+
+def test_without_the_keys_of_its_task_a_file_serves_an_own_loop(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def train(ctx): ...")
+    config = load(written(tmp_path, MINIMAL), ["task.name=", f"train.loop={tmp_path}/mine.py:train", "early_stopping.metric=accuracy"])
+    assert config.task is None
 
 
 # --set

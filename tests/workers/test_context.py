@@ -197,6 +197,7 @@ def test_a_loop_that_goes_on_where_the_run_ends_is_refused() -> None:
     [
         ("rihgt", "no rihgt in tests.workers.loops: did you mean right?"),
         ("NUMBER", "is no function: write def train"),
+        ("Context", "is no function: write def train"),
         ("without_argument", r"cannot be called with the context alone \(too many positional arguments\)"),
         ("yields", "is a generator or async"),
         ("waits", "is a generator or async"),

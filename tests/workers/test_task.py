@@ -134,6 +134,8 @@ def test_a_missing_field_is_named() -> None:
         ("digts", "task.name = 'digts' is no shipped task: did you mean digits?"),
         ("no_such_module:X", "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
         ("no/such/file.py:X", "cannot be imported: FileNotFoundError: there is no file /"),
+        ("no/such/file.py:", "names nothing: write package.module:NAME or path/file.py:NAME"),
+        (":Mine", "names nothing: write package.module:NAME or path/file.py:NAME"),
         (f"{HERE}:Sizd", f"no Sizd in {HERE}: did you mean Sized?"),
         (f"{HERE}:HERE", "is no task: derive it from workers.task.Task"),
         (f"{HERE}:Path", "Path is no task: derive it from workers.task.Task"),
@@ -186,3 +188,9 @@ def test_an_error_of_the_users_file_is_told_every_time(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ConfigError, match="cannot be imported: ZeroDivisionError: division by zero"):
             load_task(f"{tmp_path}/broken.py:Mine", {})
+
+
+def test_a_script_that_ends_the_program_when_it_is_imported_does_not_end_ours(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys\nsys.exit()")
+    with pytest.raises(ConfigError, match=r'it ends the program \(sys.exit\(None\)\): .* below `if __name__ == "__main__":`'):
+        load_task(f"{tmp_path}/script.py:Mine", {})
