@@ -134,7 +134,8 @@ class Watch:
         why_not = self._recovery.died(key, reason, step, time.monotonic())
         if why_not is not None:
             raise self._death(key, reason, ending, why_not)
-        self._say(f"{key} {reason} at step {step}: starting it again")
+        crash = f" ({ending.last_words})" if ending.has_crashed else ""
+        self._say(f"{key} {reason} at step {step}{crash}: starting it again")
         self._restarted[key] = incarnation, time.monotonic()
         self._restart(key)
 

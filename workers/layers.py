@@ -8,6 +8,7 @@ that the trace has not seen shows in the loss instead of computing with an old v
 others, which cannot be NaN, are waited for at the start.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from ps.frame import Bytes
 from ps.layout import Rule
 from workers.binding import BoundModel
 from workers.spans import Spans
+
+log = logging.getLogger(__name__)
 
 
 class Landing(Protocol):
@@ -87,6 +90,10 @@ class Layers:
         if self._in_place and self._has_computed:
             if not self._bound.is_written and (copies := self._landing.share()):
                 self._bound.read_from(copies)
+                log.info(
+                    "the model computes in its server's memory: a parameter that is written to from here on ends this process by SIGSEGV; "
+                    "if it must be, set comm.shared_memory = false"
+                )
             self._in_place = False
         self._install(sorted(self._pending))
 

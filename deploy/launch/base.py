@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -11,6 +11,7 @@ Role = Literal["server", "worker"]
 
 LAST_WORDS_LINES = 5
 _TAIL_BYTES = 8192
+_CRASH, _CRASH_ENDS = "Fatal Python error: ", ("  File ", "Extension modules: ")
 
 
 @dataclass(frozen=True, order=True)
@@ -41,6 +42,11 @@ class Ending:
     """Last lines that are not empty of its log; may be empty."""
     lost_host: bool = False
     """Whether its host has gone with it, and the memory there."""
+
+    @property
+    def has_crashed(self) -> bool:
+        """Whether its last words are where a crash was."""
+        return self.last_words.startswith(_CRASH)
 
 
 class Launcher(Protocol):
@@ -81,7 +87,7 @@ def module_path() -> list[str]:
 
 
 def last_words(path: Path) -> str:
-    """The last few lines that are not empty; empty if there is no such file on this host."""
+    """The last few lines that are not empty, of a crash where it was; empty if there is no such file on this host."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
@@ -89,4 +95,14 @@ def last_words(path: Path) -> str:
     except OSError:
         return ""
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    return "\n".join(lines[-LAST_WORDS_LINES:])
+    return _crash(lines) or "\n".join(lines[-LAST_WORDS_LINES:])
+
+
+def _crash(lines: Sequence[str]) -> str | None:
+    """What `faulthandler` has written last, as one line: the innermost place outside of what is installed."""
+    starts = [i for i, line in enumerate(lines) if line.startswith(_CRASH)]
+    if not starts or not lines[-1].startswith(_CRASH_ENDS):
+        return None
+    places = [line.strip() for line in lines[starts[-1] :] if line.startswith("  File ")]
+    place = next((place for place in places if "-packages" not in place), "an unknown place")
+    return f"{lines[starts[-1]]} in {place.removeprefix('File ')}"

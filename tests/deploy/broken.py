@@ -46,6 +46,8 @@ class Broken(Task):
             Path(self.mark).touch()
             signal.pause()
         loss = (model(inputs) - targets).square().mean()
+        if self.how == "writes late" and torch.initial_seed() in (torch_seed(0, 5, 0), torch_seed(0, 6, 1)):
+            model[0].weight.detach().mul_(0.5)
         return loss * math.nan if self.how == "nan" and torch.initial_seed() == torch_seed(0, 7, 1) else loss
 
     def _train(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.launch.base import ProcessKey
+from deploy.launch.base import ProcessKey, last_words
 from deploy.launch.process import ProcessLauncher
 from ps.errors import ResourcesMissing
 from tests.deploy.conftest import Notes, gone
@@ -35,6 +35,24 @@ def test_an_exit_code_and_the_last_words_are_told(launcher: ProcessLauncher) -> 
     ending = ending_of(launcher, SERVER)
     assert (ending.code, ending.reason) == (3, "exited with code 3")
     assert set(ending.last_words.splitlines()) == {"first words", "last words", "on stderr"}
+
+
+def test_of_a_crash_the_last_words_are_where_it_was(tmp_path: Path) -> None:
+    log = tmp_path / "worker-0.log"
+    places = ["torch/dist-packages/torch/nn/functional.py", "task.py", "python/site-packages/workers/step.py"]
+    frames = [f'  File "{place}", line {line} in forward' for line, place in enumerate(places, start=7)]
+    dump = [
+        "Fatal Python error: Segmentation fault",
+        "",
+        "Current thread 0x01 (most recent call first):",
+        *frames,
+        "",
+        "Extension modules: numpy (total: 1)",
+    ]
+    log.write_text("\n".join(["before", *dump]))
+    assert last_words(log) == 'Fatal Python error: Segmentation fault in "task.py", line 8 in forward'
+    log.write_text("\n".join([*dump, "a successor speaks"]))
+    assert last_words(log).endswith("a successor speaks")
 
 
 def test_last_words_are_the_last_five_lines_of_the_log(launcher: ProcessLauncher) -> None:
