@@ -95,6 +95,10 @@ class RunDirectory:
         return self.path / "comm.jsonl"
 
     @property
+    def trace(self) -> Path:
+        return self.path / "trace.json"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 
@@ -136,6 +140,18 @@ class RunDirectory:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_atomic(self.summary, (json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n").encode())
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """None if the run goes on, or its driver was killed. Raises ConfigError for what is no summary."""
+        if not self.summary.is_file():
+            return None
+        try:
+            found = json.loads(self.summary.read_bytes())
+        except ValueError as error:
+            raise ConfigError(f"{self.summary} is damaged ({error})") from error
+        if not isinstance(found, dict):
+            raise ConfigError(f"{self.summary} is damaged: it holds no object")
+        return found
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         append_line(self.metrics, row)

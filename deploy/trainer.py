@@ -14,6 +14,7 @@ from deploy.interrupts import interruptible, uninterrupted
 from deploy.launch.base import Launcher
 from deploy.launch.choice import LauncherName, make_launcher
 from deploy.measure.table import closing_line, tables
+from deploy.measure.trace_file import write_trace
 from deploy.measure.window import Window
 from deploy.result import Result, Summary, versions
 from deploy.rundir import RunDirectory
@@ -126,6 +127,7 @@ class Trainer:
                 window = driver.window if driver else Window()
                 summary = _summary(config, rundir, driver, window, error, time.monotonic() - started)
                 rundir.write_summary(summary.to_dict())
+                _trace(rundir, window)
                 _show(console, summary, driver, window)
         return _result(rundir, summary, driver, error)
 
@@ -135,6 +137,16 @@ class Trainer:
 
     def _make_launcher(self, rundir: RunDirectory, console: Console) -> Launcher:
         return make_launcher(self._launcher, self._config, rundir, self._what(), address=self._address, say=console.line)
+
+
+def _trace(rundir: RunDirectory, window: Window) -> None:
+    """A run is not worse for a trace that cannot be written."""
+    if not window.num_steps:
+        return
+    try:
+        write_trace(rundir)
+    except (ConfigError, OSError) as error:
+        logging.getLogger(__name__).warning("no %s: %s", rundir.trace.name, error)
 
 
 def _where_it_stands(rundir: RunDirectory, driver: Driver | None) -> str:

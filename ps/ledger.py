@@ -38,6 +38,14 @@ class ShardTraffic:
     """Time in which an answer was on its way down, from its encoding on."""
     busy_s: float = 0.0
     """Time in which a frame or an answer was on its way."""
+    push_from_s: float | None = None
+    """Before the end of the step: when the first frame left; None if none has been received."""
+    push_to_s: float | None = None
+    """Before the end of the step: when the server had the last frame, by our clock."""
+    pull_from_s: float | None = None
+    """Before the end of the step: when the first answer left; None if none has landed."""
+    pull_to_s: float | None = None
+    """Before the end of the step: when the last answer had landed."""
     local: bool = False
     """Exact payload stays in shared memory, or would: the shard is on the worker's host."""
     encode_s: float = 0.0
@@ -116,6 +124,10 @@ class ServerRow:
     """From the first rank complete to the last rank complete."""
     waits_for: Count | None = None
     """Rank that was complete last; None with one rank."""
+    first_s: float | None = None
+    """Before `time_s`: when the first contribution came; None if none did, as of a version that came before a restart."""
+    complete_s: float | None = None
+    """Before `time_s`: when the last rank was complete; None as `first_s`."""
     link_bytes_per_s: float | None = None
     """Rate the link is shaped to; None if it is not."""
 

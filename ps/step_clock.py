@@ -20,6 +20,16 @@ class StepTiming:
     receive_s: float = 0.0
     waits_for: int | None = None
     shards: list[ShardTraffic] = field(default_factory=list)
+    ways: list[tuple[tuple[float, float] | None, tuple[float, float] | None]] = field(default_factory=list)
+    """By shard and our clock: from when to when anything was on its way up, and down; None if nothing was."""
+
+    def end(self, now: float) -> None:
+        """The step ends now, by our clock: its traffic is told how long before."""
+        for traffic, (up, down) in zip(self.shards, self.ways, strict=True):
+            if up:
+                traffic.push_from_s, traffic.push_to_s = now - up[0], now - up[1]
+            if down:
+                traffic.pull_from_s, traffic.pull_to_s = now - down[0], now - down[1]
 
 
 @dataclass
@@ -92,6 +102,7 @@ class StepClock:
         timing = StepTiming(encode_s=self.encode_s, send_s=self._send_s, shards=[shard.traffic for shard in self._shards])
         for shard in self._shards:
             _close(shard)
+            timing.ways.append((_ends(shard, up=True), _ends(shard, up=False)))
         last = max(self._shards, key=lambda shard: shard.landed_s)
         if last.last is not None:
             header = last.last
@@ -112,3 +123,9 @@ def _close(shard: _ShardClock) -> None:
     traffic.push_s = covered([(start, end) for start, end, is_up in intervals if is_up])
     traffic.pull_s = covered([(start, end) for start, end, is_up in intervals if not is_up])
     traffic.busy_s = covered([(start, end) for start, end, _ in intervals])
+
+
+def _ends(shard: _ShardClock, *, up: bool) -> tuple[float, float] | None:
+    """The first start and the last end of what was on its way up, or down; None if nothing was."""
+    spans = [(start, end) for start, end, is_up in shard.intervals if is_up is up]
+    return (min(start for start, _ in spans), max(end for _, end in spans)) if spans else None

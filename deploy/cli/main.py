@@ -12,6 +12,7 @@ from deploy.cli.compare import compare
 from deploy.cli.doctor import doctor
 from deploy.cli.export import export
 from deploy.cli.run import run
+from deploy.cli.trace import trace
 from ps.errors import ConfigError, PserverError, Stopped
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -21,6 +22,7 @@ app.command()(run)
 app.command()(compare)
 app.command()(doctor)
 app.command()(export)
+app.command()(trace)
 app.command()(certs)
 
 

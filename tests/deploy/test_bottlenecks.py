@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
+from deploy.measure.ledger_file import read_ledger
 from deploy.measure.window import SPANS
-from ps.ledger import WorkerRow
 from tests.deploy.forked import train
-from tests.deploy.rows import by_step
 
 PLANTED = "tests.deploy.planted:Planted"
 
@@ -44,11 +43,22 @@ def test_the_planted_bottleneck_is_named(task: str, fields: dict[str, Any], opti
     summary = json.loads((result.path / "summary.json").read_text())
     assert f"bottleneck: {expected} " in summary["verdict"]
     assert_spans_add_up(result.path / "comm.jsonl")
+    assert_trace_has_all_steps(result.path)
 
 
 def assert_spans_add_up(ledger: Path) -> None:
     """To the step, with no more than 2% for what has no name."""
-    rows = [row for _, step in by_step(ledger) for row in step if isinstance(row, WorkerRow)]
+    rows = [row for step in read_ledger(ledger) for row in step.workers]
     total_s = sum(row.step_s for row in rows)
     assert sum(getattr(row, span) for row in rows for span in SPANS) == pytest.approx(total_s)
     assert sum(row.other_s for row in rows) < 0.02 * total_s
+
+
+def assert_trace_has_all_steps(path: Path) -> None:
+    """Each with all of its seconds, and an arrow through the server for every push."""
+    events = json.loads((path / "trace.json").read_text())["traceEvents"]
+    spans = [event for event in events if event["ph"] == "X" and event["name"] in {span.removesuffix("_s").replace("_", " ") for span in SPANS}]
+    rows = [row for step in read_ledger(path / "comm.jsonl") for row in step.workers]
+    assert sum(event["dur"] for event in spans) == pytest.approx(sum(row.step_s for row in rows) * 1e6)
+    ends = [{event["id"] for event in events if event["ph"] == phase} for phase in "stf"]
+    assert ends[0] == ends[1] == ends[2] != set()

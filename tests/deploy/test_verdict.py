@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from deploy.measure import reader
+from deploy.measure.ledger_file import read_ledger
 from deploy.measure.reader import LedgerWriter
 from deploy.measure.table import closing_line, tables
 from deploy.measure.verdict import log_line, verdict
 from deploy.measure.window import Window
 from ps.errors import MalformedFrame
 from ps.ledger import ServerRow, ShardTraffic, WorkerRow, to_line
-from tests.deploy.rows import by_step
 
 MB = 1_000_000
 TIMES = ("push_s", "pull_s", "busy_s")
@@ -205,7 +205,7 @@ def lines_of(who: str, index: int, *steps: int) -> list[str]:
 
 
 def written(path: Path) -> list[tuple[int, int]]:
-    return [(step, len(rows)) for step, rows in by_step(path / "comm.jsonl")]
+    return [(step.step, len(step.rows)) for step in read_ledger(path / "comm.jsonl")]
 
 
 def test_a_step_is_written_when_all_have_reported_it_or_a_later_one(ledger: LedgerWriter, tmp_path: Path) -> None:

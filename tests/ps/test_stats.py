@@ -1,5 +1,7 @@
 import threading
 
+import pytest
+
 from ps.ledger import RowBuffer, ServerRow, from_line
 from ps.stats import ServerStats
 
@@ -23,6 +25,8 @@ def test_a_steps_row_holds_its_bytes_and_comes_when_the_step_is_applied() -> Non
     (row,) = rows_of(buffer)
     assert (row.shard, row.step, row.ingress_bytes, row.egress_bytes, row.aggregate_s, row.apply_s) == (2, 5, 200, 70, 0.5, 0.5)
     assert row.waits_for == 0 and row.wait_s >= 0 and row.link_bytes_per_s == 1e6
+    assert row.first_s is not None and row.complete_s is not None
+    assert row.first_s - row.complete_s == pytest.approx(row.wait_s)
 
 
 def test_repeated_contributions_and_answers_to_a_finished_step_open_no_row() -> None:
