@@ -19,6 +19,7 @@ from ps.errors import ConfigError
 from ps.key_files import read_private, write_private
 
 Weights = Literal["last", "best"]
+WEIGHTS: tuple[Weights, ...] = ("last", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,10 @@ class RunDirectory:
         return self.path / "comm.jsonl"
 
     @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
     def trace(self) -> Path:
         return self.path / "trace.json"
 
@@ -153,6 +158,14 @@ class RunDirectory:
             raise ConfigError(f"{self.summary} is damaged: it holds no object")
         return found
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl; a last line that is not whole is left out. Raises ConfigError for any other that is no row."""
+        text = self.metrics.read_text() if self.metrics.is_file() else ""
+        try:
+            return [dict(json.loads(line)) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{self.metrics} is damaged: {error}") from error
+
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         append_line(self.metrics, row)
 
@@ -160,7 +173,7 @@ class RunDirectory:
         """Copies weights to `file`. Raises ConfigError if the run has none, they are damaged, or `file` cannot be written."""
         source = self.weights(which)
         if not source.is_file():
-            others = [other for other in ("last", "best") if self.weights(other).is_file()]
+            others = [other for other in WEIGHTS if self.weights(other).is_file()]
             remedy = f"it has the {others[0]} ones" if others else "it ended before it wrote any"
             raise ConfigError(f"{self.path} has no {which} weights: {remedy}")
         try:

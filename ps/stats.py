@@ -75,14 +75,13 @@ class ServerStats:
 
     def _close(self, row: ServerRow) -> None:
         self._newest = row.step
-        row.time_s = time.time()
+        ended, row.time_s = time.monotonic(), time.time()
         row.aggregate_s, self._aggregate_s = self._aggregate_s, 0.0
         row.cpu_s, self._cpu_s = (now := time.process_time()) - self._cpu_s, now
         spans = sorted((first, last) for first, last in zip(self._first, self._last, strict=True) if first is not None)
         row.ingress_s = covered(spans)
         if spans:
-            now = time.monotonic()
-            row.first_s, row.complete_s = now - spans[0][0], now - max(last for _, last in spans)
+            row.first_s, row.complete_s = ended - spans[0][0], ended - max(last for _, last in spans)
         ends = sorted((last, rank) for rank, last in enumerate(self._last))
         if len(ends) > 1:
             row.wait_s = ends[-1][0] - ends[0][0]

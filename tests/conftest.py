@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ settings.load_profile("pserver")
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Continuous integration sets PSERVER_NO_SKIP=1, so that nothing is left out unseen."""
-    if item.get_closest_marker("root") and (reason := _no_namespaces()):
+    needs = {"root": _no_namespaces, "chromium": _no_chromium}
+    if reason := next((reason for marker, missing in needs.items() if item.get_closest_marker(marker) and (reason := missing())), ""):
         if os.environ.get("PSERVER_NO_SKIP") == "1":
             pytest.fail(f"{reason} (PSERVER_NO_SKIP=1 forbids to skip)")
         pytest.skip(reason)
@@ -30,6 +32,11 @@ def _no_namespaces() -> str:
     except ResourcesMissing as error:
         return str(error)
     return ""
+
+
+def _no_chromium() -> str:
+    """Why no page can be opened; empty if one can."""
+    return "" if shutil.which("chromium") else "there is no chromium: install one (Debian: apt-get install chromium)"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -216,13 +216,14 @@ class Session:
     def _row(self, contribution: Contribution, timing: StepTiming) -> WorkerRow:
         """The ledger's row of the step before the present version: from when its version was complete to when the next one was."""
         step_s, seconds = self.spans.take()
-        timing.end(time.monotonic())
+        now, time_s = time.monotonic(), time.time()
+        timing.end(now)
         own = {f"{name}_s": seconds.get(name, 0.0) for name in ("data_wait", "compute", "copy", "install")}
         exchange = {f"{name}_s": getattr(timing, f"{name}_s") for name in ("encode", "send", "barrier_wait", "apply", "receive")}
         return WorkerRow(
             rank=self.rank,
             step=self.version - 1,
-            time_s=time.time(),
+            time_s=time_s,
             step_s=step_s,
             **own,
             **exchange,

@@ -11,6 +11,7 @@ from deploy.cli.certs import certs
 from deploy.cli.compare import compare
 from deploy.cli.doctor import doctor
 from deploy.cli.export import export
+from deploy.cli.report import report
 from deploy.cli.run import run
 from deploy.cli.trace import trace
 from ps.errors import ConfigError, PserverError, Stopped
@@ -22,6 +23,7 @@ app.command()(run)
 app.command()(compare)
 app.command()(doctor)
 app.command()(export)
+app.command()(report)
 app.command()(trace)
 app.command()(certs)
 

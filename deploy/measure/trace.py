@@ -179,7 +179,9 @@ class _Drawing:
             counter = {"ph": "C", "name": f"{way} in flight, shard {traffic.shard}", "pid": pid}
             yield {**counter, "ts": start, "args": {"bytes": sizes["bytes"]}}
             yield {**counter, "ts": end, "args": {"bytes": 0}}
-            yield _arrow("s" if way == "push" else "f", (row.step, row.rank, traffic.shard), pid, tid, start if way == "push" else (start + end) / 2)
+            yield _arrow(
+                "s" if way == "push" else "f", (row.step, row.rank, traffic.shard), pid, tid, start if way == "push" else max(start, end - 1)
+            )
 
 
 def _up(shard: int) -> int:

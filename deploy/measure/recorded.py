@@ -1,0 +1,125 @@
+"""What a run has recorded, read back from its directory: whole, failed, still going on, or left by a driver that was killed."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from deploy.measure.ledger_file import LedgerStep, read_ledger
+from deploy.measure.window import SPANS, TRAFFIC, Window
+from deploy.rundir import WEIGHTS, RunDirectory
+
+_WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+"""Bytes of an element by safetensors' name of its type."""
+
+
+class Series:
+    """Values by step, and sums over all steps. Bytes are payload."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.time_s: list[float] = []
+        """When the step's last row was made, seconds since the epoch."""
+        self.step_s: list[float] = []
+        """Of the mean rank, as `spans`."""
+        self.spans: dict[str, list[float]] = {span: [] for span in SPANS}
+        self.ingress: defaultdict[int, list[int]] = defaultdict(list)
+        """By shard: bytes of each step, as `egress`."""
+        self.egress: defaultdict[int, list[int]] = defaultdict(list)
+        self.traffic: defaultdict[tuple[int, int], dict[str, int]] = defaultdict(lambda: dict.fromkeys(TRAFFIC, 0))
+        """By rank and shard: bytes of all steps by the name of the way."""
+        self.waits: defaultdict[tuple[int, int], float] = defaultdict(float)
+        """By rank and the rank it waited for: seconds in the barrier."""
+
+    def add(self, step: LedgerStep) -> None:
+        """A step without rows of workers counts in the bytes of shards only."""
+        known = len(self.steps)
+        self.steps.append(step.step)
+        self.time_s.append(max((row.time_s for row in step.rows), default=0.0))
+        self.step_s.append(statistics.fmean(row.step_s for row in step.workers) if step.workers else 0.0)
+        for span, values in self.spans.items():
+            values.append(statistics.fmean(getattr(row, span) for row in step.workers) if step.workers else 0.0)
+        for server in step.servers:
+            for ways, num_bytes in ((self.ingress, server.ingress_bytes), (self.egress, server.egress_bytes)):
+                column = ways[server.shard]
+                column.extend([0] * (known - len(column)))  # steps whose row of this server was lost
+                column.append(num_bytes)
+        for worker in step.workers:
+            for traffic in worker.shards:
+                sums = self.traffic[worker.rank, traffic.shard]
+                for name in TRAFFIC:
+                    sums[name] += getattr(traffic, name)
+            if worker.waits_for is not None:
+                self.waits[worker.rank, worker.waits_for] += worker.barrier_wait_s
+
+    def close(self) -> None:
+        """No step follows: all columns have the same length."""
+        for ways in (self.ingress, self.egress):
+            for column in ways.values():
+                column.extend([0] * (len(self.steps) - len(column)))
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A parameter or buffer, as the run's weights have it."""
+
+    name: str
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run."""
+
+    run: RunDirectory
+    config_text: str
+    summary: Mapping[str, Any] | None
+    """None if the run goes on, or its driver was killed."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of metrics.jsonl."""
+    window: Window = field(default_factory=Window)
+    series: Series = field(default_factory=Series)
+    tensors: list[Tensor] = field(default_factory=list)
+    """The largest first; empty if the run has kept no weights."""
+
+    @property
+    def status(self) -> str:
+        return str(self.summary["status"]) if self.summary else "without an end: it goes on, or its driver was killed"
+
+    def typical_step(self) -> LedgerStep | None:
+        """The one whose length is the median's nearest; None if no step has ended."""
+        lengths = self.series.step_s
+        if not any(lengths):
+            return None
+        middle = statistics.median_low(value for value in lengths if value)
+        wanted = lengths.index(middle)
+        return next(step for number, step in enumerate(read_ledger(self.run.comm)) if number == wanted)
+
+
+def read_run(run: RunDirectory) -> Recorded:
+    """Raises ConfigError if a file of the run is damaged."""
+    window, series = Window(), Series()
+    for step in read_ledger(run.comm):
+        window.add(step.step, step.rows)
+        series.add(step)
+    series.close()
+    return Recorded(run, run.config.read_text(), run.read_summary(), run.read_metrics(), window, series, _tensors(run))
+
+
+def _tensors(run: RunDirectory) -> list[Tensor]:
+    for which in WEIGHTS:
+        try:
+            with safe_open(run.weights(which), framework="np") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+                found = [
+                    Tensor(name, tuple(its.get_shape()), math.prod(its.get_shape()) * _WIDTHS.get(its.get_dtype(), 4)) for name, its in slices.items()
+                ]
+        except (OSError, SafetensorError):
+            continue
+        return sorted(found, key=lambda tensor: (-tensor.num_bytes, tensor.name))
+    return []

@@ -1,0 +1,274 @@
+"""The report's figures as plotly takes them: plain dicts. Pure."""
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deploy.measure.ledger_file import LedgerStep
+from deploy.measure.recorded import Recorded, Series, Tensor
+from deploy.measure.window import SPANS, Window
+from deploy.report.words import turning_point
+
+MAX_POINTS = 400
+"""Of a curve over steps: longer ones are means of neighbours."""
+MAX_BARS = 24
+"""Workers in the Gantt chart, and tensors."""
+COLOURS = {
+    "data_wait_s": "#b07aa1",
+    "compute_s": "#4e79a7",
+    "copy_s": "#76b7b2",
+    "encode_s": "#59a14f",
+    "send_s": "#edc948",
+    "barrier_wait_s": "#e15759",
+    "apply_s": "#f28e2b",
+    "receive_s": "#ff9da7",
+    "install_s": "#9c755f",
+    "other_s": "#8a8f98",
+}
+_SERVER_PARTS = {"contributions": "#86bcb6", "wait for the last rank": "#e15759", "last sums and updates": "#f28e2b"}
+_PALETTE = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#b07aa1", "#edc948", "#9c755f")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure with its heading; `note` says how to read it."""
+
+    key: str
+    title: str
+    note: str
+    traces: list[dict[str, Any]]
+    layout: dict[str, Any]
+
+
+def figures(recorded: Recorded) -> list[Figure]:
+    """Those for which the run has figures, in the page's order."""
+    window, series = recorded.window, recorded.series
+    found = []
+    if step := recorded.typical_step():
+        found.append(gantt(step))
+    if any(series.step_s):
+        found.append(time_per_step(series))
+        found.append(link_use(series, window))
+    if series.traffic:
+        found.append(traffic_matrix(series))
+    if series.waits:
+        found.append(barrier_waits(series, window.num_steps))
+    if recorded.tensors:
+        found.append(tensors(recorded.tensors))
+    if recorded.history:
+        found.append(losses(recorded.history))
+    return found
+
+
+def gantt(step: LedgerStep) -> Figure:
+    """Bars from the beginning of the first worker's step on, in milliseconds."""
+    workers = step.workers[:MAX_BARS]
+    origin = min(row.time_s - row.step_s for row in step.workers)
+    bars: dict[tuple[str, str], dict[str, list[Any]]] = {}
+
+    def bar(name: str, colour: str, who: str, start_s: float, length_s: float) -> None:
+        its = bars.setdefault((name, colour), {"y": [], "base": [], "x": []})
+        its["y"].append(who)
+        its["base"].append(round(start_s * 1e3, 3))
+        its["x"].append(round(length_s * 1e3, 3))
+
+    for worker in workers:
+        at = worker.time_s - worker.step_s - origin
+        for span in SPANS:
+            length_s = max(0.0, getattr(worker, span))
+            bar(_words(span), COLOURS[span], f"worker {worker.rank}", at, length_s)
+            at += length_s
+    for server in step.servers[:MAX_BARS]:
+        if server.first_s is None or server.complete_s is None:
+            continue
+        wait_s = min(server.wait_s, server.first_s - server.complete_s)
+        at = server.time_s - server.first_s - origin
+        for (part, colour), length_s in zip(
+            _SERVER_PARTS.items(), (server.first_s - server.complete_s - wait_s, wait_s, server.complete_s), strict=True
+        ):
+            bar(part, colour, f"server {server.shard}", at, length_s)
+            at += length_s
+    traces = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": name,
+            "marker": {"color": colour},
+            "hovertemplate": "%{y}, " + name + ": %{x} ms<extra></extra>",
+            **its,
+        }
+        for (name, colour), its in bars.items()
+        if any(its["x"])
+    ]
+    left_out = len(step.workers) - len(workers)
+    note = "A step of median length. The order of a worker's spans within the step is fixed: their lengths are measured, their places are not. "
+    return Figure(
+        "gantt",
+        f"One step: step {step.step}",
+        note + "Servers' bars stand where they were measured." + (f" {left_out} more workers are not drawn." if left_out else ""),
+        traces,
+        {
+            "barmode": "overlay",
+            "height": 140 + 34 * len({who for its in bars.values() for who in its["y"]}),
+            "xaxis": {"title": {"text": "ms"}},
+            "yaxis": {"autorange": "reversed", "type": "category"},
+        },
+    )
+
+
+def time_per_step(series: Series) -> Figure:
+    """Spans of the mean rank, stacked."""
+    steps = binned(series.steps)
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "none",
+            "stackgroup": "spans",
+            "name": _words(span),
+            "fillcolor": COLOURS[span],
+            "x": steps,
+            "y": [round(value * 1e3, 3) for value in binned(values)],
+        }
+        for span, values in series.spans.items()
+        if any(values)
+    ]
+    layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "ms"}, "rangemode": "tozero"}}
+    return Figure("time", "Time per step", f"Where the mean worker's time went.{_binning(series)}", traces, layout)
+
+
+def link_use(series: Series, window: Window) -> Figure:
+    """Payload over the time from one step's end to the next."""
+    steps = binned(series.steps)
+    traces = []
+    for way, ways, dash in (("in", series.ingress, "solid"), ("out", series.egress, "dot")):
+        for shard, values in sorted(ways.items()):
+            rates = [
+                num_bytes / length_s / 1e6 if length_s else 0.0 for num_bytes, length_s in zip(binned(values), binned(series.step_s), strict=True)
+            ]
+            line = {"color": _PALETTE[shard % len(_PALETTE)], "dash": dash}
+            traces.append({"type": "scatter", "mode": "lines", "name": f"shard {shard} {way}", "x": steps, "y": _rounded(rates), "line": line})
+    for shard, rate in sorted(window.links.items()):
+        if rate:
+            line = {"color": _PALETTE[shard % len(_PALETTE)], "dash": "dash"}
+            traces.append(
+                {"type": "scatter", "mode": "lines", "name": f"shard {shard}'s link", "x": [steps[0], steps[-1]], "y": [rate / 1e6] * 2, "line": line}
+            )
+    layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "MB/s"}, "rangemode": "tozero"}}
+    note = "Payload of each shard over the length of the step, both ways; dashes: the rate its link is shaped to, where that is known."
+    return Figure("links", "Link use", note + _binning(series), traces, layout)
+
+
+def traffic_matrix(series: Series) -> Figure:
+    """Worker by shard, bytes of the run, both ways together."""
+    ranks, shards = sorted({rank for rank, _ in series.traffic}), sorted({shard for _, shard in series.traffic})
+    sums = [[series.traffic.get((rank, shard), {}) for shard in shards] for rank in ranks]
+    total = [[round((its.get("push_bytes", 0) + its.get("pull_bytes", 0)) / 1e6, 3) for its in row] for row in sums]
+    small = len(ranks) * len(shards) <= 64
+    trace: dict[str, Any] = {
+        "type": "heatmap",
+        "x": [f"shard {shard}" for shard in shards],
+        "y": [f"worker {rank}" for rank in ranks],
+        "z": total,
+        "customdata": [[[its.get("push_bytes", 0) / 1e6, its.get("pull_bytes", 0) / 1e6] for its in row] for row in sums],
+        "hovertemplate": "%{y}, %{x}: pushed %{customdata[0]:.2f} MB, pulled %{customdata[1]:.2f} MB<extra></extra>",
+        "colorscale": "Blues",
+        "zmin": 0,
+        "zmax": max(map(max, total)),
+        "colorbar": {"title": {"text": "MB"}},
+    }
+    if small:
+        trace |= {"texttemplate": "%{z:.4g}", "xgap": 2, "ygap": 2}
+    layout = {"height": 160 + 32 * min(len(ranks), MAX_BARS), "yaxis": {"autorange": "reversed", "type": "category"}, "xaxis": {"type": "category"}}
+    return Figure("traffic", "Traffic, worker by shard", "Payload of the whole run, pushed and pulled together, in MB.", [trace], layout)
+
+
+def barrier_waits(series: Series, num_steps: int) -> Figure:
+    """Who waited, and for whom, in milliseconds per step."""
+    ranks = sorted({rank for rank, _ in series.waits})
+    traces = []
+    for waited_for in sorted({other for _, other in series.waits}):
+        means = [round(series.waits.get((rank, waited_for), 0.0) / num_steps * 1e3, 3) for rank in ranks]
+        colour = {"color": _PALETTE[waited_for % len(_PALETTE)]}
+        traces.append({"type": "bar", "name": f"for rank {waited_for}", "x": [f"rank {rank}" for rank in ranks], "y": means, "marker": colour})
+    layout = {"barmode": "stack", "yaxis": {"title": {"text": "ms per step"}, "rangemode": "tozero"}, "xaxis": {"type": "category"}}
+    return Figure("waits", "Waits in the barrier", "How long each rank waited per step when it had pushed everything, and for whom.", traces, layout)
+
+
+def tensors(found: Sequence[Tensor]) -> Figure:
+    """The largest tensors."""
+    shown = found[:MAX_BARS]
+    total = sum(tensor.num_bytes for tensor in found) or 1
+    trace = {
+        "type": "bar",
+        "orientation": "h",
+        "y": [tensor.name for tensor in shown],
+        "x": [tensor.num_bytes / 1e6 for tensor in shown],
+        "customdata": [["×".join(map(str, tensor.shape)) or "scalar", tensor.num_bytes / total] for tensor in shown],
+        "hovertemplate": "%{y} (%{customdata[0]}): %{x:.4g} MB, %{customdata[1]:.1%} of the model<extra></extra>",
+        "marker": {"color": _PALETTE[0]},
+    }
+    rest = sum(tensor.num_bytes for tensor in found[MAX_BARS:])
+    note = "Size of each tensor: an exact push, and the answer to it, move as much per step and worker; frozen tensors do not travel."
+    note += f" {len(found) - len(shown)} smaller ones, {rest / 1e6:.3g} MB together, are not drawn." if rest else ""
+    layout = {
+        "height": 140 + 26 * len(shown),
+        "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
+        "xaxis": {"title": {"text": "MB"}},
+    }
+    return Figure("tensors", "Bytes by tensor", note, [trace], layout)
+
+
+def losses(history: Sequence[dict[str, Any]]) -> Figure:
+    """Both losses, and where validation turns up; of an own loop, what it has reported."""
+    names = [name for name in ("train_loss", "validation_loss") if any(name in row for row in history)]
+    names = names or sorted({name for row in history for name in row} - {"epoch", "step", "time_s"})
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers" if len(history) < 60 else "lines",
+            "name": name.replace("_", " "),
+            "x": [row["step"] for row in history if name in row],
+            "y": [row[name] for row in history if name in row],
+            "line": {"color": _PALETTE[number % len(_PALETTE)]},
+        }
+        for number, name in enumerate(names)
+    ]
+    layout: dict[str, Any] = {"xaxis": {"title": {"text": "step"}, "rangemode": "tozero"}, "yaxis": {"title": {"text": "loss"}}}
+    if best := turning_point(history):
+        layout["shapes"] = [
+            {"type": "line", "x0": best["step"], "x1": best["step"], "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "color": "#e15759"}}
+        ]
+        layout["annotations"] = [
+            {
+                "x": best["step"],
+                "y": 1,
+                "yref": "paper",
+                "yanchor": "bottom",
+                "showarrow": False,
+                "text": f"epoch {best['epoch']}: validation turns up",
+            }
+        ]
+    return Figure("losses", "Losses", "Exact means over all samples of the phase.", traces, layout)
+
+
+def binned(values: Sequence[float]) -> list[float]:
+    """At most MAX_POINTS means of neighbours."""
+    if len(values) <= MAX_POINTS:
+        return list(values)
+    edges = [len(values) * point // MAX_POINTS for point in range(MAX_POINTS + 1)]
+    return [statistics.fmean(values[start:end]) for start, end in itertools.pairwise(edges)]
+
+
+def _binning(series: Series) -> str:
+    per_point = len(series.steps) / MAX_POINTS
+    return f" Each point is the mean of about {per_point:.0f} steps." if per_point > 1 else ""
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
+
+
+def _words(span: str) -> str:
+    return span.removesuffix("_s").replace("_", " ")

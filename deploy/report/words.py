@@ -1,0 +1,106 @@
+"""What a run's figures say, in sentences. Pure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deploy.measure.recorded import Recorded
+from deploy.measure.text import counted, seconds, size
+from deploy.measure.verdict import verdict
+from deploy.measure.window import Window
+
+REMEDIES = {
+    "data loading": "load ahead with train.data_workers, or make the data cheaper to load",
+    "compute": "use more workers on processors of their own, lower precision (train.autocast), or a smaller batch",
+    "copies and encoding": "use shared memory (workers and servers on one host) or a push format that is cheaper to make",
+    "transfers": "send fewer bytes (comm.push_format, comm.pull_format), use more servers on links of their own, or more compute per step",
+    "apply": "use more servers on cores of their own",
+    "bookkeeping": "make steps longer: a larger batch for each worker",
+}
+"""What shortens a part of the step, by its name in PARTS."""
+NUM_WHAT_IFS = 3
+
+
+def outcome(recorded: Recorded) -> str:
+    """How the run ended and what it reached."""
+    summary = recorded.summary
+    if summary is None:
+        return f"The run is {recorded.status}. {counted(recorded.window.num_steps, 'step')} in its ledger."
+    said = f"The run {'is ' if summary['status'] == 'interrupted' else 'has '}{summary['status']} after {counted(summary['steps'], 'step')}"
+    said += f" and {seconds(summary['wall_s'])}"
+    if summary["error"]:
+        said += f": {summary['error_type']}: {summary['error']}"
+    return f"{said}."
+
+
+def headline(window: Window) -> str:
+    """The verdict; of a run without steps, that there is none."""
+    if not window.steps["step_s"]:
+        return "No step has ended, so there is nothing to say about its time."
+    found = verdict(window)
+    return (
+        f"A step takes {seconds(window.steps['step_s'])}; in {window.exposed_share:.0%} of it communication is not hidden behind compute. "
+        f"What limits it: {found}."
+    )
+
+
+def what_ifs(window: Window) -> list[str]:
+    """The changes that could shorten the step most, each with the most that it can bring: a part of the slowest rank's step that is gone."""
+    step_s = window.steps["step_s"]
+    if not step_s:
+        return []
+    ranks: dict[int, float] = {}
+    for (rank, _), value in window.excess.items():
+        ranks[rank] = ranks.get(rank, 0.0) + value
+    possible = [(value, f"without any {part}", REMEDIES[part]) for part, value in window.path.items()]
+    if len(window.ranks) > 1:
+        possible += [(value, f"with rank {rank} as quick as the others", "see what else runs on its host") for rank, value in ranks.items()]
+    largest = sorted(possible, key=lambda item: -item[0])[:NUM_WHAT_IFS]
+    return [
+        f"{what[0].upper()}{what[1:]} a step would take at least {seconds(max(0.0, step_s - value))} in place of {seconds(step_s)} "
+        f"({min(1.0, value / step_s):.0%} less at most): {remedy}."
+        for value, what, remedy in largest
+        if value >= 0.01 * step_s
+    ]
+
+
+def turning_point(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The row with the lowest validation loss, if a later one is higher: from there on the model learns its training data by heart."""
+    rows = [row for row in history if isinstance(loss := row.get("validation_loss"), int | float) and math.isfinite(loss)]
+    if not rows:
+        return None
+    best = min(rows, key=lambda row: row["validation_loss"])
+    return best if rows[-1]["validation_loss"] > best["validation_loss"] else None
+
+
+def curves(history: Sequence[Mapping[str, Any]]) -> str:
+    """What the losses say."""
+    rows = [row for row in history if isinstance(row.get("validation_loss"), int | float)]
+    if not rows:
+        return "There was no validation." if history else "No epoch has ended."
+    best = turning_point(history)
+    if best is None:
+        return "Validation loss was lowest at the end: more epochs may help."
+    return (
+        f"Validation loss turns up after epoch {best['epoch']}, where it is {best['validation_loss']:.4g}; "
+        f"at the end it is {rows[-1]['validation_loss']:.4g}. "
+        "Early stopping ([early_stopping]) ends there and keeps those weights."
+    )
+
+
+def traffic(recorded: Recorded) -> str:
+    """Bytes of the run."""
+    window = recorded.window
+    pushed, pulled, wire = (sum(sums[name] for sums in recorded.series.traffic.values()) for name in ("push_bytes", "pull_bytes", "push_wire_bytes"))
+    where = f"about {size(wire)} of what was pushed went over links" if wire else "none of it over links: payload stayed in shared memory"
+    return f"{size(pushed)} pushed and {size(pulled)} pulled in {counted(window.num_steps, 'step')}; {where}."
+
+
+def recoveries(summary: Mapping[str, Any] | None) -> list[str]:
+    """A sentence per death."""
+    return [
+        f"{death['process']} {death['reason']} at step {death['step']}; "
+        + (f"its successor was there after {seconds(death['back_after_s'])}" if death["back_after_s"] is not None else "it was not replaced in time")
+        + "."
+        for death in (summary or {}).get("failures", ())
+    ]

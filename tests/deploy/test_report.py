@@ -1,0 +1,231 @@
+"""report.html: what it says of whole, failed and repaired runs, and that a browser draws all of it."""
+
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from deploy.cli.main import main
+from deploy.measure.recorded import read_run
+from deploy.report import figures as figures_module
+from deploy.report import words
+from deploy.report.figures import Figure, binned, figures
+from deploy.report.page import page, write_report
+from deploy.rundir import RunDirectory
+from ps.ledger import WorkerRow
+from tests.deploy.ledgers import MB, history_of, step_of, write_run
+
+DEATH = {"process": "worker 1", "reason": "was killed by SIGKILL", "step": 3, "back_after_s": 4.0}
+ODD = "</script><script>console.error('run')</script>"
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> RunDirectory:
+    """Three workers, two servers, twelve steps, a death that was made good, validation that turns up after epoch 2."""
+    run = write_run(
+        tmp_path,
+        "whole",
+        [step_of(step, num_workers=3) for step in range(12)],
+        history=history_of(0.9, 0.5, 0.8),
+        status="finished",
+        wall_s=2.0,
+        failures=[DEATH],
+        params_sha256="5b6b5b0b",
+    )
+    save_file({"small": torch.zeros(3), "large": torch.zeros(8, 4)}, run.weights("last"))
+    return run
+
+
+def by_key(run: RunDirectory) -> dict[str, Figure]:
+    return {figure.key: figure for figure in figures(read_run(run))}
+
+
+def text_of(run: RunDirectory) -> str:
+    """The page as it is read, without its scripts."""
+    body = re.sub(r"(?s)<(script|style).*?</\1>", "", page(read_run(run)))
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+def test_a_whole_run_has_every_figure(whole: RunDirectory) -> None:
+    assert list(by_key(whole)) == ["gantt", "time", "links", "traffic", "waits", "tensors", "losses"]
+
+
+def test_the_page_says_how_it_ended_what_limits_it_and_what_would_help(whole: RunDirectory) -> None:
+    text = text_of(whole)
+    for said in (
+        "The run has finished after 12 steps",
+        "What limits it: compute 50.0 ms of 0.10 s",
+        "Without any compute a step would take at least",
+        "in place of 0.10 s (50% less at most)",
+        "worker 1 was killed by SIGKILL at step 3; its successor was there after 4.00 s.",
+        "Validation loss turns up after epoch 2, where it is 0.5; at the end it is 0.8.",
+        "108.0 MB pushed and 108.0 MB pulled in 12 steps",
+        "torch 2.",
+        "num_workers = 3",
+        "params_sha256 5b6b5b0b",
+    ):
+        assert said in text
+
+
+def test_a_bar_of_the_step_is_as_long_as_its_span(whole: RunDirectory) -> None:
+    chart = by_key(whole)["gantt"]
+    length = sum(length for trace in chart.traces for who, length in zip(trace["y"], trace["x"], strict=True) if who == "worker 1")
+    assert length == pytest.approx(100.0)
+    (waits,) = [trace for trace in chart.traces if trace["name"] == "barrier wait"]
+    assert dict(zip(waits["y"], waits["x"], strict=True)) == pytest.approx({"worker 0": 10.0, "worker 1": 0.0, "worker 2": 10.0})
+    assert {who for trace in chart.traces for who in trace["y"]} == {"worker 0", "worker 1", "worker 2", "server 0", "server 1"}
+
+
+def test_the_typical_step_is_the_one_of_median_length(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "uneven", [step_of(step, length=length) for step, length in enumerate((0.1, 0.5, 0.3))])
+    assert by_key(run)["gantt"].title == "One step: step 2"
+
+
+def test_figures_have_the_ledgers_numbers(whole: RunDirectory) -> None:
+    drawn = by_key(whole)
+    assert drawn["traffic"].traces[0]["z"] == [[24.0, 48.0]] * 3
+    stacked = [sum(values) for values in zip(*(trace["y"] for trace in drawn["time"].traces), strict=True)]
+    assert stacked == pytest.approx([100.0] * 12)
+    rates = {trace["name"]: trace["y"] for trace in drawn["links"].traces}
+    assert rates["shard 1 in"] == pytest.approx([6 * MB / 0.1 / 1e6] * 12)
+    (waits,) = drawn["waits"].traces
+    assert (waits["name"], waits["x"], waits["y"]) == ("for rank 1", ["rank 0", "rank 2"], pytest.approx([10.0, 10.0]))
+    assert drawn["tensors"].traces[0]["y"] == ["large", "small"]
+    assert drawn["tensors"].traces[0]["x"] == pytest.approx([128e-6, 12e-6])
+    assert drawn["losses"].layout["shapes"][0]["x0"] == 8
+
+
+def test_the_rate_of_a_shaped_link_is_drawn(tmp_path: Path) -> None:
+    step = step_of(0)
+    shaped = replace(step, servers=[replace(step.servers[0], link_bytes_per_s=25e6), step.servers[1]])
+    traces = by_key(write_run(tmp_path, "shaped", [shaped]))["links"].traces
+    assert [trace["y"] for trace in traces if trace["name"] == "shard 0's link"] == [[25.0, 25.0]]
+    assert not [trace for trace in traces if trace["name"] == "shard 1's link"]
+
+
+def test_a_step_whose_rows_were_lost_leaves_the_others_in_their_places(tmp_path: Path) -> None:
+    steps = [step_of(step) for step in range(4)]
+    steps[1] = replace(steps[1], servers=steps[1].servers[:1])
+    steps[2] = replace(steps[2], workers=[])
+    series = read_run(write_run(tmp_path, "holes", steps)).series
+    assert series.ingress[1] == [4 * MB, 0, 4 * MB, 4 * MB]
+    assert [round(value, 3) for value in series.step_s] == [0.1, 0.1, 0.0, 0.1]
+    assert by_key(RunDirectory(tmp_path / "holes"))["gantt"].title == "One step: step 0"
+
+
+def test_a_long_run_is_drawn_as_means_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures_module, "MAX_POINTS", 4)
+    assert binned([1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0]) == [2.0, 6.0, 10.0, 14.0]
+    assert binned([1.0, 2.0]) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("validation", "said"),
+    [
+        pytest.param((0.9, 0.5, 0.8), "turns up after epoch 2", id="it turns up"),
+        pytest.param((0.9, 0.5, 0.4), "was lowest at the end", id="it falls to the end"),
+        pytest.param((), "No epoch has ended.", id="no epoch"),
+    ],
+)
+def test_the_losses_are_put_into_words(validation: tuple[float, ...], said: str) -> None:
+    assert said in words.curves(history_of(*validation))
+
+
+def test_without_validation_the_page_says_so() -> None:
+    assert words.curves([{"epoch": 1, "step": 4, "train_loss": 1.0}]) == "There was no validation."
+    assert words.turning_point([{"epoch": 1, "step": 4, "validation_loss": None}]) is None
+
+
+def test_a_slow_rank_is_among_what_would_help(tmp_path: Path) -> None:
+    def slowed(row: WorkerRow) -> WorkerRow:
+        return replace(row, compute_s=0.25, step_s=0.3) if row.rank == 1 else replace(row, barrier_wait_s=0.2, step_s=0.3, waits_for=1)
+
+    steps = [replace(step, workers=[slowed(row) for row in step.workers]) for step in map(step_of, range(5))]
+    said = words.what_ifs(read_run(write_run(tmp_path, "slow", steps)).window)
+    assert "With rank 1 as quick as the others a step would take at least 0.09 s in place of 0.30 s" in " ".join(said)
+
+
+def test_a_run_that_failed_before_its_first_step_has_a_page_without_figures(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "failed", [], status="failed", error="rank 0: boom", error_type="WorkerFailed", wall_s=1.0)
+    text = text_of(run)
+    assert "The run has failed after 0 steps and 1.00 s: WorkerFailed: rank 0: boom." in text
+    assert "No step has ended" in text
+    assert figures(read_run(run)) == []
+
+
+def test_a_run_whose_driver_was_killed_is_shown_as_far_as_its_ledger_goes(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "killed", [step_of(step) for step in range(3)])
+    run.metrics.write_text('{"epoch":1,"step":2,"train_loss":1.0}\n{"epoch":2,"st')
+    assert "goes on, or its driver was killed. 3 steps in its ledger." in text_of(run)
+    assert [row["epoch"] for row in read_run(run).history] == [1]
+
+
+def test_nothing_that_a_run_has_written_becomes_html(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "odd", [step_of(0)], history=[{"epoch": 1, "step": 1, ODD: 1.0}], status="failed", error=ODD, wall_s=1.0)
+    run.write_config(f"# {ODD}")
+    save_file({ODD: torch.zeros(2)}, run.weights("last"))
+    assert ODD not in page(read_run(run))
+
+
+def test_the_command_writes_the_newest_runs_report(
+    whole: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "runs").symlink_to(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["report"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == "runs/whole/report.html\n"
+    assert whole.report.stat().st_size > MB  # plotly is in it
+
+
+@pytest.mark.parametrize("damaged", ["summary", "metrics"])
+def test_a_damaged_file_is_named(damaged: str, whole: RunDirectory) -> None:
+    getattr(whole, damaged).write_text("[]\n" if damaged == "summary" else "7\n")
+    with pytest.raises(Exception, match=f"{damaged}.jsonl? is damaged"):
+        read_run(whole)
+
+
+@pytest.mark.chromium
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("scheme", "ink"), [(0, "rgb(230, 233, 239)"), (1, "rgb(29, 35, 48)")], ids=["dark", "light"])
+def test_a_browser_draws_every_figure_without_a_word_of_complaint(scheme: int, ink: str, whole: RunDirectory, tmp_path: Path) -> None:
+    """With odd names, which must not run; in the reader's colours."""
+    save_file({ODD: torch.zeros(2)}, whole.weights("last"))
+    document, said = opened(write_report(whole), f"--blink-settings=preferredColorScheme={scheme}", tmp_path)
+    assert said == []
+    drawn = by_key(whole)
+    assert len(drawn) == 7
+    for key in drawn:
+        figure = document.partition(f'id="{key}"')[2].partition("<h2")[0]
+        assert 'class="main-svg"' in figure
+        assert f"fill: {ink}" in figure
+    assert_fetches_nothing(document)
+
+
+@pytest.mark.chromium
+@pytest.mark.timeout(180)
+def test_a_browser_shows_a_failed_run_without_a_word_of_complaint(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "failed", [], status="failed", error=ODD, error_type="WorkerFailed", wall_s=1.0)
+    document, said = opened(write_report(run), "--blink-settings=preferredColorScheme=1", tmp_path)
+    assert said == []
+    assert "console.error" in document  # as text
+
+
+def opened(file: Path, option: str, home: Path) -> tuple[str, list[str]]:
+    """The document after its scripts have run, and what they have said on the console."""
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=10000", option]
+    command = ["chromium", *options, f"--user-data-dir={home / 'browser'}", "--dump-dom", file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=150)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def assert_fetches_nothing(document: str) -> None:
+    """Everything is on the page itself."""
+    markup = re.sub(r"(?s)<script.*?</script>", "", document)
+    assert not re.findall(r"""<(?:script|link|img|iframe)[^>]*(?:src|href)=["'](?!data:)""", markup)
