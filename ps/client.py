@@ -194,11 +194,12 @@ class Client:
     def prioritise(self, use: Mapping[int, int]) -> None:
         """Frames leave in the order of `use` (tensor: when the forward pass first uses it), those of other tensors last. Between steps.
 
-        Rank 0's order becomes that of all ranks as soon as they know it.
+        Rank 0's first order becomes that of all ranks as soon as they know it, and stays.
         """
         with self._changed:
-            if self._order is None:
-                self._exchange.prioritise(use)
+            if self._order is not None:
+                return
+            self._exchange.prioritise(use)
             if self.member.rank == 0:
                 self._order = [use.get(tensor, len(use)) for tensor in range(len(self.layout.specs))]
                 self._lines[0].send_order(self._order)

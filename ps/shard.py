@@ -160,11 +160,13 @@ class Shard:
             former.end(Fenced(f"rank {member.rank} has opened another stream"))
 
     def share_order(self, member: pb.Member, header: pb.FrameHeader) -> None:
-        """Rank 0's order of pushes, for all ranks, now and when they open a stream. Raises Fenced, MalformedFrame."""
+        """Rank 0's order of pushes, for all ranks, now and when they open a stream; the first one stands. Raises Fenced, MalformedFrame."""
         if member.rank or len(header.places) != self._num_tensors:
             raise MalformedFrame(f"rank {member.rank} brings an order of {len(header.places)} tensors, rank 0 alone may, of {self._num_tensors}")
         with self._changed:
             self._check_fence(member)
+            if self._order is not None:
+                return
             self._order = frame.encode(pb.FrameHeader(kind=pb.ORDER, places=header.places))
             for stream in self._streams.living():
                 stream.send(self._order)

@@ -57,7 +57,13 @@ JOIN = pb.JoinRequest(
 RIGHT: Mapping[str, Sequence[Message]] = {
     "/pserver.Shard/Join": [JOIN],
     "/pserver.Shard/Init": [_frame(pb.INIT, i, value) for i, value in enumerate(_VALUES)],
-    "/pserver.Shard/Steps": [_frame(pb.PUSH, 0, _VALUES[0]), _frame(pb.ABSENT, 1, None), _frame(pb.NORMS, 0, None, norms=[1.0, 2.0])],
+    "/pserver.Shard/Steps": [
+        _frame(pb.PROBE, 0, None),
+        _frame(pb.ORDER, 0, None, places=range(len(_TENSORS))),
+        _frame(pb.PUSH, 0, _VALUES[0]),
+        _frame(pb.ABSENT, 1, None),
+        _frame(pb.NORMS, 0, None, norms=[1.0, 2.0]),
+    ],
     "/pserver.Shard/Pull": [pb.PullRequest(version=-1)],
     "/pserver.Control/Register": [pb.RegisterRequest(role=pb.WORKER, environment=_ENVIRONMENT)],
     "/pserver.Control/Heartbeat": [pb.HeartbeatRequest(role=pb.WORKER, incarnation=1, step=1, rows=_ROWS)],
