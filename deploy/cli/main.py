@@ -9,6 +9,7 @@ import typer
 
 from deploy.cli.certs import certs
 from deploy.cli.compare import compare
+from deploy.cli.diff import diff
 from deploy.cli.doctor import doctor
 from deploy.cli.export import export
 from deploy.cli.report import report
@@ -24,6 +25,7 @@ app.command()(compare)
 app.command()(doctor)
 app.command()(export)
 app.command()(report)
+app.command()(diff)
 app.command()(trace)
 app.command()(certs)
 
