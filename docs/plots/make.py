@@ -107,7 +107,7 @@ def schedules() -> Figure:
     shown = {
         "constant, warmup_steps = 100": ScheduleConfig(warmup_steps=100),
         "step, every = 300, gamma = 0.3": ScheduleConfig(name="step", every=300, gamma=0.3),
-        "multi_step, milestones = [400, 800]": ScheduleConfig(name="multi_step", milestones=(400, 800), gamma=0.3),
+        "multi_step, [400, 800], gamma = 0.3": ScheduleConfig(name="multi_step", milestones=(400, 800), gamma=0.3),
         "exponential, gamma = 0.997": ScheduleConfig(name="exponential", gamma=0.997),
         "linear, min_factor = 0.1": ScheduleConfig(name="linear", min_factor=0.1),
         "cosine, warmup_steps = 100": ScheduleConfig(name="cosine", warmup_steps=100),
