@@ -55,6 +55,8 @@ class Trainer:
     ) -> None:
         if loop is not None and not isinstance(loop, str):
             raise ConfigError(f'Trainer(loop={loop!r}): give its name, since workers import it: for example loop="mine:train"')
+        if isinstance(task, type):
+            raise ConfigError(f"Trainer({task.__name__}): give a task, not its class: {task.__name__}(...)")
         self._config = Config(
             task=TaskConfig(name=task_path(task), fields=task_fields(task)) if task else None,
             train=replace(train_config, loop=loop) if loop else train_config,

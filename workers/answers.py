@@ -16,7 +16,7 @@ def model_of(task: Task) -> nn.Module:
     """A new model. Raises ConfigError."""
     model = task.model()
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"the task's model() returned {_named(model)}: return a torch.nn.Module")
+        raise ConfigError(f"the task's model() returned {named(model)}: return a torch.nn.Module")
     check_parameters(model)
     return model
 
@@ -38,7 +38,7 @@ def data_of(task: Task, phase: Literal["train", "validation"]) -> Samples:
     for method, what in (("__len__", "length"), ("__getitem__", "sample by index")):
         if not hasattr(data, method):
             remedy = "return map-style data such as TensorData(inputs, targets)" + ("" if phase == "train" else ", [] for none")
-            raise ConfigError(f"the task's {phase}_data() returned {_named(data)}, which has no {what}: {remedy}")
+            raise ConfigError(f"the task's {phase}_data() returned {named(data)}, which has no {what}: {remedy}")
     return data
 
 
@@ -47,10 +47,10 @@ def mean_and_weight(loss: Tensor | tuple[Tensor, float], num_samples: int) -> tu
     remedy = "return the mean over the batch as a scalar tensor, alone or as (mean, weight)"
     mean, weight = loss if isinstance(loss, tuple) and len(loss) == 2 else (loss, num_samples)
     if not isinstance(mean, Tensor):
-        raise ConfigError(f"the task's loss() returned {_named(mean)}: {remedy}")
+        raise ConfigError(f"the task's loss() returned {named(mean)}: {remedy}")
     if mean.dim() != 0:
         raise ConfigError(f"the task's loss() returned a tensor of shape {list(mean.shape)}: {remedy}")
-    number = _number(weight)
+    number = number_of(weight)
     if number is None or not 0 <= number < math.inf:
         raise ConfigError(f"the weight {weight} of the task's loss() is out of range: a finite number >= 0")
     return mean, number
@@ -66,19 +66,19 @@ def metrics_of(task: Task, model: nn.Module, batch: Any) -> dict[str, float]:
     """Sums over a validation batch by name. Raises ConfigError."""
     metrics = task.metrics(model, batch)
     if not isinstance(metrics, dict):
-        raise ConfigError(f"the task's metrics() returned {_named(metrics)}: return a dict of sums over the batch, for example {{'accuracy': 12.0}}")
+        raise ConfigError(f"the task's metrics() returned {named(metrics)}: return a dict of sums over the batch, for example {{'accuracy': 12.0}}")
     if "loss" in metrics:
         raise ConfigError("the task's metrics() returns a metric called loss, as the validation loss is called: rename it")
     found = {}
     for name, value in metrics.items():
-        number = _number(value)
+        number = number_of(value)
         if number is None:
-            raise ConfigError(f"the task's metrics() returned {_named(value)} for {name}: return a number, the sum over the batch")
+            raise ConfigError(f"the task's metrics() returned {named(value)} for {name}: return a number, the sum over the batch")
         found[name] = number
     return found
 
 
-def _number(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
     """The value of a number or of a tensor with one element; else None."""
     try:
         return float(value)
@@ -86,7 +86,8 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _named(value: object) -> str:
+def named(value: object) -> str:
+    """What stands where something else was expected."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     return "None" if value is None else f"an object of type {type(value).__name__}"

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from ps.errors import ConfigError
 from ps.plan import Plan
-from workers.answers import check_parameters
+from workers.answers import check_parameters, named, number_of
 from workers.config import TrainConfig
 from workers.imports import absolute_name, import_attribute
 from workers.initial import load_initial
@@ -107,6 +108,10 @@ class Context:
 
     def sampler(self, num_samples: int) -> Sampler:
         """Deals `num_samples` training samples by the `[train]` section; fixes the length of the run."""
+        try:
+            num_samples = operator.index(num_samples)
+        except TypeError as error:
+            raise ConfigError(f"ctx.sampler({named(num_samples)}): give the number of training samples, ctx.sampler(len(data))") from error
         if num_samples < 1:
             raise ConfigError(f"ctx.sampler({num_samples}): the training data is empty")
         if self._batches and self._batches.num_samples != num_samples:
@@ -126,6 +131,8 @@ class Context:
         """
         if self._optimizer:
             raise ConfigError("ctx.optimizer(model) was called twice: a run trains one model; put several networks into one nn.ModuleDict")
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"ctx.optimizer({named(model)}): give the model itself, ctx.optimizer(model); what it updates has requires_grad")
         check_parameters(model)
         init = self._session.settings.train.init
         plan = self._plan()
@@ -217,11 +224,16 @@ def _report_sums(metrics: Mapping[str, float], weight: float) -> dict[str, float
     """Each metric times its weight, and the weight, for all ranks to be added up."""
     if not 0 <= weight < math.inf:
         raise ConfigError(f"ctx.report(..., weight={weight}) is out of range: finite and >= 0")
+    if not isinstance(metrics, Mapping):
+        raise ConfigError(f"ctx.report({named(metrics)}): give metrics by name, for example ctx.report({{'accuracy': 0.9}}, weight=100)")
     sums = {}
     for name, value in metrics.items():
+        number = number_of(value)
+        if number is None:
+            raise ConfigError(f"ctx.report: {name} is {named(value)}: give a number, or a tensor with one element")
         if name in _NO_METRICS:
             raise ConfigError(f"ctx.report: a metric may not be called {name}, as a row of metrics.jsonl has its own: choose another name")
-        sums[f"user.{name}"] = float(value) * weight if weight else 0.0
+        sums[f"user.{name}"] = number * weight if weight else 0.0
         sums[f"weight.{name}"] = float(weight)
     return sums
 

@@ -30,7 +30,8 @@ def import_attribute(name: str, key: str) -> object:
         remedy = 'what a script does belongs below `if __name__ == "__main__":`'
         raise ConfigError(f"{key} = {name!r} cannot be imported, since it ends the program (sys.exit({error.code!r})): {remedy}") from error
     except Exception as error:  # whatever the user's module raises while it is imported
-        raise ConfigError(f"{key} = {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        relative = ": name it as part of its package, package.module:NAME" if "relative import" in str(error) else ""
+        raise ConfigError(f"{key} = {name!r} cannot be imported: {type(error).__name__}: {error}{relative}") from error
     found: object = module
     for part in path.split("."):
         if not hasattr(found, part):

@@ -18,7 +18,7 @@ from ps.control import Control
 from ps.control_client import ControlClient
 from ps.control_service import ControlServicer
 from ps.credentials import Credentials, token_of
-from ps.errors import ForeignRun, ResourcesMissing, Unauthenticated, Unreachable
+from ps.errors import ConfigError, ForeignRun, ResourcesMissing, Unauthenticated, Unreachable
 from ps.roles import DRIVER, Role
 from ps.security import RunGuard
 from ps.server import environment
@@ -66,6 +66,11 @@ def test_a_run_without_validation_data_trains(tmp_path: Path) -> None:
     result = train(tmp_path, BROKEN, {"how": "no validation"}, batch_size=64, epochs=1)
     assert result.error is None
     assert set(result.metrics) == {"train_loss"}
+
+
+def test_a_class_in_place_of_a_task_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Trainer\(Digits\): give a task, not its class: Digits\(...\)"):
+        Trainer(Digits, train_config=TrainConfig(batch_size=8))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("launcher", ["process", "ray"])

@@ -148,6 +148,25 @@ def reports_no_weight(ctx: Context) -> None:
     ctx.report({"a": 1.0}, weight=float("nan"))
 
 
+def reports_a_number(ctx: Context) -> None:
+    started(ctx)
+    ctx.report(1.0)  # type: ignore[arg-type]
+
+
+def reports_a_list(ctx: Context) -> None:
+    started(ctx)
+    ctx.report({"a": torch.ones(2)})  # type: ignore[dict-item]
+
+
+def optimizes_parameters(ctx: Context) -> None:
+    ctx.sampler(len(DATA))
+    ctx.optimizer(model().parameters())  # type: ignore[arg-type]
+
+
+def samples_the_data(ctx: Context) -> None:
+    ctx.sampler(DATA)  # type: ignore[arg-type]
+
+
 def reports_first(ctx: Context) -> None:
     ctx.report({"a": 1.0})
 

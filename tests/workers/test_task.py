@@ -183,6 +183,12 @@ def test_a_module_of_the_working_directory_is_found(tmp_path: Path, monkeypatch:
     assert task_path(load_task("lonely:Mine", {})) == "lonely:Mine"
 
 
+def test_a_relative_import_of_a_file_is_told_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "relative.py").write_text("from .net import Net")
+    with pytest.raises(ConfigError, match=r"relative import with no known parent package: name it as part of its package, package\.module:NAME"):
+        load_task(f"{tmp_path}/relative.py:Mine", {})
+
+
 def test_an_error_of_the_users_file_is_told_every_time(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0")
     for _ in range(2):
