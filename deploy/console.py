@@ -64,12 +64,12 @@ class Console:
         with self._lock:
             named = dict(metrics)
             epoch = f"epoch {named.pop('epoch'):.0f}/{self._epochs}" if "epoch" in named else "training"
-            numbers = _numbers(named)
+            shown = numbers(named)
             if self._progress is not None:
-                self._progress.update(self._task, completed=step, description=epoch, numbers=numbers)
+                self._progress.update(self._task, completed=step, description=epoch, numbers=shown)
             elif self._clock() - self._said_at >= PLAIN_EVERY_S:
                 self._said_at = self._clock()
-                self._print(f"{epoch} | step {step}/{self._total_steps} | {numbers}")
+                self._print(f"{epoch} | step {step}/{self._total_steps} | {shown}")
 
     def line(self, text: str) -> None:
         """One line, above the progress."""
@@ -79,21 +79,14 @@ class Console:
     def epoch(self, epoch: int, metrics: Mapping[str, float], mid_epoch_step: int | None = None) -> None:
         """Epoch `epoch` (from 1) has ended, or so many steps of the run within it, with the validation there."""
         where = "" if mid_epoch_step is None else f", step {mid_epoch_step}"
-        self.line(f"epoch {epoch}/{self._epochs}{where} | {_numbers(metrics)}")
+        self.line(f"epoch {epoch}/{self._epochs}{where} | {numbers(metrics)}")
 
     def table(self, table: Table) -> None:
         with self._lock:
             if not self._rich.is_terminal:
                 self._print(table.plain())
                 return
-            if table.width > self._rich.width:
-                table = min(table, table.transposed(), key=lambda form: form.width)
-            drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-            for number, column in enumerate(table.columns):
-                drawn.add_column(column, justify="right" if number else "left")
-            for row in table.rows:
-                drawn.add_row(*row)
-            self._rich.print(Text(f"\n{table.title}", "italic"), drawn, soft_wrap=True)
+            self._rich.print(*drawn(table, self._rich.width), soft_wrap=True)
 
     def curve(self, name: str, values: Sequence[float]) -> None:
         """A small plot of one value per epoch; nothing to see below two of them."""
@@ -109,6 +102,18 @@ class Console:
 
     def _print(self, text: str) -> None:
         self._rich.print(Text(text), soft_wrap=True)
+
+
+def drawn(table: Table, width: int) -> tuple[Text, rich.table.Table]:
+    """Title and table for a terminal of that width; with a column for every row where that is narrower and must be."""
+    if table.width > width:
+        table = min(table, table.transposed(), key=lambda form: form.width)
+    made = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for number, column in enumerate(table.columns):
+        made.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in table.rows:
+        made.add_row(*row)
+    return Text(f"\n{table.title}", "italic"), made
 
 
 def plot(name: str, values: Sequence[float], unicode: bool = True) -> str:
@@ -136,5 +141,6 @@ def _squeezed(values: Sequence[float], width: int) -> list[float]:
     return [sum(values[start:end]) / (end - start) for start, end in itertools.pairwise(edges)]
 
 
-def _numbers(metrics: Mapping[str, float]) -> str:
+def numbers(metrics: Mapping[str, float]) -> str:
+    """Names and values on one line."""
     return "  ".join(f"{name.replace('_per_s', '/s')} {value:.4g}" for name, value in metrics.items())

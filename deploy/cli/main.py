@@ -14,6 +14,7 @@ from deploy.cli.doctor import doctor
 from deploy.cli.export import export
 from deploy.cli.report import report
 from deploy.cli.run import run
+from deploy.cli.top import top
 from deploy.cli.trace import trace
 from ps.errors import ConfigError, PserverError, Stopped
 
@@ -24,6 +25,7 @@ app.command()(run)
 app.command()(compare)
 app.command()(doctor)
 app.command()(export)
+app.command()(top)
 app.command()(report)
 app.command()(diff)
 app.command()(trace)

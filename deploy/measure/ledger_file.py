@@ -33,10 +33,40 @@ def read_ledger(path: Path) -> Iterator[LedgerStep]:
         for number, line in enumerate(file, 1):
             if not line.endswith("\n"):
                 return
-            try:
-                found = json.loads(line)
-                rows = [from_line(json.dumps(row)) for row in found["rows"]]
-                step = int(found["step"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{path}, line {number} is no line of the ledger: it is damaged, or of another version of pserver") from error
-            yield LedgerStep(step, [row for row in rows if isinstance(row, WorkerRow)], [row for row in rows if isinstance(row, ServerRow)])
+            yield _parse(line, f"{path}, line {number}")
+
+
+class LedgerTail:
+    """Follows a ledger that is being written."""
+
+    def __init__(self, path: Path, *, last_bytes: int) -> None:
+        """`last_bytes`: of a file that is there already, no more than this is read."""
+        self._path = path
+        self._last_bytes = last_bytes
+        self._offset: int | None = None
+        self._rest = b""
+
+    def poll(self) -> list[LedgerStep]:
+        """The whole lines since the last call. Raises ConfigError as `read_ledger`."""
+        if not self._path.is_file():
+            return []
+        with self._path.open("rb") as file:
+            if self._offset is None:
+                self._offset = max(0, self._path.stat().st_size - self._last_bytes)
+                file.seek(self._offset)
+                self._offset += len(file.readline()) if self._offset else 0  # most likely the end of a line
+            file.seek(self._offset)
+            found = file.read()
+        self._offset += len(found)
+        *lines, self._rest = (self._rest + found).split(b"\n")
+        return [_parse(line.decode(errors="replace"), str(self._path)) for line in lines]
+
+
+def _parse(line: str, where: str) -> LedgerStep:
+    try:
+        found = json.loads(line)
+        rows = [from_line(json.dumps(row)) for row in found["rows"]]
+        step = int(found["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{where} is no line of the ledger: it is damaged, or of another version of pserver") from error
+    return LedgerStep(step, [row for row in rows if isinstance(row, WorkerRow)], [row for row in rows if isinstance(row, ServerRow)])
