@@ -1,0 +1,138 @@
+"""Equal members taken together: a class of workers or servers is simulated as one member that counts several times. Pure.
+
+A class is a stretch of consecutive ranks (or shards) with the same links, speed and neighbours, so that the order of ranks stays
+what it is. Members rotate: rank r begins with shard r mod S, so in one turn every server of a class hears from equally many workers. Workers
+of one kind make several classes all the same: servers answer one rank after the other, so the first begin their next step before the last.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+
+from deploy.predict.costs import wire_bytes
+from deploy.predict.scenario import Layers, Scenario
+from ps.layout import Rule
+
+PARTS_OF_A_KIND = 8
+"""Classes that equal workers are divided into, if there are so many."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of every server of a class."""
+
+    exact_bytes: float
+    push_bytes: float
+    """Payload as it travels."""
+    pull_bytes: float
+    layers: tuple[int, ...]
+    """Of its tensors: backward completes it with the first of them, which is also the first to need it."""
+
+
+@dataclass(frozen=True)
+class WorkerClass:
+    """Ranks `first` to `first + count − 1`."""
+
+    first: int
+    count: int
+    slowness: float
+    """How many times as long its compute takes."""
+    link_bytes_per_s: float
+    host: int
+    """Hosts of the class, by their number; its link is the host's."""
+
+
+@dataclass(frozen=True)
+class ServerClass:
+    """Shards `first` to `first + count − 1`."""
+
+    first: int
+    count: int
+    link_bytes_per_s: float
+    host: int
+    frames: tuple[Frame, ...]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """All members; class 0 of either kind comes first in rank order."""
+
+    workers: tuple[WorkerClass, ...]
+    servers: tuple[ServerClass, ...]
+    """Those that hold something."""
+    hosts: tuple[int, ...]
+    """How many hosts every host class has."""
+
+
+def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> Classes:
+    """`together` False: every member alone, which takes longer and must give the same."""
+    colocated = scenario.hosts == "colocated"
+
+    def worker_key(rank: int) -> Hashable:
+        shard = rank if colocated and rank < scenario.num_servers else None
+        alone = None if together else rank
+        return scenario.stragglers.get(rank, 1.0), scenario.worker_link(rank), shard is None or scenario.server_link(shard), shard is None, alone
+
+    def server_key(shard: int) -> Hashable:
+        return scenario.server_link(shard), None if together else shard
+
+    worker_groups = [part for group in _groups([worker_key(rank) for rank in range(scenario.num_workers)]) for part in _parts(*group)]
+    server_groups = _groups([server_key(shard) for shard in range(scenario.num_servers)])
+    if colocated:  # a host's worker and server are of one class each
+        server_groups = [group for group in worker_groups if group[0] < scenario.num_servers]
+    hosts: list[int] = [1] if scenario.hosts == "one" else [count for _, count in worker_groups]
+    workers = []
+    for i, (first, count) in enumerate(worker_groups):
+        link = scenario.worker_link(first)
+        if colocated and first < scenario.num_servers:
+            link = min(link, scenario.server_link(first))
+        workers.append(WorkerClass(first, count, scenario.stragglers.get(first, 1.0), link, 0 if scenario.hosts == "one" else i))
+    servers = []
+    for first, count in server_groups:
+        if colocated:
+            host = next(worker.host for worker in workers if worker.first == first)
+        elif scenario.hosts == "one":
+            host = 0
+        else:
+            host = len(hosts)
+            hosts.append(count)
+        if frames := _frames(scenario, layers, range(first, first + count)):
+            servers.append(ServerClass(first, count, scenario.server_link(first), host, frames))
+    return Classes(tuple(workers), tuple(servers), tuple(hosts))
+
+
+def _groups(keys: Sequence[Hashable]) -> list[tuple[int, int]]:
+    """First and length of every stretch of equal keys."""
+    found, first = [], 0
+    for _, members in groupby(keys):
+        count = len(list(members))
+        found.append((first, count))
+        first += count
+    return found
+
+
+def _parts(first: int, count: int) -> list[tuple[int, int]]:
+    """The stretch in up to PARTS_OF_A_KIND parts of about the same length."""
+    num_parts = min(count, PARTS_OF_A_KIND)
+    starts = [first + i * count // num_parts for i in range(num_parts + 1)]
+    return [(start, stop - start) for start, stop in pairwise(starts)]
+
+
+def _frames(scenario: Scenario, layers: Layers, shards: range) -> tuple[Frame, ...]:
+    """Those of the class's largest shard, scaled so that all bytes of the class are there."""
+    layout, comm = scenario.layout, scenario.comm
+    sizes = [layout.shard_bytes[shard] for shard in shards]
+    if not any(sizes):
+        return ()
+    shard = layout.shards[shards[sizes.index(max(sizes))]]
+    scale = sum(sizes) / len(sizes) / max(sizes)
+    frames = []
+    for run in shard.frames(scenario.pacing.frame_bytes):
+        if run.stop > shard.num_versioned:
+            continue
+        block = shard.block_of(run)
+        exact = shard.payload_bytes(run) * scale
+        formats = (comm.push_format, comm.pull_format) if block.rule is Rule.OPTIMIZER else ("fp32", "fp32")
+        push, pull = (wire_bytes(exact, block.dtype, wire_format, comm) for wire_format in formats)
+        frames.append(Frame(exact, push, pull, tuple(sorted({layers.of_tensor[tensor] for tensor in shard.tensor[run.span].tolist()}))))
+    return tuple(frames)

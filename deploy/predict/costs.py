@@ -1,0 +1,61 @@
+"""What handling bytes and frames costs in processor time, and how many bytes a wire format makes. Pure.
+
+The defaults were measured on one core of a 2026 server under load (`make bench-codecs`, docs/predict.md); a run of one's own replaces them.
+"""
+
+from dataclasses import dataclass
+
+from ps.config import CommConfig
+from ps.layout import CHUNK_ELEMENTS, DTYPES
+
+NS = 1e-9
+ENCODE_BYTE_S = {"fp32": 0.0, "bf16": 0.13 * NS, "fp16": 0.15 * NS, "int8": 7.3 * NS, "topk": 2.7 * NS}
+"""Seconds for a byte of exact values, error feedback included, by format."""
+DECODE_BYTE_S = {"fp32": 0.0, "bf16": 0.08 * NS, "fp16": 0.5 * NS, "int8": 0.26 * NS, "topk": 0.45 * NS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Seconds of one thread on an idle core. `_frame_s` for a frame, `_byte_s` for a byte of payload as it travels unless said otherwise."""
+
+    step_s: float = 0.5e-3
+    """Of a worker for every step: the loop's bookkeeping."""
+    copy_byte_s: float = 0.15 * NS
+    """Worker: gradients gathered, exact bytes."""
+    push_frame_s: float = 100e-6
+    """Worker: one frame encoded and handed to the transport."""
+    push_byte_s: float = 0.7 * NS
+    take_frame_s: float = 80e-6
+    """Server: one frame received and checked, its receipt."""
+    take_byte_s: float = 0.7 * NS
+    sum_byte_s: float = 0.3 * NS
+    """Server: one contribution added, exact bytes."""
+    apply_byte_s: float = 0.5 * NS
+    """Server: the update, exact bytes of parameters."""
+    answer_frame_s: float = 80e-6
+    """Server: one answer sent."""
+    answer_byte_s: float = 0.4 * NS
+    land_frame_s: float = 100e-6
+    """Worker: one answer received, checked and put in its place."""
+    land_byte_s: float = 0.7 * NS
+    shared_byte_s: float = 0.25 * NS
+    """Worker, in place of `push_byte_s` and `land_byte_s` where payload stays in shared memory: digests, or copies."""
+    wire_overhead: float = 1.045
+    """Bytes on the wire for a byte of payload: gRPC, TCP and IP headers."""
+
+    def scaled(self, factor: float) -> "Costs":
+        """On processors that take `factor` times as long."""
+        seconds = {name: value * factor for name, value in vars(self).items() if name.endswith("_s")}
+        return Costs(**seconds, wire_overhead=self.wire_overhead)
+
+
+def wire_bytes(num_bytes: float, dtype: str, wire_format: str, comm: CommConfig) -> float:
+    """Payload of `num_bytes` exact bytes as they travel."""
+    elements = num_bytes / DTYPES[dtype]
+    if wire_format in ("bf16", "fp16"):
+        return 2 * elements
+    if wire_format == "int8":
+        return elements * (1 + DTYPES[dtype] / CHUNK_ELEMENTS)
+    if wire_format == "topk":
+        return elements * (comm.topk_fraction * (2 + DTYPES[dtype]) + 2 / CHUNK_ELEMENTS)
+    return num_bytes

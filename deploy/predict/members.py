@@ -1,0 +1,294 @@
+"""A worker and a server of the model of a step: what each does when, as `workers/` and `ps/` do it.
+
+A member stands for all of its class. What one of them sends to every server of a class is dealt in *parts*: the frames that travel at
+the same time. Everything is per member: a class of servers takes from a class of workers (workers / servers) frames per server and part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Protocol
+
+from deploy.predict.classes import Frame, ServerClass, WorkerClass
+from deploy.predict.costs import DECODE_BYTE_S, ENCODE_BYTE_S, Costs
+from deploy.predict.events import Call, Cores, Thread
+from deploy.predict.scenario import Layers, Scenario
+
+MOST_PARTS = 64
+"""In which frames to a class of servers, or answers to a class of workers, are dealt."""
+LEAST_IN_FLIGHT = 4
+"""Parts that may be on their way at once even if one is as large as the window."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Frame `frame` of `num_frames` servers of a class, the `turn`-th ones."""
+
+    server: int
+    frame: int
+    turn: int
+    num_frames: float
+
+
+class Network(Protocol):
+    """How bytes get from one class to another."""
+
+    def push(self, worker: int, part: Part, num_bytes: float, arrived: Call) -> None:
+        """A part of `num_bytes` in all from each worker of a class."""
+
+    def answer(self, server: int, worker: int, portion: int, num_bytes: float, num_frames: float, arrived: Call) -> None:
+        """`num_bytes` to each worker of a class, from as many servers as there are frames: the `portion`-th of its answers."""
+
+    def after(self, delay_s: float, call: Call) -> None: ...
+
+    @property
+    def now_s(self) -> float: ...
+
+
+class Worker:
+    """All workers of a class. `landed_s` has the time at which all of each version was there."""
+
+    def __init__(
+        self,
+        index: int,
+        cls: WorkerClass,
+        scenario: Scenario,
+        layers: Layers,
+        servers: Sequence[Server],
+        network: Network,
+        cores: Cores,
+        device: Cores,
+        num_steps: int,
+    ) -> None:
+        self._index, self._cls, self._scenario, self._layers = index, cls, scenario, layers
+        self._servers, self._network, self._num_steps = servers, network, num_steps
+        self._costs = scenario.costs
+        self._train = Thread(cores, cls.count)
+        self._net = Thread(cores, cls.count)
+        self._device = self._train if scenario.computes_on_host else Thread(device, cls.count)
+        self._parts = [min(server.cls.count, MOST_PARTS) for server in servers]
+        self._turns = [b for b, parts in enumerate(self._parts) for _ in range(parts)]
+        self._turn = cls.first % len(self._turns)
+        largest = max(server.cls.count / parts for server, parts in zip(servers, self._parts, strict=True))
+        window = scenario.pacing.window_frames if not scenario.is_shared or scenario.comm.push_format != "fp32" else math.inf
+        self._window = max(window, min(window, LEAST_IN_FLIGHT) * largest)
+        self._stretch = self._window / window if math.isfinite(window) else 1.0
+        """A window that is too large for its round trip is made up for by a longer one."""
+        self._in_flight = 0.0
+        self._step = 0
+        self._all_landed = True
+        self._waiting: int | None = None
+        """Layer whose forward waits."""
+        self.landed_s: list[float] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing of the next version is there, and nothing of this step is ready."""
+        self._unready = [[len(frame.layers) for frame in server.cls.frames] for server in self._servers]
+        self._queues: list[list[tuple[int, int]]] = [[] for _ in self._servers]
+        self._open: list[tuple[int, int]] = [(0, 0) for _ in self._servers]
+        """Of every class of servers: the frame that is being dealt, and how many of its parts are left."""
+        self._missing = [0] * len(self._layers)
+        for server in self._servers:
+            for frame in server.cls.frames:
+                for layer in frame.layers:
+                    self._missing[layer] += 1
+        self._num_missing = sum(len(server.cls.frames) for server in self._servers)
+        self._frames_of: list[list[tuple[int, int]]] = [[] for _ in range(len(self._layers))]
+        for b, server in enumerate(self._servers):
+            for j, frame in enumerate(server.cls.frames):
+                for layer in frame.layers:
+                    self._frames_of[layer].append((b, j))
+
+    def start(self) -> None:
+        self._device.do(self._costs.step_s, lambda: self._forward(0))
+
+    # -- compute ---------------------------------------------------------------------------------------------
+
+    def _forward(self, layer: int) -> None:
+        if layer == len(self._layers):
+            self._all_landed = False
+            self._begin()
+            self._backward(layer - 1)
+        elif not self._all_landed and (self._missing[layer] or not self._scenario.overlap):
+            self._waiting = layer
+        else:
+            seconds = self._scenario.forward_s * self._layers.shares[layer] * self._cls.slowness
+            self._device.do(seconds, lambda: self._forward(layer + 1))
+
+    def _backward(self, layer: int) -> None:
+        self._device.do(self._scenario.backward_s * self._layers.shares[layer] * self._cls.slowness, lambda: self._made(layer))
+
+    def _made(self, layer: int) -> None:
+        """The layer's gradient is there: it is copied, and leaves with the frames that it completes."""
+        on_host = self._device is self._train
+        if not on_host and layer:
+            self._backward(layer - 1)
+
+        def copied() -> None:
+            if self._scenario.overlap:
+                self._ready([layer])
+            elif not layer:
+                self._ready(range(len(self._layers)))
+            if on_host and layer:
+                self._backward(layer - 1)
+            elif not layer:
+                self._step += 1
+                self._train.do(self._costs.step_s, lambda: self._forward(0) if self._step < self._num_steps else None)
+
+        self._train.do(self._costs.copy_byte_s * self._layers.num_bytes[layer], copied)
+
+    # -- push ------------------------------------------------------------------------------------------------
+
+    def _ready(self, layers: Sequence[int]) -> None:
+        for layer in layers:
+            for b, j in self._frames_of[layer]:
+                self._unready[b][j] -= 1
+                if not self._unready[b][j]:
+                    heappush(self._queues[b], (self._servers[b].cls.frames[j].layers[0], j))
+        self._pump(self._train)
+
+    def _next(self) -> Part | None:
+        """Servers in turn, the earliest layer's frame first."""
+        for i in range(len(self._turns)):
+            turn = (self._turn + i) % len(self._turns)
+            b = self._turns[turn]
+            j, left = self._open[b]
+            if not left and self._queues[b]:
+                j, left = heappop(self._queues[b])[1], self._parts[b]
+            if left:
+                num_frames = self._servers[b].cls.count / self._parts[b]
+                if self._in_flight + num_frames > self._window * (1 + 1e-9):
+                    self._open[b] = j, left
+                    return None
+                self._open[b] = j, left - 1
+                self._turn = (turn + 1) % len(self._turns)
+                self._in_flight += num_frames
+                return Part(b, j, left, num_frames)
+        return None
+
+    def _pump(self, thread: Thread) -> None:
+        while part := self._next():
+            self._encode(thread, part)
+
+    def _encode(self, thread: Thread, part: Part) -> None:
+        frame = self._servers[part.server].cls.frames[part.frame]
+        byte_s = self._costs.shared_byte_s if self._scenario.is_shared else self._costs.push_byte_s
+        seconds = self._costs.push_frame_s + byte_s * frame.push_bytes + _codec_s(ENCODE_BYTE_S, self._scenario.comm.push_format, frame)
+        num_bytes = frame.push_bytes * part.num_frames
+        received = self._servers[part.server].receive
+        thread.do(
+            seconds * part.num_frames,
+            lambda: self._network.push(self._index, part, num_bytes, lambda: received(self._index, part, lambda: self._receipt(part))),
+        )
+
+    def _receipt(self, part: Part) -> None:
+        def back() -> None:
+            self._in_flight -= part.num_frames
+            self._pump(self._net)
+
+        self._network.after(self._scenario.latency_s + (self._stretch - 1) * 2 * self._scenario.latency_s, back)
+
+    # -- land ------------------------------------------------------------------------------------------------
+
+    def land(self, frame: Frame, num_frames: float, done: Call) -> None:
+        """Answers have arrived."""
+        byte_s = self._costs.shared_byte_s if self._scenario.is_shared else self._costs.land_byte_s
+        decode_s = _codec_s(DECODE_BYTE_S, self._scenario.comm.pull_format, frame)
+        self._net.do(num_frames * (self._costs.land_frame_s + byte_s * frame.pull_bytes + decode_s), done)
+
+    def landed(self, frame: Frame) -> None:
+        """All answers to a frame of a class of servers are in their places."""
+        for layer in frame.layers:
+            self._missing[layer] -= 1
+        self._num_missing -= 1
+        self._all_landed = not self._num_missing
+        if self._all_landed:
+            self.landed_s.append(self._network.now_s)
+        waiting = self._waiting
+        if waiting is not None and (self._all_landed or (self._scenario.overlap and not self._missing[waiting])):
+            self._waiting = None
+            self._forward(waiting)
+
+
+class Server:
+    """All servers of a class."""
+
+    def __init__(self, index: int, cls: ServerClass, scenario: Scenario, classes: Sequence[WorkerClass], network: Network, cores: Cores) -> None:
+        self.cls = cls
+        self._index, self._scenario, self._classes, self._network = index, scenario, classes, network
+        self._costs: Costs = scenario.costs
+        self.loop = Thread(cores, cls.count)
+        """The event loop: frames in, answers out."""
+        self._threads = [Thread(cores, cls.count) for _ in cls.frames]
+        """Sums and update of a frame, one after the other; those of different frames at the same time."""
+        self._arrived = [[0.0] * len(classes) for _ in cls.frames]
+        self._next_rank = [0] * len(cls.frames)
+        """Class of workers whose turn it is in the sum of each frame."""
+        self.workers: Sequence[Worker] = ()
+
+    def receive(self, worker: int, part: Part, receipt: Call) -> None:
+        """A part has arrived from every worker of a class."""
+        frame = self.cls.frames[part.frame]
+        per_server = self._classes[worker].count * part.num_frames / self.cls.count
+        byte_s = 0.0 if self._scenario.is_shared else self._costs.take_byte_s
+
+        def taken() -> None:
+            receipt()
+            self._arrived[part.frame][worker] += part.num_frames / self.cls.count
+            self._sum(part.frame)
+
+        self.loop.do(per_server * (self._costs.take_frame_s + byte_s * frame.push_bytes), taken)
+
+    def _sum(self, j: int) -> None:
+        """Adds what is next in rank order and complete."""
+        frame = self.cls.frames[j]
+        seconds = self._costs.sum_byte_s * frame.exact_bytes + _codec_s(DECODE_BYTE_S, self._scenario.comm.push_format, frame)
+        while self._next_rank[j] < len(self._classes) and self._arrived[j][self._next_rank[j]] > 1 - 1e-6:
+            count = self._classes[self._next_rank[j]].count
+            self._next_rank[j] += 1
+            is_last = self._next_rank[j] == len(self._classes)
+            self._threads[j].do(count * seconds, (lambda: self._apply(j)) if is_last else _nothing)
+
+    def _apply(self, j: int) -> None:
+        frame = self.cls.frames[j]
+        self._arrived[j] = [0.0] * len(self._classes)
+        self._next_rank[j] = 0
+        encode_s = _codec_s(ENCODE_BYTE_S, self._scenario.comm.pull_format, frame)
+        self._threads[j].do(self._costs.apply_byte_s * frame.exact_bytes + encode_s, lambda: self._answer(frame))
+
+    def _answer(self, frame: Frame) -> None:
+        """To all workers, each class in as many portions as its size allows."""
+        byte_s = 0.0 if self._scenario.is_shared else self._costs.answer_byte_s
+        for worker, cls in zip(self.workers, self._classes, strict=True):
+            portions = min(cls.count, MOST_PARTS)
+            left = [portions]
+            seconds = cls.count / portions * (self._costs.answer_frame_s + byte_s * frame.pull_bytes)
+            for portion in range(portions):
+                self._answer_portion(frame, worker, seconds, portion, left)
+
+    def _answer_portion(self, frame: Frame, worker: Worker, seconds: float, portion: int, left: list[int]) -> None:
+        index = self.workers.index(worker)
+        num_frames = self.cls.count / min(self._classes[index].count, MOST_PARTS)
+
+        def done() -> None:
+            left[0] -= 1
+            if not left[0]:
+                worker.landed(frame)
+
+        def arrived() -> None:
+            worker.land(frame, num_frames, done)
+
+        self.loop.do(seconds, lambda: self._network.answer(self._index, index, portion, frame.pull_bytes * num_frames, num_frames, arrived))
+
+
+def _codec_s(byte_s: dict[str, float], wire_format: str, frame: Frame) -> float:
+    """Of a frame that travels in the format; one whose bytes are exact is left as it is."""
+    return byte_s[wire_format] * frame.exact_bytes
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,133 @@
+"""What is to be predicted: a model's tensors, the compute of a step, hosts, links and wire formats."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
+
+from deploy.predict.costs import Costs
+from ps.config import SHARED_FRAME_BYTES, CommConfig
+from ps.errors import ConfigError
+from ps.layout import Layout, Rule, TensorSpec
+from ps.pacing import Pacing, pacing_of
+
+Hosts = Literal["apart", "colocated", "one"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """Times in seconds, rates in bytes/s."""
+
+    specs: tuple[TensorSpec, ...]
+    """Tensors in the order in which forward uses them."""
+    forward_s: float
+    """One worker's forward pass of a step, alone on its cores or its device."""
+    backward_s: float
+    num_workers: int
+    num_servers: int
+    comm: CommConfig = field(default_factory=CommConfig)
+    """Formats, window, frames; `bandwidth` is the rate of every host's link, or of every process's where `hosts` is "one"."""
+    hosts: Hosts = "apart"
+    """One host for every process; servers on the hosts of the first workers; or all on one host, which shares its cores."""
+    cores_per_host: float = math.inf
+    computes_on_host: bool = True
+    """False: on a device, which takes no core."""
+    latency_s: float = 0.0
+    """One way, on every link."""
+    stragglers: Mapping[int, float] = field(default_factory=dict)
+    """Rank: how many times as long its compute takes."""
+    worker_links: Mapping[int, float] = field(default_factory=dict)
+    """Rates of single ranks' links in place of `comm.bandwidth`."""
+    overlap: bool = True
+    """As `train.overlap`."""
+    samples: float = 1.0
+    """Of one worker in a step."""
+    costs: Costs = field(default_factory=Costs)
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1 or self.num_servers < 1:
+            raise ConfigError(f"{self.num_workers} workers and {self.num_servers} servers: at least one each")
+        if self.hosts == "colocated" and self.num_servers > self.num_workers:
+            raise ConfigError(f"{self.num_servers} servers on the hosts of {self.num_workers} workers: at most one each, or leave --colocate out")
+        for name, ranks in (("straggler", self.stragglers), ("worker link", self.worker_links)):
+            if wrong := [rank for rank in ranks if not 0 <= rank < self.num_workers]:
+                raise ConfigError(f"{name} of rank {wrong[0]}: the ranks are 0 to {self.num_workers - 1}")
+
+    @property
+    def compute_s(self) -> float:
+        """Of a rank that is no straggler."""
+        return self.forward_s + self.backward_s
+
+    @property
+    def model_bytes(self) -> int:
+        """Exact bytes that are pushed in a step."""
+        return sum(spec.num_bytes for spec in self.specs if spec.rule is not Rule.FROZEN)
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.specs, self.num_servers)
+
+    @property
+    def is_shared(self) -> bool:
+        """Exact payload stays in shared memory."""
+        return self.hosts == "one" and self.comm.may_share
+
+    @property
+    def pacing(self) -> Pacing:
+        """Length of frames, and how many may be on their way: the config's, or what suits the link as workers find when they join."""
+        links = min(min(map(self.worker_link, range(self.num_workers))), sum(map(self.server_link, range(self.num_servers))))
+        found = pacing_of(links, 2 * self.latency_s) if math.isfinite(links) else Pacing()
+        frame_bytes = SHARED_FRAME_BYTES if self.is_shared and self.comm.push_format == "fp32" else found.frame_bytes
+        return replace(found, frame_bytes=self.comm.frame_bytes or frame_bytes, window_frames=self.comm.window_frames or found.window_frames)
+
+    def worker_link(self, rank: int) -> float:
+        return self.worker_links.get(rank, self.comm.link_bytes_per_s() or math.inf)
+
+    def server_link(self, shard: int) -> float:
+        return self.comm.link_bytes_per_s(shard) or math.inf
+
+
+def equal_tensors(model_bytes: int, num_tensors: int = 32) -> tuple[TensorSpec, ...]:
+    """A model of which only the size is known: equal layers of float32."""
+    elements = max(1, model_bytes // 4)
+    count = min(num_tensors, elements)
+    sizes = [elements // count + (i < elements % count) for i in range(count)]
+    return tuple(TensorSpec(name=f"layer{i}.weight", shape=(size, 1), dtype="float32") for i, size in enumerate(sizes))
+
+
+def tensors_of(shapes: Mapping[str, Sequence[int]]) -> tuple[TensorSpec, ...]:
+    """float32 parameters by name."""
+    return tuple(TensorSpec(name=name, shape=tuple(shape), dtype="float32") for name, shape in shapes.items())
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The modules that own tensors, in the order of the forward pass."""
+
+    of_tensor: tuple[int, ...]
+    """Layer of every tensor."""
+    shares: tuple[float, ...]
+    """Part of the compute in every layer, which add up to 1."""
+    num_bytes: tuple[int, ...]
+    """Exact bytes of every layer."""
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+
+def layers_of(specs: Iterable[TensorSpec]) -> Layers:
+    """Tensors of one module are a layer. A matrix multiplies each sample once, so its compute goes with its elements; the convolutions of a
+    network are taken to cost the same each, as those of ResNets do, which halve the image when they double the channels."""
+    specs = tuple(specs)
+    index: dict[str, int] = {}
+    of_tensor = tuple(index.setdefault(spec.name.rpartition(".")[0] or spec.name, len(index)) for spec in specs)
+    kernels = [spec.num_elements for spec in specs if len(spec.shape) > 2]
+    work = [0.0] * len(index)
+    num_bytes = [0] * len(index)
+    for spec, layer in zip(specs, of_tensor, strict=True):
+        num_bytes[layer] += spec.num_bytes
+        if len(spec.shape) > 1:
+            work[layer] += sum(kernels) / len(kernels) if len(spec.shape) > 2 else spec.num_elements
+    total = sum(work)
+    return Layers(of_tensor, tuple(one / total if total else 1 / len(index) for one in work), tuple(num_bytes))

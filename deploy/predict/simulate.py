@@ -1,0 +1,165 @@
+"""The step of a scenario, as a simulation of discrete events: deterministic, in seconds and bytes."""
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+from deploy.predict.classes import Classes, ServerClass, WorkerClass, classes_of
+from deploy.predict.events import Call, Clock, Cores
+from deploy.predict.links import Direction, Links
+from deploy.predict.members import Part, Server, Worker
+from deploy.predict.scenario import Scenario, layers_of
+
+NUM_STEPS = 5
+"""Simulated; the first two get the pipeline going, and in the last nobody begins the next: the others count."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One step, when steps follow each other."""
+
+    step_s: float
+    compute_s: float
+    """Of the slowest rank alone: a step that hides all communication takes so long."""
+    num_samples: float
+    """Of all workers."""
+    busy: Mapping[str, float]
+    """How much of its capacity each resource used: links of a direction, cores, event loops; 0 to 1."""
+    worker_bytes: float
+    """On the wire of one worker up in a step, mean."""
+    num_events: int
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.num_samples / self.step_s
+
+    @property
+    def efficiency(self) -> float:
+        """Compute over step."""
+        return self.compute_s / self.step_s
+
+    @property
+    def exposed_s(self) -> float:
+        return self.step_s - self.compute_s
+
+
+def simulate(scenario: Scenario, *, together: bool = True) -> Prediction:
+    """`together` False simulates every member by itself in place of classes of equal ones: for small numbers."""
+    layers = layers_of(scenario.specs)
+    classes = classes_of(scenario, layers, together=together)
+    clock = Clock()
+    network = _Wires(scenario, classes, clock)
+    cores = [Cores(clock, scenario.cores_per_host, count) for count in classes.hosts]
+    device = Cores(clock, math.inf)
+    servers = [Server(b, cls, scenario, classes.workers, network, cores[cls.host]) for b, cls in enumerate(classes.servers)]
+    workers = [Worker(a, cls, scenario, layers, servers, network, cores[cls.host], device, NUM_STEPS) for a, cls in enumerate(classes.workers)]
+    for server in servers:
+        server.workers = workers
+    for worker in workers:
+        worker.start()
+    clock.run()
+    ends = [max(worker.landed_s[step] for worker in workers) for step in range(NUM_STEPS)]
+    slowness = max(cls.slowness for cls in classes.workers)
+    return Prediction(
+        step_s=(ends[-2] - ends[1]) / (NUM_STEPS - 3),
+        compute_s=scenario.compute_s * slowness,
+        num_samples=scenario.samples * scenario.num_workers,
+        busy=_busy(network, classes, cores, servers, ends[-1]),
+        worker_bytes=network.pushed_bytes / NUM_STEPS / scenario.num_workers,
+        num_events=clock.num_events,
+    )
+
+
+def _busy(network: "_Wires", classes: Classes, cores: list[Cores], servers: list[Server], time_s: float) -> dict[str, float]:
+    found = {}
+    for kind, members in _kinds(classes):
+        for i, cls in enumerate(members):
+            for way, directions in (("up", network.ups), ("down", network.downs)):
+                direction = directions[kind, i]
+                if math.isfinite(direction.bytes_per_s):
+                    found[f"{_name(kind, cls)} {way}"] = direction.bytes / direction.bytes_per_s / time_s
+    for host, its in enumerate(cores):
+        if math.isfinite(its.num_cores):
+            names = [_name(kind, cls) for kind, members in _kinds(classes) for cls in members if cls.host == host]
+            found[f"cores of {' and '.join(names)}"] = its.busy_s / its.num_cores / time_s
+    for server in servers:
+        found[f"event loop of {_name('server', server.cls)}"] = server.loop.busy_s / time_s
+    return found
+
+
+def _kinds(classes: Classes) -> list[tuple[str, Sequence[WorkerClass | ServerClass]]]:
+    return [("worker", classes.workers), ("server", classes.servers)]
+
+
+def _name(kind: str, cls: WorkerClass | ServerClass) -> str:
+    return f"{kind} {cls.first}" if cls.count == 1 else f"{kind}s {cls.first}-{cls.first + cls.count - 1}"
+
+
+class _Wires:
+    """Who is connected to whom by what."""
+
+    def __init__(self, scenario: Scenario, classes: Classes, clock: Clock) -> None:
+        self._clock = clock
+        self._scenario = scenario
+        self._classes = classes
+        self._links = Links(clock)
+        self.ups: dict[tuple[str, int], Direction] = {}
+        self.downs: dict[tuple[str, int], Direction] = {}
+        self._streams: defaultdict[Hashable, deque[Call]] = defaultdict(deque)
+        """Frames of one stream travel one after the other: the first is on its way."""
+        self.pushed_bytes = 0.0
+        for kind, members in _kinds(classes):
+            for i, cls in enumerate(members):
+                owner = next((a for a, worker in enumerate(classes.workers) if worker.host == cls.host), None)
+                if kind == "server" and scenario.hosts == "colocated" and owner is not None:
+                    self.ups[kind, i], self.downs[kind, i] = self.ups["worker", owner], self.downs["worker", owner]
+                else:
+                    self.ups[kind, i], self.downs[kind, i] = (self._links.direction(cls.link_bytes_per_s, cls.count) for _ in range(2))
+
+    @property
+    def now_s(self) -> float:
+        return self._clock.now_s
+
+    def after(self, delay_s: float, call: Call) -> None:
+        self._clock.after(delay_s, call)
+
+    def push(self, worker: int, part: Part, num_bytes: float, arrived: Call) -> None:
+        away = num_bytes * self._away(worker, part.server)
+        self.pushed_bytes += away * self._classes.workers[worker].count * self._scenario.costs.wire_overhead
+        stream = ("push", worker, part.server, part.turn)
+        self._send(stream, ("worker", worker), ("server", part.server), away, worker, part.num_frames, arrived)
+
+    def answer(self, server: int, worker: int, portion: int, num_bytes: float, num_frames: float, arrived: Call) -> None:
+        stream = ("answer", server, worker, portion)
+        self._send(stream, ("server", server), ("worker", worker), num_bytes * self._away(worker, server), worker, num_frames, arrived)
+
+    def _send(
+        self, stream: Hashable, sender: tuple[str, int], receiver: tuple[str, int], num_bytes: float, worker: int, weight: float, arrived: Call
+    ) -> None:
+        if not num_bytes:
+            self._clock.after(0.0, arrived)
+            return
+        waiting = self._streams[stream]
+
+        def passed() -> None:
+            waiting.popleft()
+            if waiting:
+                waiting[0]()
+            self._clock.after(self._scenario.latency_s, arrived)
+
+        def begin() -> None:
+            wire_bytes = num_bytes * self._scenario.costs.wire_overhead
+            replicas = self._classes.workers[worker].count
+            self._links.send(wire_bytes, self.ups[sender], self.downs[receiver], passed, replicas=replicas, weight=weight)
+
+        waiting.append(begin)
+        if len(waiting) == 1:
+            begin()
+
+    def _away(self, worker: int, server: int) -> float:
+        """Part of what goes between two classes that leaves the host."""
+        if self._scenario.hosts == "one":
+            return 0.0 if self._scenario.is_shared or self._scenario.comm.bandwidth is None else 1.0
+        is_here = self._classes.workers[worker].host == self._classes.servers[server].host
+        return 1.0 - 1.0 / self._classes.servers[server].count if is_here else 1.0

@@ -1,0 +1,175 @@
+"""The model of a step: exact small cases, closed forms where they hold, and what must grow with what."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.predict import floors
+from deploy.predict.costs import Costs
+from deploy.predict.scenario import Scenario, equal_tensors, layers_of, tensors_of
+from deploy.predict.simulate import simulate
+from ps.config import CommConfig
+from ps.errors import ConfigError
+
+FREE = Costs(**{name: 0.0 for name in vars(Costs()) if name.endswith("_s")}, wire_overhead=1.0)
+MB = 1 << 20
+
+
+def scenario(**changes: object) -> Scenario:
+    """4 workers and 4 servers on 8 Mbit/s links of their own; 1 MiB and 16 tensors; nothing costs anything."""
+    usual = {
+        "specs": equal_tensors(MB, 16),
+        "forward_s": 0.0,
+        "backward_s": 0.0,
+        "num_workers": 4,
+        "num_servers": 4,
+        "comm": CommConfig(bandwidth="8mbit"),  # which asks for frames of 32 KiB
+        "costs": FREE,
+    }
+    return Scenario(**(usual | changes))  # type: ignore[arg-type]
+
+
+def two_layers(**changes: object) -> Scenario:
+    """One worker, one server, two layers of one chunk each: 32,768 bytes, which take 32.768 ms on the link."""
+    specs = tensors_of({"first.weight": (8192, 1), "second.weight": (8192, 1)})
+    return scenario(specs=specs, num_workers=1, num_servers=1, **changes)
+
+
+FRAME_S = 32768 / 1e6
+
+
+def test_step_without_overlap_by_hand() -> None:
+    # forward and backward, two frames up one after the other, the first one's answer down beside the second, whose answer comes last
+    found = simulate(two_layers(forward_s=0.1, backward_s=0.2, overlap=False))
+    assert found.step_s == pytest.approx(0.3 + 3 * FRAME_S)
+    assert found.compute_s == pytest.approx(0.3) and found.exposed_s == pytest.approx(3 * FRAME_S)
+
+
+def test_step_with_overlap_by_hand() -> None:
+    # the second layer's frame travels up and down while backward makes the first one's gradient; then the first layer's frame goes and comes
+    # back, and the next forward waits for it: nothing else is exposed
+    found = simulate(two_layers(forward_s=0.1, backward_s=0.2))
+    assert found.step_s == pytest.approx(0.3 + 2 * FRAME_S)
+
+
+def test_costs_by_hand() -> None:
+    costs = replace(FREE, push_frame_s=1.0, take_frame_s=2.0, sum_byte_s=3 / 32768, apply_byte_s=4 / 32768, answer_frame_s=5.0, land_frame_s=6.0)
+    one = tensors_of({"only.weight": (8192, 1)})
+    found = simulate(scenario(specs=one, num_workers=1, num_servers=1, costs=costs))
+    assert found.step_s == pytest.approx(21 + 2 * FRAME_S)
+    # two ranks on one host with one core: everything of workers and server takes its turn but for the one update and its two sums
+    both = simulate(scenario(specs=one, num_workers=2, num_servers=1, costs=costs, hosts="one", cores_per_host=1, comm=CommConfig()))
+    assert both.step_s == pytest.approx(2 * (1 + 2 + 3 + 5 + 6) + 4)
+    assert both.worker_bytes == 0
+
+
+def test_sums_wait_for_their_rank() -> None:
+    # rank 0 comes a second late: rank 1's contribution lies there, and both are added after it
+    costs = replace(FREE, sum_byte_s=1 / 32768)
+    one = tensors_of({"only.weight": (8192, 1)})
+    late = [simulate(scenario(specs=one, num_workers=2, num_servers=1, backward_s=2.0, costs=costs, stragglers={r: 1.5})).step_s for r in (0, 1)]
+    assert late[0] == pytest.approx(late[1] + 1)
+
+
+def test_exchange_reaches_the_links_floor() -> None:
+    fine = CommConfig(bandwidth="8mbit", frame_bytes=32768, window_frames=64)
+    for workers, servers in ((4, 4), (4, 2), (2, 4)):
+        found = simulate(scenario(specs=equal_tensors(4 * MB, 32), num_workers=workers, num_servers=servers, comm=fine))
+        rate = (4 * MB, workers, servers, 1e6, 1e6)
+        assert floors.one_way_s(*rate) < found.step_s < 1.03 * floors.pipelined_s(*rate, frame_bytes=servers * 32768)
+
+
+def test_colocated_servers_give_the_rings_time() -> None:
+    found = simulate(scenario(specs=equal_tensors(4 * MB, 32), hosts="colocated"))
+    assert found.step_s == pytest.approx(floors.ring_s(4 * MB, 4, 1e6), rel=0.03)
+
+
+def test_steps_that_hide_everything_are_compute_and_stragglers_count() -> None:
+    wide = CommConfig(bandwidth="100gbit")
+    assert simulate(scenario(forward_s=1.0, backward_s=2.0, comm=wide)).efficiency > 0.99
+    slow = simulate(scenario(forward_s=1.0, backward_s=2.0, comm=wide, stragglers={2: 2.0}))
+    assert slow.step_s == pytest.approx(6.0, rel=0.01) and slow.compute_s == 6.0
+
+
+def test_cores_of_one_host_are_shared() -> None:
+    found = simulate(scenario(forward_s=1.0, backward_s=2.0, hosts="one", comm=CommConfig(), cores_per_host=2))
+    assert found.step_s == pytest.approx(6.0, rel=0.01)  # four ranks on two cores
+    on_devices = simulate(scenario(forward_s=1.0, backward_s=2.0, hosts="one", comm=CommConfig(), cores_per_host=2, computes_on_host=False))
+    assert on_devices.step_s == pytest.approx(3.0, rel=0.01)
+
+
+def test_half_the_bytes_take_half_the_time() -> None:
+    comm = CommConfig(bandwidth="8mbit", frame_bytes=65536)
+    halves = CommConfig(bandwidth="8mbit", frame_bytes=65536, push_format="bf16", pull_format="bf16")
+    specs = equal_tensors(4 * MB, 16)
+    assert simulate(scenario(specs=specs, comm=halves)).step_s == pytest.approx(simulate(scenario(specs=specs, comm=comm)).step_s / 2, rel=1e-3)
+
+
+def test_a_narrow_window_waits_for_its_round_trips() -> None:
+    # a frame up, 100 ms there and 100 ms until its credit is back; the second one up and there; its answer down and back
+    narrow = CommConfig(bandwidth="8mbit", frame_bytes=32768, window_frames=1)
+    assert simulate(two_layers(latency_s=0.1, comm=narrow)).step_s == pytest.approx(3 * FRAME_S + 0.4)
+    assert simulate(two_layers(latency_s=0.1)).step_s == pytest.approx(3 * FRAME_S + 0.2)
+
+
+def test_same_inputs_give_the_same_bits() -> None:
+    first, second = (simulate(scenario(costs=Costs(), backward_s=0.1, cores_per_host=2)) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(("workers", "servers"), [(16, 4)])
+def test_classes_of_equal_hosts_give_what_all_hosts_give(workers: int, servers: int) -> None:
+    all_of_them = scenario(
+        specs=equal_tensors(4 * MB, 16),
+        num_workers=workers,
+        num_servers=servers,
+        forward_s=0.05,
+        backward_s=0.1,
+        comm=CommConfig(bandwidth="2gbit", frame_bytes=524288),
+        latency_s=50e-6,
+        costs=Costs(),
+        cores_per_host=8,
+    )
+    assert simulate(all_of_them).step_s == pytest.approx(simulate(all_of_them, together=False).step_s, rel=0.015)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.sampled_from(["apart", "one"]), st.sampled_from([0.0, 0.05]))
+def test_thinner_links_slower_ranks_and_fewer_cores_never_help(workers: int, servers: int, hosts: str, compute_s: float) -> None:
+    base = scenario(
+        specs=equal_tensors(MB // 4, 6),
+        num_workers=workers,
+        num_servers=servers,
+        hosts=hosts,
+        forward_s=compute_s,
+        backward_s=2 * compute_s,
+        costs=Costs(),
+        cores_per_host=2.0,
+    )
+    step_s = simulate(base).step_s
+    assert step_s >= base.compute_s
+    for worse in (
+        replace(base, comm=replace(base.comm, bandwidth="2mbit")),
+        replace(base, cores_per_host=1.0),
+        replace(base, latency_s=0.2),
+        replace(base, costs=Costs().scaled(10)),
+        replace(base, backward_s=base.backward_s + 1),
+    ):
+        assert simulate(worse).step_s >= step_s * 0.98
+
+
+def test_what_cannot_be_is_named() -> None:
+    for wrong in ({"num_workers": 0}, {"hosts": "colocated", "num_servers": 5}, {"stragglers": {4: 2.0}}, {"worker_links": {-1: 1.0}}):
+        with pytest.raises(ConfigError):
+            scenario(**wrong)
+
+
+def test_layers_share_the_compute() -> None:
+    layers = layers_of(tensors_of({"a.weight": (10, 30), "a.bias": (10,), "b.weight": (10, 10), "c.weight": (5,)}))
+    assert layers.of_tensor == (0, 0, 1, 2) and layers.shares == (0.75, 0.25, 0.0) and layers.num_bytes == (1240, 400, 20)
+    convolutions = layers_of(tensors_of({"a.weight": (8, 3, 3, 3), "b.weight": (64, 8, 3, 3)}))
+    assert convolutions.shares == (0.5, 0.5)
+    assert math.fsum(layers_of(equal_tensors(MB)).shares) == pytest.approx(1)
