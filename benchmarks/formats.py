@@ -26,10 +26,10 @@ FORMATS: dict[str, dict[str, object]] = {
 }
 _HEAD = """# Wire formats
 
-What `comm.push_format` and `comm.pull_format` cost and do: `examples/fashion-mnist.toml` with {channels} channels, {epochs} epochs over all 60,000
-pictures and seed {seed}, two workers and two servers over gRPC, as `make bench-formats` measures it. Bytes are payload of one worker in one step;
-encoding is what all threads of a worker spend on it in a step, digests included. The runs differ in nothing but the format, and a run with the
-same format has the same bits again. `make bench-codecs` measures the codecs alone, on 100 MB.
+What `comm.push_format` and `comm.pull_format` cost and do: `examples/fashion-mnist.toml` with {channels} channels, batches of 2 x {batch},
+{epochs} epochs over all 60,000 pictures and seed {seed}, two workers and two servers over gRPC, as `make bench-formats` measures it. Bytes are
+payload of one worker in one step; encoding is what all threads of a worker spend on it in a step, digests included. The runs differ in nothing
+but the format, and a run with the same format has the same bits again. `make bench-codecs` measures the codecs alone, on 100 MB.
 
 | format | pushed | pulled | encoding | validation accuracy | loss | against fp32 |
 |---|---|---|---|---|---|---|
@@ -56,10 +56,11 @@ class Outcome:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=256, help="samples per worker")
     parser.add_argument("--channels", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    head = _HEAD.format(channels=arguments.channels, epochs=arguments.epochs, seed=arguments.seed)
+    head = _HEAD.format(**vars(arguments))
     lines: list[str] = []
     exact: Outcome | None = None
     for name, comm in FORMATS.items():
@@ -75,6 +76,7 @@ def _trained(comm: dict[str, object], arguments: argparse.Namespace) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         sets = [f"comm.{key}={json.dumps(value)}" for key, value in comm.items()]
         sets += [f"train.epochs={arguments.epochs}", f"train.seed={arguments.seed}", f"task.channels={arguments.channels}"]
+        sets += [f"train.batch_size={arguments.batch}", "optimizer.lr=0.1", "schedule.warmup_steps=50"]
         config = load(BASE, [*sets, "comm.shared_memory=false", f"run.storage_path={json.dumps(folder)}"])
         result = Trainer.from_config(config, launcher="process", quiet=True).fit()
         if result.error:

@@ -33,6 +33,7 @@ from ps.shared import MemberSegment, StoreView
 from ps.step_clock import StepClock, StepTiming
 from ps.store import EMPTY
 from ps.transport.shaping import Link
+from ps.waiter import Waiter
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class Client:
         # guards everything below and the lines; notified by the receiving threads
         self._changed = threading.Condition()
         self._link_test = LinkTest(self._changed)
+        self._waiter = Waiter(self._changed, lambda s, blocked: self._clock.waited(s, blocked=blocked), lambda: self._exchange.has_ready)
         self._exchange = self._planned()
         self._relay = NormRelay(len(shards))
         self._clock = StepClock(member.rank, len(shards))
@@ -95,12 +97,6 @@ class Client:
         """The same until the next step begins."""
         self._encoding = 0
         """Frames that a thread works on: they read the contribution."""
-        self._awaited: Callable[[], bool] | None = None
-        """What the training thread waits for."""
-        self._waits_since: float | None = None
-        """From when on its wait is not counted yet."""
-        self._is_blocked = False
-        """Whether frames waited to leave at that time."""
         self._error: PserverError | None = None
         self._broken: set[int] = set()
         self.doing: str | None = None
@@ -270,7 +266,7 @@ class Client:
                         self.doing = None
                         return
                     self.doing = f"waits for the next version of {len(self._exchange.missing())} tensors"
-                    self._wait_for(done)
+                    self._waiter.wait(done, 1.0)
             for index in broken:
                 self._reopen(self._lines[index])
                 self._pump()
@@ -285,27 +281,6 @@ class Client:
             assert all(line.index in known for line in self._lines if line.layout.num_optimizer)
             skipped = not all(np.isfinite(squares).all() for squares in known.values())
         self._rank_state.settle(self._exchange.step, skipped=skipped)
-
-    def _wait_for(self, done: Callable[[], bool]) -> None:
-        """Waits under the lock until a receipt or an answer makes `done` true, or a second."""
-        self._awaited = done
-        self._waits_since, self._is_blocked = time.monotonic(), self._exchange.has_ready
-        self._changed.wait(1.0)
-        self._count_wait()
-        self._awaited = self._waits_since = None
-
-    def _count_wait(self) -> None:
-        """Under the lock: adds the wait until now; frames that waited to leave were held up by the window."""
-        if self._waits_since is not None:
-            now = time.monotonic()
-            self._clock.waited(now - self._waits_since, blocked=self._is_blocked)
-            self._waits_since, self._is_blocked = now, self._exchange.has_ready
-
-    def _news(self) -> None:
-        """Under the lock, after something has come: wakes whoever waits, the training thread only for what it waits for."""
-        self._count_wait()
-        if self._awaited is None or self._error or self._broken or self._awaited():
-            self._changed.notify_all()
 
     def _pump(self) -> None:
         """Sends what is ready as far as the window allows; in any thread. Frames of a broken line wait until it is open again."""
@@ -325,7 +300,7 @@ class Client:
                 with self._changed:
                     self._encoding -= 1
                     if not self._encoding:
-                        self._news()
+                        self._waiter.news()
 
     def _send(self, shard: int, index: int, opened: int) -> None:
         """On the stream that was the `opened`-th of its line."""
@@ -400,7 +375,7 @@ class Client:
                     self._return_credit(line, header)
                 elif header.kind == pb.ORDER:
                     self._order = self._new_order = list(header.places)
-                self._news()
+                self._waiter.news()
             self._pump()
 
     def _return_credit(self, line: Line, header: pb.FrameHeader) -> None:
@@ -426,7 +401,7 @@ class Client:
             self._clock.landed(line.index, header, frame.payload_bytes(line.layout, run, line.pull_format), 0 if header.shared else wire_bytes)
             self._exchange.landed(line.index, run)
             hit("worker.landed")
-            self._news()
+            self._waiter.news()
 
     def _learn_norms(self, header: pb.FrameHeader) -> None:
         shard, shards = header.norms_shard, self.layout.shards
