@@ -126,7 +126,8 @@ def means(epoch: Epoch, *, own_loop: bool = False) -> dict[str, float]:
     for name, value in validation.items():
         kind, _, rest = name.partition(".")
         if kind == "metric":
-            found[f"validation_{rest}"] = value / validation["samples"]
+            samples = validation["samples"]
+            found[f"validation_{rest}"] = value / samples if samples else float("nan")
         elif kind == "user":
             weight = validation[f"weight.{rest}"]
             found[rest] = value / weight if weight else float("nan")

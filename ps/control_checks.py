@@ -54,6 +54,14 @@ def check_report(request: pb.ReportRequest) -> None:
     for names, sums in ((request.training_names, request.training_sums), (request.validation_names, request.validation_sums)):
         if len(names) != len(sums):
             raise MalformedFrame(f"rank {request.member.rank} reports {len(sums)} sums under {len(names)} names")
+    if missing := {_counts(name) for name in request.validation_names} - {*request.validation_names, ""}:
+        raise MalformedFrame(f"rank {request.member.rank} reports means without {min(missing)!r}")
+
+
+def _counts(name: str) -> str:
+    """The sum that another one is divided by; empty if by none, or by one that may be missing."""
+    kind, _, rest = name.partition(".")
+    return {"metric": "samples", "user": f"weight.{rest}"}.get(kind, "")
 
 
 def printable(text: str) -> str:

@@ -22,6 +22,8 @@ PUSH_BYTES = 100_000_000
 PART_BYTES = 16_384
 SLOW_S = 0.5
 BURST = 50
+PAUSE_S = {"silent": SLOW_S, "slow": SLOW_S, "push": 0.01, "calls": 0.01}
+"""Before a connection that has ended is made again."""
 
 
 def frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
@@ -73,23 +75,24 @@ async def calls(stream: Stream) -> None:
 KINDS: dict[str, Callable[[Stream], Awaitable[None]]] = {"silent": silent, "slow": slow, "push": push, "calls": calls}
 
 
-async def again_and_again(how: Callable[[Stream], Awaitable[None]], host: str, port: int, tls: ssl.SSLContext | None, tried: asyncio.Event) -> None:
+async def again_and_again(kind: str, host: str, port: int, tls: ssl.SSLContext | None, tried: asyncio.Event) -> None:
+    how = KINDS[kind]
     while True:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            stream = await asyncio.open_connection(host, port, ssl=tls)
+            stream = await asyncio.open_connection(host, port, ssl=None if kind == "silent" else tls)
             tried.set()
             try:
                 await how(stream)
             finally:
                 stream[1].close()
         tried.set()
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(PAUSE_S[kind])
 
 
 async def flood(kind: str, address: str, tls: ssl.SSLContext | None, count: int) -> None:
     host, _, port = address.rpartition(":")
     tried = [asyncio.Event() for _ in range(count)]
-    tasks = [asyncio.create_task(again_and_again(KINDS[kind], host, int(port), tls, event)) for event in tried]
+    tasks = [asyncio.create_task(again_and_again(kind, host, int(port), tls, event)) for event in tried]
     await asyncio.gather(*(event.wait() for event in tried))
     print("all are there", flush=True)
     await asyncio.gather(*tasks)

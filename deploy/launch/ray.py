@@ -30,6 +30,13 @@ from workers.ray_actor import Place, ProcessActor, kill_process, process_at
 TARGETS: Mapping[Role, str] = {"server": "ps.server:serve", "worker": "workers.worker:work"}
 _IN_SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray for the entry point of `ray job submit`; not documented, but the only sign before `ray.init`."""
+OF_ONES_OWN: Mapping[str, Any] = {
+    "include_dashboard": False,
+    "log_to_driver": False,
+    "configure_logging": False,
+    "_node_ip_address": "127.0.0.1",
+}
+"""How a Ray is started that only this host may reach: with a token, as Ray has it by default."""
 KILL_WAIT_S = 2.0
 """Until an actor killed through Ray is gone; a stopped process never obeys Ray and is then killed by pid."""
 
@@ -191,17 +198,15 @@ class RayLauncher:
         with _quiet_init(), tempfile.TemporaryDirectory(prefix="pserver-code-") as folder:
             runtime_env = None if local else self._staged(Path(folder))
             try:
-                ray.init(
-                    self._address,
-                    runtime_env=runtime_env,
-                    num_cpus=math.ceil(num_cpus) if local else None,  # logical: the operating system shares the cores
-                    include_dashboard=False if local else None,
-                    log_to_driver=False,
-                    configure_logging=False,
-                )
+                if local:
+                    ray.init("local", num_cpus=math.ceil(num_cpus), **OF_ONES_OWN)  # logical: the operating system shares the cores
+                else:
+                    ray.init(self._address, runtime_env=runtime_env, log_to_driver=False, configure_logging=False)
             except (ConnectionError, AuthenticationError) as error:
                 raise refused(self._address, error) from error
         self._owns_ray = True
+        if local:
+            close_token()
         if _IN_SUBMITTED_JOB in os.environ and ray.get_runtime_context().runtime_env.get("working_dir"):
             self._code_root = Path.cwd()
 
@@ -266,6 +271,13 @@ class RayLauncher:
                 place: Place = ray.get(ready[0])
                 return place
         return None
+
+
+def close_token() -> None:
+    """Ray leaves the token that it makes for itself readable for every user of the host."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    with contextlib.suppress(OSError):  # there is none, or it is another user's
+        path.chmod(0o600)
 
 
 def _kill(processes: list[psutil.Process]) -> None:

@@ -39,6 +39,8 @@ SERVER_OPTIONS = [
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
     ("grpc.max_concurrent_streams", 100),  # per connection; a process needs a few
 ]
+_FIXED_WINDOW = ("grpc.http2.bdp_probe", 0)
+"""For short messages: a connection that sends much is not given megabytes to send."""
 _BACKOFF = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 1000), ("grpc.max_reconnect_backoff_ms", 2000)]
 _CLIENT = [*_COMMON, *_BACKOFF, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
 
@@ -46,7 +48,7 @@ _CLIENT = [*_COMMON, *_BACKOFF, ("grpc.use_local_subchannel_pool", 1), ("grpc.en
 def new_server(name: str, guard: RunGuard, *, num_roles: int) -> grpc.Server:
     """A server whose every method is guarded, with a thread for every call that so many roles may have in progress, and some to refuse others."""
     pool = futures.ThreadPoolExecutor(max_workers=num_roles * CALLS_AT_ONCE + 4, thread_name_prefix=name)
-    return grpc.server(pool, interceptors=[guard], options=SERVER_OPTIONS)
+    return grpc.server(pool, interceptors=[guard], options=[*SERVER_OPTIONS, _FIXED_WINDOW])
 
 
 class Bindable(Protocol):

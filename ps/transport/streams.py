@@ -6,12 +6,15 @@ The loop only moves bytes and does what is over in a moment; it never waits for 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import mmap
 import os
 import threading
 from collections import deque
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -33,7 +36,29 @@ def _loop(pid: int) -> asyncio.AbstractEventLoop:
     """One loop for all servers of a process, which lives as long: gRPC's completion queue cannot serve several without noise."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="streams", daemon=True).start()
+    asyncio.run_coroutine_threadsafe(_give_back(), loop)
     return loop
+
+
+TRIM_EVERY_S = 1.0
+TRIM_BYTES = 64 << 20
+
+
+async def _give_back() -> None:
+    """Has malloc return what is free, whenever much has been added: it would keep some megabytes of every connection of a flood."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    kept = _own_bytes()
+    while trim:
+        await asyncio.sleep(TRIM_EVERY_S)
+        if _own_bytes() > kept + TRIM_BYTES:
+            await asyncio.to_thread(trim, 0)
+            kept = max(kept, _own_bytes())
+
+
+def _own_bytes() -> int:
+    """Resident memory of this process that no other one has mapped."""
+    resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+    return (int(resident) - int(shared)) * mmap.PAGESIZE
 
 
 class StreamServer:

@@ -7,6 +7,8 @@ import psutil
 import pytest
 import ray
 
+from deploy.launch.ray import OF_ONES_OWN
+
 
 class Notes:
     """Where stand-ins report to."""
@@ -37,7 +39,7 @@ def notes() -> Iterator[Notes]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """One local Ray for the whole session; logical CPUs, so that small requests always fit."""
-    context = ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    context = ray.init("local", num_cpus=8, **OF_ONES_OWN)
     try:
         yield context.address_info["address"]
     finally:

@@ -2,16 +2,20 @@ import json
 import os
 import signal
 import socket
+import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
 from deploy.launch.base import ProcessKey
 from deploy.launch.fit import check_fit
-from deploy.launch.ray import RayLauncher
+from deploy.launch.ray import RayLauncher, close_token
 from deploy.launch.ray_errors import require_listener
 from ps.errors import ConfigError, ResourcesMissing, Unreachable
 from tests.deploy.conftest import Notes, gone
@@ -139,3 +143,35 @@ def test_what_never_fits_is_named(bundles: list[dict[str, float]], nodes: list[d
     else:
         with pytest.raises(ResourcesMissing, match=message):
             check_fit(bundles, nodes, strategy)
+
+
+STRANGER = """
+import sys, ray
+try:
+    ray.init(sys.argv[1], log_to_driver=False, configure_logging=False)
+except Exception as error:
+    print("refused", type(error).__name__)
+"""
+
+
+def test_a_ray_of_ones_own_is_reached_from_this_host_with_its_token_only(ray_cluster: str, tmp_path: Path) -> None:
+    session = Path("/tmp/ray/session_latest").resolve().name
+    rays = [p for p in psutil.process_iter(["cmdline"]) if session in " ".join(p.info["cmdline"] or [])]
+    listening = {c.laddr for p in rays for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    assert len(rays) > 3 and len(listening) > 3
+    assert {address.removeprefix("::ffff:") for address, _ in listening} == {"127.0.0.1"}
+    assert 8265 not in {port for _, port in listening}, "no dashboard"
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    stranger = subprocess.run([sys.executable, "-c", STRANGER, ray_cluster], env=outside, capture_output=True, text=True, timeout=50, check=False)
+    assert stranger.stdout.startswith("refused"), stranger.stdout + stranger.stderr
+
+
+def test_the_token_of_rays_clusters_is_for_its_owner_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    close_token()
+    (tmp_path / ".ray").mkdir()
+    (token := tmp_path / ".ray" / "auth_token").write_text("t")
+    token.chmod(0o644)
+    close_token()
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600

@@ -56,6 +56,8 @@ def test_a_heartbeat_that_says_too_much_is_refused(fields: dict[str, object], me
     "fields",
     [
         {"training_names": ["a", "b"]},
+        {"validation_names": ["metric.accuracy"], "validation_sums": [1.0]},
+        {"validation_names": ["user.a", "weight.b"], "validation_sums": [1.0, 1.0]},
         {"event": pb.EVENT_UNSPECIFIED},
         {"event": 7},
         {"training_names": ["a"] * (MAX_SUMS + 1), "training_sums": [1.0] * (MAX_SUMS + 1)},
