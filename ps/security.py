@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -17,6 +19,7 @@ from google.protobuf.message import DecodeError
 from protos import pserver_pb2 as pb
 from ps.credentials import Credentials, Tls, role_of_token
 from ps.errors import Busy, ConfigError, ForeignRun, MalformedFrame, PserverError, Unauthenticated, as_status, as_stream_status, status_of
+from ps.refusals import Refusals
 from ps.roles import Role, check_claim, check_role, member_from, role_of_names
 
 _TOKEN = "pserver-token"
@@ -48,12 +51,17 @@ CALLS_AT_ONCE = 8
 """Of one role at one port: a process needs a few, and whoever has its token or certificate cannot keep the others' threads."""
 
 
+MOST_WAITING = 256
+"""Strangers that wait at one port until they are refused."""
+
+
 class Guard:
     """Which calls are served. `secret`: of the run, for callers with tokens; None: they have certificates. Thread-safe."""
 
     def __init__(self, run_id: str, secret: str | None) -> None:
         self._run_id = run_id
         self._secret = secret
+        self.refusals = Refusals(MOST_WAITING, time.monotonic)
         self._lock = threading.Lock()  # guards _running
         self._running: Counter[Role] = Counter()
 
@@ -105,7 +113,7 @@ class RunGuard(grpc.ServerInterceptor):
         try:
             role = self._guard.admit(handler_call_details)
         except PserverError as error:
-            return _aborting(error)
+            return _aborting(error, self._guard.refusals)
         handler = continuation(handler_call_details)
 
         @contextlib.contextmanager
@@ -125,8 +133,10 @@ def _check_request(method: str, caller: Role, request: Any) -> None:
     check_claim(method, caller, request)
 
 
-def _aborting(error: PserverError) -> grpc.RpcMethodHandler[Any, Any]:
+def _aborting(error: PserverError, refusals: Refusals) -> grpc.RpcMethodHandler[Any, Any]:
     def abort(requests: object, context: grpc.ServicerContext) -> Any:
+        with refusals.wait_s() as seconds:
+            time.sleep(seconds)
         context.abort(*status_of(error))
 
     return grpc.stream_stream_rpc_method_handler(abort)
@@ -173,7 +183,7 @@ class StreamGuard(grpc.aio.ServerInterceptor):
         try:
             role = self._guard.admit(handler_call_details)
         except PserverError as error:
-            return _aborting_on_loop(error)
+            return _aborting_on_loop(error, self._guard.refusals)
         handler = await continuation(handler_call_details)
 
         @contextlib.asynccontextmanager
@@ -188,8 +198,10 @@ class StreamGuard(grpc.aio.ServerInterceptor):
         return None if handler is None else _checked_on_loop(handler, served)
 
 
-def _aborting_on_loop(error: PserverError) -> grpc.RpcMethodHandler[Any, Any]:
+def _aborting_on_loop(error: PserverError, refusals: Refusals) -> grpc.RpcMethodHandler[Any, Any]:
     async def abort(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        with refusals.wait_s() as seconds:
+            await asyncio.sleep(seconds)
         await context.abort(*status_of(error))
 
     return grpc.stream_stream_rpc_method_handler(abort)

@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 
 from ps.security import StreamGuard
-from ps.transport.rpc import SERVER_OPTIONS
+from ps.transport.rpc import STREAM_OPTIONS
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class StreamServer:
 
     def __init__(self, guard: StreamGuard, handler: grpc.GenericRpcHandler) -> None:
         async def make() -> grpc.aio.Server:
-            server = grpc.aio.server(interceptors=[guard], options=SERVER_OPTIONS)
+            server = grpc.aio.server(interceptors=[guard], options=STREAM_OPTIONS)
             server.add_generic_rpc_handlers((handler,))
             return server
 
