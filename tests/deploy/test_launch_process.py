@@ -99,3 +99,16 @@ def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
     launcher = ProcessLauncher(lambda key: tmp_path / "log", num_gpus=2000)
     with pytest.raises(ResourcesMissing, match=r"^GPU: 2000 asked, \d+ on this host: .*use_gpu = false"):
         launcher.check()
+
+
+def test_grpc_in_a_process_says_nothing_of_each_stranger_unless_it_is_told_to(
+    launcher: ProcessLauncher, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for told, found in ((None, "ERROR"), ("DEBUG", "DEBUG")):
+        monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+        if told:
+            monkeypatch.setenv("GRPC_VERBOSITY", told)
+        launcher.start(WORKER, json.dumps({"end": "sleep", "say_to": notes.port}))
+        environment = Path(f"/proc/{notes.next()['pid']}/environ").read_bytes().split(b"\0")
+        assert f"GRPC_VERBOSITY={found}".encode() in environment
+        launcher.kill(WORKER)
