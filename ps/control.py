@@ -143,7 +143,11 @@ class Control:
         is_new = rank not in reports
         reports.setdefault(rank, sums)
         self._check_left()
-        return self._epoch(sums.version) if is_new and len(reports) == self.num_workers else None
+        if not is_new or len(reports) < self.num_workers:
+            return None
+        epoch = self._epoch(sums.version)
+        reports.update({rank: EpochSums(sums.version, {}, {}) for rank in reports})  # who has reported is kept, what is not
+        return epoch
 
     def _epoch(self, version: int) -> Epoch:
         """Adds the validation parts in rank order."""

@@ -86,6 +86,15 @@ def test_a_rank_has_one_report_at_a_time() -> None:
     control.report_epoch(0, EpochSums(8, {}, {}))
 
 
+def test_of_an_epoch_that_is_over_nothing_is_kept_but_who_has_reported_it() -> None:
+    control = Control(num_workers=1, num_servers=1)
+    for version in (4, 8):
+        epoch = control.report_epoch(0, EpochSums(version, {"loss": 3.0}, {"loss": 1.5}))
+        assert epoch is not None and (epoch.training, epoch.validation) == ({"loss": 3.0}, {"loss": 1.5})
+        assert control.report_epoch(0, EpochSums(version, {"loss": 3.0}, {"loss": 1.5})) is None
+    assert all(sums == EpochSums(version, {}, {}) for version, reports in control._reports.items() for sums in reports.values())
+
+
 def test_what_a_process_says_cannot_steer_the_drivers_terminal() -> None:
     assert printable("no é\n\x1b[2Jdata\x07") == "no é\n?[2Jdata?"
 
