@@ -6,10 +6,10 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test models chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats docs clean
+.PHONY: help setup train test models chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats bench-checkpoints docs clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)  ## Make .venv (or complete VENV=path) with everything that is needed
 
@@ -60,6 +60,9 @@ bench-hostile: $(STAMP)  ## Measure steps while strangers flood the run's server
 
 bench-formats: $(STAMP)  ## Train Fashion-MNIST in every wire format, and write docs/formats.md (some minutes; ARGS="--epochs 8")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.formats $(ARGS)
+
+bench-checkpoints: $(STAMP)  ## Measure what checkpoints cost, in steps with and without (ARGS="--model-bytes 400MB --storage /disk")
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.checkpoints $(ARGS)
 
 docs: $(STAMP)  ## Make the plots of docs/optimisation.md anew (installs matplotlib)
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check --editable '.[docs]' --constraint build/constraints.txt

@@ -19,6 +19,7 @@ from deploy.interrupts import interruptible
 from deploy.launch.base import Launcher
 from deploy.measure.comparison import Comparison, comparison
 from deploy.measure.verdict import verdict
+from deploy.resume import Beginning
 from deploy.rundir import RunDirectory
 from ps.addresses import listen_host
 from ps.config import Timeouts
@@ -71,7 +72,7 @@ def _compare(config: Config, rundir: RunDirectory, make_launcher: MakeLauncher, 
             launcher.check()
             store = _store(config, launcher, timeouts)
             rival = RivalSettings(store_address=f"{store.host}:{store.port}", num_steps=num_steps, schedule=config.schedule)
-            driver = Driver(config, rundir, launcher, console, timeouts, rival)
+            driver = Driver(config, Beginning(rundir), launcher, console, timeouts, rival)
             driver.run(interrupted)
         finally:
             launcher.stop(timeouts.stop_s)

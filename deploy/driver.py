@@ -13,9 +13,11 @@ from functools import partial
 import grpc
 
 from deploy.books import Books, metrics_of
+from deploy.checkpoints import CheckpointKeeper
 from deploy.config import Config, apply_batch_rule
 from deploy.console import Console
 from deploy.keys import RunKeys
+from deploy.last_state import save_last_state
 from deploy.launch.base import Launcher, ProcessKey
 from deploy.measure.formats import format_advice
 from deploy.measure.reader import LedgerWriter, Reporter
@@ -24,13 +26,14 @@ from deploy.measure.verdict import log_line
 from deploy.measure.window import Window
 from deploy.processes import Processes
 from deploy.recovery import Recovery
-from deploy.rundir import RunDirectory
+from deploy.resume import Beginning
 from deploy.watch import POLL_S, Watch
 from ps.addresses import listen_host
+from ps.checkpoints.load import Checkpoint
 from ps.config import Timeouts
 from ps.control import Control, Epoch, Failure
 from ps.control_service import ControlServicer
-from ps.errors import NotInitialised, PserverError, Stopped
+from ps.errors import NotInitialised, ProcessDied, PserverError, Stopped
 from ps.ledger import WorkerRow, from_line
 from ps.reader import Reader
 from ps.roles import DRIVER, READER
@@ -42,6 +45,8 @@ from workers.config import RivalSettings
 log = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 30.0
+_LAST_CHECKPOINT_S = 60.0
+"""Until a run that is over gives up what is still being saved."""
 
 
 class Driver:
@@ -50,16 +55,16 @@ class Driver:
     def __init__(
         self,
         config: Config,
-        rundir: RunDirectory,
+        beginning: Beginning,
         launcher: Launcher,
         console: Console,
         timeouts: Timeouts,
         rival: RivalSettings | None = None,
     ) -> None:
         """`rival`: workers compare with DDP in place of training."""
-        config, self._batch_rule = apply_batch_rule(config)
+        self._beginning, self._rundir = beginning, (rundir := beginning.rundir)
+        written, (config, self._batch_rule) = config, apply_batch_rule(config)
         self._config = config
-        self._rundir = rundir
         self._launcher = launcher
         self._console = console
         self._timeouts = timeouts
@@ -71,10 +76,23 @@ class Driver:
         """The ledger's totals, once `run` has ended."""
         scaling = config.scaling
         self._control = Control(num_workers=scaling.num_workers, num_servers=scaling.num_servers, home=socket.gethostname())
-        self._ledger = LedgerWriter(rundir.comm, scaling.num_workers, scaling.num_servers)
-        self._service = ControlServicer(self._control, 1, on_epoch=self._on_epoch, on_rows=self._on_rows, on_step=self._on_step)
+        if beginning.checkpoint:
+            self._control.restores, self._control.newest_step = True, beginning.version
+            self.books.resume(beginning.checkpoint.manifest)
+        self._ledger = LedgerWriter(rundir.comm, scaling.num_workers, scaling.num_servers, first_step=beginning.version)
+        self.checkpoints = CheckpointKeeper(written, beginning, reader=lambda: self._reader, books=self.books.at, say=self._say)
+        self._service = ControlServicer(
+            self._control,
+            beginning.generation,
+            on_epoch=self._on_epoch,
+            on_rows=self._on_rows,
+            on_step=self._on_step,
+            checkpoints=self.checkpoints,
+        )
         self._loss: float | None = None
         self._logged_s = time.monotonic()
+        self._lacks_ledger = False
+        """Whether it has been said that the ledger cannot be written."""
         self._advised = False
         """Whether it has been said that the push format does not pay."""
         self._log_at: int | None = None
@@ -110,9 +128,9 @@ class Driver:
             server, address = self._serve()
             self._rundir.write_control(address, self._keys.credentials(READER))
             self._start(address)
-            self._wait_for_processes()
+            self._wait_for_processes(self._beginning.checkpoint)
             self._aside("the workers to join", self._begin)
-            self._watch.wait("training", lambda: self._control.final_version is not None)
+            self._train()
             self._finish()
         finally:
             try:
@@ -123,6 +141,7 @@ class Driver:
                 if server:
                     server.stop(0.5).wait(2)
                     self._reader.close()
+                self._rundir.remove_unfinished()
 
     # -- phases ----------------------------------------------------------------------------------------------
 
@@ -149,17 +168,23 @@ class Driver:
             keys=self._keys,
             control_address=control_address,
             timeouts=self._timeouts,
+            beginning=self._beginning,
             rival=self._rival,
         )
         scaling = self._config.scaling
         for key in [ProcessKey("server", s) for s in range(scaling.num_servers)] + [ProcessKey("worker", r) for r in range(scaling.num_workers)]:
             self._processes.start(key)
 
-    def _wait_for_processes(self) -> None:
+    def _wait_for_processes(self, checkpoint: Checkpoint | None) -> None:
         scaling, start_s = self._config.scaling, self._timeouts.start_s
         self._watch.wait("the servers to start", lambda: self._control.has_all_servers, start_s)
         addresses = ", ".join(self._control.servers[shard].data for shard in range(scaling.num_servers))
         self._say(f"{counted(scaling.num_servers, 'server')} up: {addresses}")
+        if checkpoint:
+            self._aside("the servers to take the checkpoint", lambda: self._reader.restore(checkpoint))
+            with self._service.changed:
+                self._control.restores = False
+                self._service.changed.notify_all()
         self._watch.wait("the workers to start", lambda: self._num_registered("worker") == scaling.num_workers, start_s)
         self._say(f"{counted(scaling.num_workers, 'worker')} registered")
 
@@ -176,9 +201,19 @@ class Driver:
     def _num_registered(self, role: str) -> int:
         return sum(1 for key in list(self._control.incarnations) if key[0] == role)
 
+    def _train(self) -> None:
+        try:
+            self._watch.wait("training", lambda: self._control.final_version is not None)
+        except ProcessDied:
+            saved = None if self._rival else save_last_state(self.checkpoints, self._reader, self._control, self._service.changed)
+            if saved is not None:
+                self._say(f"the state of step {saved} is saved")
+            raise
+
     def _finish(self) -> None:
         """The last version has landed everywhere: keeps it, and lets all processes end by themselves."""
         self._aside("the last weights", self._close_books)
+        self._aside("the last checkpoint", self._save_last)
         self._reader.stop_servers("the run has finished")
         self._watch.wait_for_ends(self._timeouts.stop_s)
         if self._log_at is not None:
@@ -187,6 +222,13 @@ class Driver:
     def _close_books(self) -> None:
         assert self._control.final_version is not None
         self.books.close(self._control.final_version, self._reader)
+
+    def _save_last(self) -> None:
+        version, (_, plan) = self._control.final_version, self._reader.model
+        assert version is not None
+        if not self._rival and not self.books.stopped_early and self._config.checkpoint.is_due(version, plan.steps_per_epoch):
+            self.checkpoints.save_now(version)
+        self.checkpoints.wait(_LAST_CHECKPOINT_S)
 
     def _end_processes(self) -> None:
         self._service.stop()
@@ -204,6 +246,9 @@ class Driver:
     def _say_bottleneck(self) -> None:
         self._log_at = None
         self._logged_s = time.monotonic()
+        if self._ledger.defect and not self._lacks_ledger:
+            self._lacks_ledger = True
+            self._say(f"warning: training goes on, but {self._ledger.defect}")
         window = self._ledger.take_window()
         self._say(log_line(self._ledger.written + 1, window))
         if not self._advised and (advice := format_advice(window, self._config.comm.push_format, self._reader.model[0].shard_bytes)):

@@ -3,7 +3,8 @@
 from deploy.config import Config
 from deploy.keys import RunKeys
 from deploy.launch.base import Launcher, ProcessKey
-from ps.config import ServerSettings, Timeouts, to_json
+from deploy.resume import Beginning
+from ps.config import Saving, ServerSettings, Timeouts, to_json
 from ps.roles import Role
 from workers.config import RivalSettings, WorkerSettings
 from workers.context import for_any_process
@@ -21,6 +22,7 @@ class Processes:
         keys: RunKeys,
         control_address: str,
         timeouts: Timeouts,
+        beginning: Beginning,
         rival: RivalSettings | None = None,
     ) -> None:
         self._config = config
@@ -28,6 +30,7 @@ class Processes:
         self._keys = keys
         self._control_address = control_address
         self._timeouts = timeouts
+        self._beginning = beginning
         self._rival = rival
         self._task = load_task(config.task.name, config.task.fields) if config.task else None
         self._train = for_any_process(config.train)
@@ -41,6 +44,7 @@ class Processes:
         config = self._config
         return ServerSettings(
             run_id=self._keys.run_id,
+            generation=self._beginning.generation,
             secret=self._keys.secret,
             tls=self._keys.tls(Role("server", key.index)),
             shard=key.index,
@@ -52,14 +56,24 @@ class Processes:
             schedule=config.schedule,
             comm=config.comm,
             security=config.security,
+            saving=self._saving(key),
             timeouts=self._timeouts,
         )
+
+    def _saving(self, key: ProcessKey) -> Saving | None:
+        config, beginning = self._config, self._beginning
+        if self._rival:
+            return None
+        before, after = beginning.rundir.part_paths(beginning.generation)
+        file = (before, f"{after}/{beginning.rundir.part_name(key.role, key.index)}") if config.run.shared_storage else None
+        return Saving(config=config.checkpoint, file=file, restored=beginning.checkpoint.version if beginning.checkpoint else None)
 
     def _worker(self, key: ProcessKey) -> WorkerSettings:
         config = self._config
         mine = self._keys.credentials(Role("member", key.index))
         return WorkerSettings(
             run_id=mine.run_id,
+            generation=self._beginning.generation,
             token=mine.token,
             tls=mine.tls,
             rank=key.index,
@@ -74,5 +88,6 @@ class Processes:
             optimizer=config.optimizer,
             comm=config.comm,
             security=config.security,
+            saving=self._saving(key),
             timeouts=self._timeouts,
         )

@@ -56,6 +56,14 @@ class Summary:
     """Of the last parameters, each once, in state dict order; None if none were written."""
     buffers_sha256: str | None = None
     """Of the last buffers, likewise."""
+    digest_chain: str | None = None
+    """Over all parameters and buffers at every line of metrics.jsonl; None before the first."""
+    generation: int = 1
+    """Drivers that the run has had."""
+    resumed_from: int | None = None
+    """Step of the checkpoint that this driver began with; None: it began at step 0."""
+    checkpoint: int | None = None
+    """Step of the newest checkpoint; None if there is none."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of pserver, python and the libraries that computed."""
     scaling: dict[str, Any] = field(default_factory=dict)

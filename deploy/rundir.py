@@ -1,10 +1,15 @@
 """The run directory: the only file that knows the names inside it (schemas: docs/run-directory.md)."""
 
+import contextlib
+import fcntl
+import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Mapping
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +40,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: int | None = None
 
     @classmethod
     def create(cls, storage_path: str | Path, name: str | None, task: str) -> "RunDirectory":
@@ -46,6 +52,7 @@ class RunDirectory:
             run.path.mkdir()
             run.logs.mkdir()
             run.weights_folder.mkdir()
+            run.checkpoints_folder.mkdir()
         except FileExistsError as error:
             raise ConfigError(f"{error.filename} exists: choose another run.name, or remove it") from error
         except OSError as error:
@@ -70,6 +77,53 @@ class RunDirectory:
         """The newest run that has such weights; the newest one if none has. Raises ConfigError."""
         runs = _runs(storage_path)
         return next((run for run in reversed(runs) if run.weights(which).is_file()), None) or cls.open(None, storage_path)
+
+    @classmethod
+    def to_resume(cls, storage_path: str | Path, name: str | None) -> "RunDirectory | None":
+        """The run of that name, or the newest one; None if there is none."""
+        if name is None:
+            return next(reversed(_runs(storage_path)), None)
+        found = cls(Path(storage_path) / name)
+        return found if found.exists() or (found.path / ".lock").exists() else None
+
+    def lock(self) -> None:
+        """Keeps other drivers out until `unlock`, or the end of the process. Raises ConfigError if one has the run."""
+        file = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(file, 1000, 0).decode(errors="replace")
+            os.close(file)
+            raise ConfigError(f"{self.path} is still going on (driver {owner}): wait for it, or end it first") from error
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
+        self._lock = file
+
+    def unlock(self) -> None:
+        """Idempotent."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def next_generation(self) -> int:
+        """One more than that of the last driver of the run, durable; under the lock."""
+        path = self.path / ".generation"
+        generation = int(path.read_text()) + 1 if path.exists() else 1
+        write_atomic(path, str(generation).encode())
+        return generation
+
+    def has_finished(self) -> bool:
+        """Whether a driver has brought the run to its end."""
+        return self.summary.is_file() and json.loads(self.summary.read_text())["status"] == "finished"
+
+    def rewind(self, rows: Sequence[Mapping[str, Any]], version: int) -> None:
+        """Takes back what came after step `version`: metrics.jsonl has `rows` only, comm.jsonl the steps before; no summary any more."""
+        self.summary.unlink(missing_ok=True)
+        self.rewrite_metrics(rows)
+        if self.comm.exists():
+            with self.comm.open("rb") as file:
+                lines = file.read().splitlines(keepends=True)
+            write_atomic(self.comm, b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] < version))
 
     def exists(self) -> bool:
         """Whether a run has begun here."""
@@ -136,6 +190,55 @@ class RunDirectory:
             raise ConfigError(f"{self.control} is not what the run's driver has written: remove it") from error
         return found.address, found.credentials
 
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, version: int) -> Path:
+        """Folder of a whole one."""
+        return self.checkpoints_folder / str(version)
+
+    def unfinished_checkpoint(self, version: int, generation: int) -> Path:
+        """Folder that becomes `checkpoint` by its new name."""
+        before, after = self.part_paths(generation)
+        return Path(f"{before}{version}{after}")
+
+    def part_paths(self, generation: int) -> tuple[str, str]:
+        """Path of an unfinished checkpoint, before the version and after it."""
+        return f"{self.checkpoints_folder.absolute()}/.", f"-g{generation}"
+
+    def part_name(self, role: str, index: int) -> str:
+        """File of a server's part, or a worker's."""
+        return f"{'shard' if role == 'server' else 'rank'}-{index}.safetensors"
+
+    def manifest(self, folder: Path) -> Path:
+        """Of a checkpoint's folder."""
+        return folder / "manifest.json"
+
+    def checkpoint_versions(self) -> list[int]:
+        """Of the whole ones, the oldest first."""
+        return sorted(int(path.name) for path in self.checkpoints_folder.glob("*") if path.name.isdecimal())
+
+    def remove_checkpoint(self, version: int) -> None:
+        """At no moment is a part of it taken for the whole."""
+        gone = self.checkpoints_folder / f".{version}-removed"
+        with contextlib.suppress(OSError):
+            self.checkpoint(version).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def set_aside(self, version: int) -> Path:
+        """Keeps a checkpoint that cannot be used out of the way."""
+        aside = next(path for n in itertools.count(1) if not (path := self.checkpoints_folder / f"{version}.damaged-{n}").exists())
+        self.checkpoint(version).rename(aside)
+        return aside
+
+    def remove_unfinished(self) -> None:
+        """Of drivers that have died."""
+        for path in self.checkpoints_folder.glob(".*"):
+            shutil.rmtree(path, ignore_errors=True)
+
     def weights(self, which: Weights) -> Path:
         return self.weights_folder / f"{which}.safetensors"
 
@@ -168,6 +271,9 @@ class RunDirectory:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         append_line(self.metrics, row)
+
+    def rewrite_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        write_atomic(self.metrics, b"".join(map(_line, rows)))
 
     def export(self, file: Path, which: Weights) -> None:
         """Copies weights to `file`. Raises ConfigError if the run has none, they are damaged, or `file` cannot be written."""
@@ -202,7 +308,13 @@ def generated_name(task: str, now: datetime) -> str:
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """One line of JSON at the end of a file, in one write: a kill loses the line or keeps it whole."""
     with path.open("ab", buffering=0) as file:
-        file.write((json.dumps(_finite(row), separators=(",", ":"), allow_nan=False) + "\n").encode())
+        left = _line(row)
+        while left:  # a disk that fills up takes a part, then none
+            left = left[file.write(left) or 0 :]
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(_finite(row), separators=(",", ":"), allow_nan=False) + "\n").encode()
 
 
 def _finite(value: Any) -> Any:
@@ -227,6 +339,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def fsync_folder(path: Path) -> None:
+    """What was renamed in it is so after a power cut too."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _unused(storage: Path, name: str) -> Path:

@@ -17,8 +17,9 @@ from deploy.measure.table import closing_line, tables
 from deploy.measure.trace_file import write_trace
 from deploy.measure.window import Window
 from deploy.result import Result, Summary, versions
+from deploy.resume import Beginning, begin
 from deploy.rundir import RunDirectory
-from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig, Timeouts
+from ps.config import CheckpointConfig, CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig, Timeouts
 from ps.decisions import EarlyStoppingConfig, PlateauConfig
 from ps.errors import ConfigError, Stopped
 from workers.config import TrainConfig
@@ -47,6 +48,7 @@ class Trainer:
         plateau: PlateauConfig | None = None,
         comm: CommConfig | None = None,
         security: SecurityConfig | None = None,
+        checkpoint: CheckpointConfig | None = None,
         failure: FailureConfig | None = None,
         launcher: LauncherName = "ray",
         address: str | None = None,
@@ -67,6 +69,7 @@ class Trainer:
             plateau=plateau or PlateauConfig(),
             comm=comm or CommConfig(),
             security=security or SecurityConfig(),
+            checkpoint=checkpoint or CheckpointConfig(),
             failure=failure or FailureConfig(),
             run=run_config or RunConfig(),
         )
@@ -97,6 +100,7 @@ class Trainer:
             plateau=config.plateau,
             comm=config.comm,
             security=config.security,
+            checkpoint=config.checkpoint,
             failure=config.failure,
             launcher=launcher,
             address=address,
@@ -110,15 +114,27 @@ class Trainer:
         Raises ConfigError for what is wrong before a run directory exists.
         """
         config = self._config
-        rundir = RunDirectory.create(config.run.storage_path, config.run.name, self._what())
+        beginning = begin(config, self._what())
+        try:
+            return self._fit(beginning)
+        finally:
+            beginning.rundir.unlock()
+
+    def _fit(self, beginning: Beginning) -> Result:
+        config, rundir = self._config, beginning.rundir
         rundir.write_config(to_toml(config))
+        if beginning.generation > 1:
+            rundir.rewind(beginning.checkpoint.manifest.history if beginning.checkpoint else [], beginning.version)
         started = time.monotonic()
         with _log_to(rundir), Console(self._quiet, stderr=False) as console, interruptible() as interrupted:
             console.line(f"run {rundir.name}: {rundir.path}")
+            for note in beginning.notes:
+                console.line(note)
+                logging.getLogger(__name__).info("%s", note)
             driver = None
             error: Exception | None = None
             try:
-                driver = Driver(config, rundir, self._make_launcher(rundir, console), console, self._timeouts)
+                driver = Driver(config, beginning, self._make_launcher(rundir, console), console, self._timeouts)
                 driver.run(interrupted)
             except KeyboardInterrupt:
                 error = Stopped(_where_it_stands(rundir, driver))
@@ -127,10 +143,12 @@ class Trainer:
                 logging.getLogger(__name__).exception("the run fails")
             with uninterrupted():
                 window = driver.window if driver else Window()
-                summary = _summary(config, rundir, driver, window, error, time.monotonic() - started)
+                summary = _summary(config, beginning, driver, window, error, time.monotonic() - started)
                 rundir.write_summary(summary.to_dict())
                 _trace(rundir, window)
                 _show(console, summary, driver, window)
+                if error and driver and driver.checkpoints.newest is not None:
+                    console.line(f"the same command with --resume goes on from step {driver.checkpoints.newest}")
         return _result(rundir, summary, driver, error)
 
     def _what(self) -> str:
@@ -158,11 +176,11 @@ def _where_it_stands(rundir: RunDirectory, driver: Driver | None) -> str:
     return f"interrupted: {rundir.path} holds the weights of epoch {history[-1]['epoch']}"
 
 
-def _summary(config: Config, rundir: RunDirectory, driver: Driver | None, window: Window, error: Exception | None, wall_s: float) -> Summary:
+def _summary(config: Config, beginning: Beginning, driver: Driver | None, window: Window, error: Exception | None, wall_s: float) -> Summary:
     books = driver.books if driver else None
     history = books.history if books else []
     return Summary(
-        name=rundir.name,
+        name=beginning.rundir.name,
         status="finished" if error is None else "interrupted" if isinstance(error, Stopped) else "failed",
         error=None if error is None else " ".join(str(error).split()) or type(error).__name__,
         error_type=None if error is None else type(error).__name__,
@@ -176,6 +194,10 @@ def _summary(config: Config, rundir: RunDirectory, driver: Driver | None, window
         wall_s=wall_s,
         params_sha256=books.params_sha256 if books else None,
         buffers_sha256=books.buffers_sha256 if books else None,
+        digest_chain=(books.digest_chain or None) if books else None,
+        generation=beginning.generation,
+        resumed_from=beginning.checkpoint.version if beginning.checkpoint else None,
+        checkpoint=driver.checkpoints.newest if driver else None,
         versions=versions(),
         scaling={
             "num_workers": config.scaling.num_workers,

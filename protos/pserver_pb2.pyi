@@ -28,6 +28,8 @@ class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PARAMS: _ClassVar[Kind]
     PROBE: _ClassVar[Kind]
     ORDER: _ClassVar[Kind]
+    RESTORE: _ClassVar[Kind]
+    STATE: _ClassVar[Kind]
 
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -69,6 +71,8 @@ RECEIPT: Kind
 PARAMS: Kind
 PROBE: Kind
 ORDER: Kind
+RESTORE: Kind
+STATE: Kind
 VERDICT_UNSPECIFIED: Verdict
 ACCEPTED: Verdict
 DUPLICATE: Verdict
@@ -207,20 +211,22 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("tensors", "version", "steps_per_epoch", "total_steps", "validate_every", "own_loop")
+    __slots__ = ("tensors", "version", "steps_per_epoch", "total_steps", "validate_every", "own_loop", "chunk_digests")
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STEPS_PER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_EVERY_FIELD_NUMBER: _ClassVar[int]
     OWN_LOOP_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     version: int
     steps_per_epoch: int
     total_steps: int
     validate_every: int
     own_loop: bool
-    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., version: _Optional[int] = ..., steps_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ..., validate_every: _Optional[int] = ..., own_loop: bool = ...) -> None: ...
+    chunk_digests: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., version: _Optional[int] = ..., steps_per_epoch: _Optional[int] = ..., total_steps: _Optional[int] = ..., validate_every: _Optional[int] = ..., own_loop: bool = ..., chunk_digests: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class InitReply(_message.Message):
     __slots__ = ("num_stored",)
@@ -229,7 +235,7 @@ class InitReply(_message.Message):
     def __init__(self, num_stored: _Optional[int] = ...) -> None: ...
 
 class FrameHeader(_message.Message):
-    __slots__ = ("kind", "member", "step", "first_chunk", "num_chunks", "dtype", "digests", "weight", "sequence", "verdict", "detail", "norms_shard", "norms", "clock_s", "complete_s", "last_rank", "format", "shared", "places")
+    __slots__ = ("kind", "member", "step", "first_chunk", "num_chunks", "dtype", "digests", "weight", "sequence", "verdict", "detail", "norms_shard", "norms", "clock_s", "complete_s", "last_rank", "format", "shared", "places", "slot", "updates")
     KIND_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +255,8 @@ class FrameHeader(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
     kind: Kind
     member: Member
     step: int
@@ -268,7 +276,9 @@ class FrameHeader(_message.Message):
     format: str
     shared: bool
     places: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ..., first_chunk: _Optional[int] = ..., num_chunks: _Optional[int] = ..., dtype: _Optional[str] = ..., digests: _Optional[_Iterable[int]] = ..., weight: _Optional[float] = ..., sequence: _Optional[int] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., detail: _Optional[str] = ..., norms_shard: _Optional[int] = ..., norms: _Optional[_Iterable[float]] = ..., clock_s: _Optional[float] = ..., complete_s: _Optional[float] = ..., last_rank: _Optional[int] = ..., format: _Optional[str] = ..., shared: bool = ..., places: _Optional[_Iterable[int]] = ...) -> None: ...
+    slot: int
+    updates: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ..., first_chunk: _Optional[int] = ..., num_chunks: _Optional[int] = ..., dtype: _Optional[str] = ..., digests: _Optional[_Iterable[int]] = ..., weight: _Optional[float] = ..., sequence: _Optional[int] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., detail: _Optional[str] = ..., norms_shard: _Optional[int] = ..., norms: _Optional[_Iterable[float]] = ..., clock_s: _Optional[float] = ..., complete_s: _Optional[float] = ..., last_rank: _Optional[int] = ..., format: _Optional[str] = ..., shared: bool = ..., places: _Optional[_Iterable[int]] = ..., slot: _Optional[int] = ..., updates: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("header", "padding", "payload")
@@ -303,6 +313,32 @@ class DecideRequest(_message.Message):
     def __init__(self, version: _Optional[int] = ..., rate_factor: _Optional[float] = ...) -> None: ...
 
 class DecideReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SnapshotRequest(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class SnapshotReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RestoreRequest(_message.Message):
+    __slots__ = ("model", "version", "decided", "rate_factor")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_FIELD_NUMBER: _ClassVar[int]
+    RATE_FACTOR_FIELD_NUMBER: _ClassVar[int]
+    model: JoinRequest
+    version: int
+    decided: int
+    rate_factor: float
+    def __init__(self, model: _Optional[_Union[JoinRequest, _Mapping]] = ..., version: _Optional[int] = ..., decided: _Optional[int] = ..., rate_factor: _Optional[float] = ...) -> None: ...
+
+class RestoreReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
@@ -363,6 +399,64 @@ class LocateReply(_message.Message):
     SERVER_FIELD_NUMBER: _ClassVar[int]
     server: ServerAddress
     def __init__(self, server: _Optional[_Union[ServerAddress, _Mapping]] = ...) -> None: ...
+
+class SavedRequest(_message.Message):
+    __slots__ = ("role", "index", "incarnation", "version", "size_bytes", "digests", "state_digests", "error")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    STATE_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    role: Role
+    index: int
+    incarnation: int
+    version: int
+    size_bytes: int
+    digests: _containers.RepeatedScalarFieldContainer[int]
+    state_digests: _containers.RepeatedScalarFieldContainer[int]
+    error: str
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., size_bytes: _Optional[int] = ..., digests: _Optional[_Iterable[int]] = ..., state_digests: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class SavedReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DepositRequest(_message.Message):
+    __slots__ = ("role", "index", "incarnation", "version", "offset", "data")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    role: Role
+    index: int
+    incarnation: int
+    version: int
+    offset: int
+    data: bytes
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class DepositReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WithdrawRequest(_message.Message):
+    __slots__ = ("member", "offset")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    member: Member
+    offset: int
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class WithdrawReply(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class InspectRequest(_message.Message):
     __slots__ = ()

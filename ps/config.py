@@ -13,9 +13,11 @@ from ps.recipe import OptimizerConfig, ScheduleConfig
 from ps.roles import Role
 
 __all__ = [
+    "CheckpointConfig",
     "CommConfig",
     "GroupConfig",
     "OptimizerConfig",
+    "Saving",
     "ScheduleConfig",
     "SecurityConfig",
     "ServerSettings",
@@ -110,6 +112,44 @@ class SecurityConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the whole state of the run is saved, for `run.resume` to go on from."""
+
+    every_steps: int | None = None
+    """Steps between two checkpoints, >= 1. None: `every_epochs` says."""
+    every_epochs: int = 1
+    """Epochs between two checkpoints, >= 0; 0: there are none."""
+    num_to_keep: int = 2
+    """The newest ones that are kept, >= 1; the one of the best version, if there is such, besides."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None:
+            require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, ">= 1")
+        require(self.every_epochs >= 0, "checkpoint.every_epochs", self.every_epochs, ">= 0")
+        require(self.num_to_keep >= 1, "checkpoint.num_to_keep", self.num_to_keep, ">= 1")
+
+    def is_due(self, version: int, steps_per_epoch: int) -> bool:
+        """Whether there shall be a checkpoint of `version`."""
+        every = self.every_steps or self.every_epochs * steps_per_epoch
+        return every > 0 and version > 0 and version % every == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """Where a process leaves its part of checkpoints."""
+
+    config: CheckpointConfig
+    file: tuple[str, str] | None
+    """Path of the part, before the version and after it. None: it is brought to the driver."""
+    restored: int | None = None
+    """Version that the run goes on from. None: it begins at 0."""
+
+    def is_due(self, version: int, steps_per_epoch: int) -> bool:
+        """Whether the process saves its part of `version`."""
+        return self.config.is_due(version, steps_per_epoch) and version != self.restored
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timeouts:
     """Every deadline of the system, in seconds."""
 
@@ -161,6 +201,8 @@ class ServerSettings:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     comm: CommConfig = field(default_factory=CommConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
+    saving: Saving | None = None
+    """None: there are no checkpoints."""
     timeouts: Timeouts = field(default_factory=Timeouts)
 
     def __post_init__(self) -> None:

@@ -76,6 +76,10 @@ class Control:
     """Largest one ever told."""
     failure: Failure | None = None
     """The first one."""
+    restores: bool = False
+    """The servers have yet to be given a checkpoint: workers are not told of them."""
+    _exchanging: int = -1
+    """Largest step that a rank is known to push."""
     _reports: dict[int, dict[int, EpochSums]] = field(default_factory=dict)
     _finished: dict[int, int] = field(default_factory=dict)
 
@@ -170,12 +174,17 @@ class Control:
 
     def exchanges(self, rank: int, step: int) -> None:
         """The rank is past version `step`: others that wait for it there, or have ended there, would wait for ever."""
+        self._exchanging = max(self._exchanging, step)
         for version, reports in self._reports.items():
             if version <= step and rank not in reports and len(reports) < self.num_workers:
                 self._fail_report(rank, f"pushes step {step}", version)
         for other, version in self._finished.items():
             if version <= step:
                 self._fail(rank, f"rank {other} left its loop at version {version}, rank {rank} goes on: end all together, when ctx.report says so")
+
+    def is_past(self, version: int) -> bool:
+        """Whether a rank pushes a step from `version` on: whatever was to be reported there has been."""
+        return self._exchanging >= version
 
     def _fail_report(self, rank: int, what: str, version: int) -> None:
         others = ", ".join(map(str, sorted(self._reports[version])))

@@ -64,6 +64,19 @@ def _counts(name: str) -> str:
     return {"metric": "samples", "user": f"weight.{rest}"}.get(kind, "")
 
 
+def check_saved(request: pb.SavedRequest) -> None:
+    """Raises MalformedFrame."""
+    _check_step(request.version)
+    _check_texts(MAX_TEXT, request.error)
+
+
+def check_deposit(request: pb.DepositRequest) -> None:
+    """Raises MalformedFrame."""
+    _check_step(request.version)
+    if not request.data:
+        raise MalformedFrame("a part of a checkpoint without bytes")
+
+
 def printable(text: str) -> str:
     """The text as a terminal may show it: escapes of a process are none of the driver's."""
     return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)

@@ -85,6 +85,25 @@ class ControlClient:
             return None
         return address_of(reply.server) if reply.HasField("server") else None
 
+    def saved(self, report: pb.SavedRequest) -> None:
+        """A part of a checkpoint is written, or will not be; the sender is filled in."""
+        report.role, report.index, report.incarnation = self._role, self._index, self.member.incarnation
+        self._peer.call("Control", "Saved", report, pb.SavedReply)
+
+    def deposit(self, version: int, offset: int, data: bytes) -> None:
+        """Bytes of a part, for the driver to write."""
+        request = pb.DepositRequest(
+            role=self._role, index=self._index, incarnation=self.member.incarnation, version=version, offset=offset, data=data
+        )
+        self._peer.call("Control", "Deposit", request, pb.DepositReply)
+
+    def withdraw(self) -> bytes:
+        """The member's part of the checkpoint that the run goes on from."""
+        found = bytearray()
+        while data := self._peer.call("Control", "Withdraw", pb.WithdrawRequest(member=self.member, offset=len(found)), pb.WithdrawReply).data:
+            found += data
+        return bytes(found)
+
     def report_epoch(self, sums: EpochSums) -> bool:
         """Returns when every rank has reported and the driver has decided; True if the run ends here."""
         reply = self._report(

@@ -19,6 +19,7 @@ class ControlPort:
             "Join": unary(self.join, pb.JoinRequest),
             "Describe": unary(self.describe, pb.DescribeRequest),
             "Decide": unary(self.decide, pb.DecideRequest),
+            "Snapshot": unary(self.snapshot, pb.SnapshotRequest),
             "Stop": unary(self.stop, pb.StopRequest),
         }
         return grpc.method_handlers_generic_handler("pserver.Shard", methods)
@@ -37,6 +38,11 @@ class ControlPort:
         with as_status(context):
             self._host.shard().decide(request.version, request.rate_factor)
         return pb.DecideReply()
+
+    def snapshot(self, request: pb.SnapshotRequest, context: grpc.ServicerContext) -> pb.SnapshotReply:
+        with as_status(context):
+            self._host.shard().cut(request.version)
+        return pb.SnapshotReply()
 
     def stop(self, request: pb.StopRequest, context: grpc.ServicerContext) -> pb.StopReply:
         with as_status(context):

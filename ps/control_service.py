@@ -2,16 +2,49 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 
 from protos import pserver_pb2 as pb
 from ps.control import Control, Epoch, EpochSums, Failure, Machine, ServerAddress
-from ps.control_checks import check_heartbeat, check_register, check_report, printable
+from ps.control_checks import check_deposit, check_heartbeat, check_register, check_report, check_saved, printable
 from ps.errors import MalformedFrame, Stopped, as_status
 from ps.inspection import Inspection
 from ps.transport.rpc import unary
+
+Process = tuple[str, int]
+"""Role ("server", "worker") and index."""
+
+
+@dataclass(frozen=True)
+class SavedPart:
+    """What a process says of its part of a checkpoint."""
+
+    version: int
+    size_bytes: int = 0
+    digests: Sequence[int] = ()
+    """xxh3-64 of every chunk's values, in the part's order."""
+    state_digests: Sequence[int] = ()
+    """Of every chunk's optimizer state, likewise."""
+    error: str = ""
+    """Why there is no part; empty if there is."""
+
+
+class Checkpoints(Protocol):
+    """What the driver does with the parts of checkpoints. Thread-safe."""
+
+    def saved(self, sender: Process, part: SavedPart) -> None:
+        """A part is written, or will not be. Raises MalformedFrame."""
+
+    def deposit(self, sender: Process, version: int, offset: int, data: bytes) -> None:
+        """Bytes of a part. Raises MalformedFrame."""
+
+    def withdraw(self, rank: int, offset: int) -> bytes:
+        """Bytes of a rank's part of the checkpoint that the run goes on from; empty at its end."""
+
 
 _STACKS_S = 3.0
 """Until the stacks of a process are given up: it brings them with its second next heartbeat."""
@@ -31,12 +64,14 @@ class ControlServicer:
         on_epoch: Callable[[Epoch], bool],
         on_rows: Callable[[tuple[str, int], list[str]], None],
         on_step: Callable[[int, int], None],
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._control = control
         self._generation = generation
         self._on_epoch = on_epoch
         self._on_rows = on_rows
         self._on_step = on_step
+        self._checkpoints = checkpoints
         self.changed = threading.Condition()
         """Guards the Control object and the fields below; notified at every change."""
         self._answers: dict[int, bool] = {}
@@ -51,6 +86,9 @@ class ControlServicer:
                 "Register": unary(self.register, pb.RegisterRequest),
                 "Heartbeat": unary(self.heartbeat, pb.HeartbeatRequest),
                 "Report": unary(self.report, pb.ReportRequest),
+                "Saved": unary(self.saved, pb.SavedRequest),
+                "Deposit": unary(self.deposit, pb.DepositRequest),
+                "Withdraw": unary(self.withdraw, pb.WithdrawRequest),
                 "Locate": unary(self.locate, pb.LocateRequest),
                 "Inspect": unary(self.inspect, pb.InspectRequest),
             },
@@ -80,7 +118,7 @@ class ControlServicer:
                 self.changed.notify_all()
             self._inspection.registered(request)
             if request.role == pb.WORKER:
-                self._wait(context, lambda: self._control.has_all_servers)
+                self._wait(context, lambda: self._control.has_all_servers and not self._control.restores)
             servers = [_message(server) for _, server in sorted(self._control.servers.items())]
         return pb.RegisterReply(incarnation=incarnation, generation=self._generation, servers=servers)
 
@@ -113,6 +151,36 @@ class ControlServicer:
             elif request.event == pb.FINISHED:
                 self._finish(request)
         return pb.ReportReply(version=request.version)
+
+    def saved(self, request: pb.SavedRequest, context: grpc.ServicerContext) -> pb.SavedReply:
+        with as_status(context):
+            role = _role(request.role)
+            check_saved(request)
+            part = SavedPart(request.version, request.size_bytes, request.digests, request.state_digests, printable(request.error))
+            self._keeper(role, request.index, request.incarnation).saved((role, request.index), part)
+        return pb.SavedReply()
+
+    def deposit(self, request: pb.DepositRequest, context: grpc.ServicerContext) -> pb.DepositReply:
+        with as_status(context):
+            role = _role(request.role)
+            check_deposit(request)
+            self._keeper(role, request.index, request.incarnation).deposit((role, request.index), request.version, request.offset, request.data)
+        return pb.DepositReply()
+
+    def withdraw(self, request: pb.WithdrawRequest, context: grpc.ServicerContext) -> pb.WithdrawReply:
+        data = b""
+        with as_status(context):
+            member = request.member
+            data = self._keeper("worker", member.rank, member.incarnation).withdraw(member.rank, request.offset)
+        return pb.WithdrawReply(data=data)
+
+    def _keeper(self, role: str, index: int, incarnation: int) -> Checkpoints:
+        """Raises Fenced, MalformedFrame in a run without checkpoints."""
+        with self.changed:
+            self._control.check_current(role, index, incarnation)
+        if self._checkpoints is None:
+            raise MalformedFrame(f"{role} {index} speaks of checkpoints in a run without them")
+        return self._checkpoints
 
     def locate(self, request: pb.LocateRequest, context: grpc.ServicerContext) -> pb.LocateReply:
         with as_status(context), self.changed:

@@ -65,6 +65,7 @@ class DataPort:
             "pserver.Shard",
             {
                 "Init": grpc.stream_unary_rpc_method_handler(self.init, response_serializer=lambda reply: reply.SerializeToString()),
+                "Restore": grpc.stream_unary_rpc_method_handler(self.restore, response_serializer=lambda reply: reply.SerializeToString()),
                 "Steps": grpc.stream_stream_rpc_method_handler(self.steps),
                 "Pull": grpc.unary_stream_rpc_method_handler(self.pull, request_deserializer=pb.PullRequest.FromString),
             },
@@ -82,6 +83,22 @@ class DataPort:
                 await self._link.receiving(len(data))
                 stored += await self._in_thread(self._store_initial, shard, data)
         return pb.InitReply(num_stored=stored)
+
+    async def restore(self, requests: AsyncIterator[bytes], context: _Context) -> pb.RestoreReply:
+        async with as_stream_status(context):
+            restoring, begun = None, False
+            async for data in requests:
+                await self._link.receiving(len(data))
+                header, payload = frame.decode(data)
+                if not begun and header.kind == pb.RESTORE:
+                    restoring, begun = await self._in_thread(self._host.begin_restore, payload), True
+                elif restoring:
+                    await self._in_thread(restoring.take, header, payload)
+                elif not begun:
+                    raise MalformedFrame(f"frame of kind {header.kind} begins the Restore stream")
+            if restoring:
+                await self._in_thread(self._host.end_restore, restoring)
+        return pb.RestoreReply()
 
     def _store_initial(self, shard: Shard, data: bytes) -> int:
         header, payload = frame.decode(data)

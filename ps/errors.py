@@ -18,6 +18,7 @@ PserverError
 ├── Unreachable          a process does not answer within its deadline
 ├── ProcessDied          a worker or server process has ended by itself
 ├── WorkerFailed         the user's code raised in a worker
+├── CheckpointDamaged    a file of a checkpoint is not what was written
 ├── ResourcesMissing     the cluster cannot ever satisfy the request
 └── Stopped              the run was asked to end
 """
@@ -82,6 +83,10 @@ class StateLost(PserverError):
     """Memory of a former process, which its successor needs, is gone."""
 
 
+class CheckpointDamaged(PserverError):
+    """A file of a checkpoint is missing, cut short, changed, or of something else."""
+
+
 class NotInitialised(PserverError):
     """The shard has no version 0 yet."""
 
@@ -122,6 +127,7 @@ STATUS: dict[type[PserverError], grpc.StatusCode] = {
     Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StateLost: grpc.StatusCode.DATA_LOSS,
+    CheckpointDamaged: grpc.StatusCode.DATA_LOSS,
     VersionGone: grpc.StatusCode.OUT_OF_RANGE,
     NotInitialised: grpc.StatusCode.FAILED_PRECONDITION,
     NonFinite: grpc.StatusCode.FAILED_PRECONDITION,

@@ -31,6 +31,9 @@ POINTS = frozenset(
         "shard.pulled",
         "store.deciding",
         "shard.decided",
+        "shard.cut",
+        "checkpoint.written",
+        "store.restored",
     }
 )
 

@@ -5,9 +5,12 @@ import logging
 import threading
 
 import psutil
+from google.protobuf.message import DecodeError
 
 from protos import pserver_pb2 as pb
 from ps.agreement import Model, model_from, spec_messages
+from ps.checkpoints.of_shard import Restoring, saved_cuts
+from ps.checkpoints.saver import Saver
 from ps.config import ServerSettings
 from ps.errors import MalformedFrame, ModelMismatch, NotInitialised, PserverError
 from ps.failpoints import hit
@@ -36,6 +39,8 @@ class ShardHost:
         self._shard: Shard | None = None
         self._memory: ShardMemory | None = None
         self._offer: pb.SharedStore | None = None
+        self.saver: Saver | None = None
+        """Where cuts go; set once the process has registered."""
         self.stopping = threading.Event()
         """Set when the process is asked to end."""
         self._keeps_memory = settings.control_address is not None
@@ -65,6 +70,7 @@ class ShardHost:
             raise ModelMismatch(f"rank {request.member.rank} joins a run of {settings.num_workers} workers: start the server with as many")
         model = model_from(request)
         with self._lock:
+            self._check_restored()
             shard = self._agreed(model, request)
         memory = self._contributions(request)
         version, session = shard.join(request.member, memory)
@@ -78,6 +84,33 @@ class ShardHost:
             store=self._offer if memory is not None else None,
             skipped=shard.has_skipped(version - 1),
         )
+
+    def _check_restored(self) -> None:
+        if self._restored is not None and not (self._shard and self._shard.store.initialised):
+            raise NotInitialised(f"shard {self._settings.shard} waits for the checkpoint of version {self._restored}")
+
+    @property
+    def _restored(self) -> int | None:
+        return self._settings.saving.restored if self._settings.saving else None
+
+    def begin_restore(self, payload: Bytes) -> Restoring | None:
+        """Makes room for what a RestoreRequest announces; None if the shard has it already. Raises MalformedFrame, ModelMismatch."""
+        try:
+            request = pb.RestoreRequest.FromString(payload.tobytes())
+        except DecodeError as error:
+            raise MalformedFrame(f"the request to restore cannot be parsed: {error}") from error
+        if request.version != self._restored:
+            raise MalformedFrame(f"version {request.version} is brought to shard {self._settings.shard}, which waits for {self._restored}")
+        model = model_from(request.model)
+        with self._lock:
+            shard = self._agreed(model, request.model)
+            return None if shard.store.initialised else Restoring(shard.store, request.version, request.decided, request.rate_factor)
+
+    def end_restore(self, restoring: Restoring) -> None:
+        """All has come. Raises MalformedFrame if not."""
+        restoring.check_whole()
+        self.shard().restore(restoring.version, restoring.decided, restoring.rate_factor)
+        log.info("shard %d goes on at version %d of a checkpoint", self._settings.shard, restoring.version)
 
     def _contributions(self, request: pb.JoinRequest) -> Bytes | None:
         """The flat layout in the member's segment; None unless it is on this host."""
@@ -128,7 +161,9 @@ class ShardHost:
         self._offer = offer_store(memory.segment, store) if settings.comm.may_share else None
         log.info("shard %d: %d chunks, %d bytes, %.3f of the mean", settings.shard, len(mine), mine.size_bytes, _share(layout, settings.shard))
         self.stats.steps_per_epoch = model.plan.steps_per_epoch
-        return Shard(layout, store, settings, model.plan, self.stats)
+        saving = settings.saving
+        cuts = saved_cuts(store, layout, model.plan, saving, lambda: self.saver) if saving else None
+        return Shard(layout, store, settings, model.plan, self.stats, cuts)
 
     def shard(self) -> Shard:
         """Raises NotInitialised before the first Join."""
@@ -149,6 +184,7 @@ class ShardHost:
             total_steps=plan.total_steps,
             validate_every=plan.validate_every,
             own_loop=plan.own_loop,
+            chunk_digests=self._model.digests,
         )
 
     def check_initial(self, run: Run, digests: list[int]) -> None:

@@ -35,6 +35,7 @@ class RankState:
         self._header: IntArray = memory[:_HEADER_BYTES].view(np.int64)
         self._copies = (memory[_HEADER_BYTES : _HEADER_BYTES + size], memory[_HEADER_BYTES + size : _HEADER_BYTES + 2 * size])
         """As the beginning of a flat layout, where the tensors with an optimizer are."""
+        self._layout = layout
         self._codec = codec
         self._seed = seed
         self._rank = rank
@@ -103,6 +104,20 @@ class RankState:
             self._copies[(step + 1) % 2][:] = self._copies[step % 2]
         self._header[1] = step + 1
 
+    def packed(self, version: int) -> Bytes:
+        """A copy of all residuals of a version, those of one tensor after the other's, in layout order."""
+        memory = self.residual(version)
+        return np.concatenate([np.zeros(0, np.uint8), *(memory[place] for place in _places(self._layout))])
+
+    def load(self, version: int, packed: Bytes) -> None:
+        """Makes what `packed` returned the residuals of a version, the newest; nothing if it is empty. The version is written last."""
+        at = 0
+        for place in _places(self._layout) if len(packed) else ():
+            size = place.stop - place.start
+            self._copies[version % 2][place] = packed[at : at + size]
+            at += size
+        self._header[1] = version
+
     def residual(self, version: int) -> Bytes:
         """All residuals of a version, as the beginning of a flat layout."""
         return self._copies[version % 2]
@@ -136,6 +151,12 @@ def _copy_bytes(layout: Layout) -> int:
     starts = layout.tensor_flat.tolist()
     ends = [start + spec.num_bytes for spec, start in zip(layout.specs, starts, strict=True) if spec.rule is Rule.OPTIMIZER]
     return -(-max(ends, default=0) // ALIGN_BYTES) * ALIGN_BYTES
+
+
+def _places(layout: Layout) -> list[slice]:
+    """Where the tensors with an optimizer lie in a flat layout, in layout order."""
+    starts = [(layout.specs[i], int(layout.tensor_flat[i])) for i in layout.order]
+    return [slice(start, start + spec.num_bytes) for spec, start in starts if spec.rule is Rule.OPTIMIZER]
 
 
 def _gathered(memory: Bytes, layout: ShardLayout, run: Run) -> Bytes:

@@ -12,6 +12,8 @@ import numpy as np
 from protos import pserver_pb2 as pb
 from ps import frame
 from ps.agreement import specs_from
+from ps.checkpoints.load import Checkpoint
+from ps.checkpoints.parts import Digests
 from ps.config import Timeouts
 from ps.control import ServerAddress
 from ps.credentials import Credentials
@@ -20,9 +22,13 @@ from ps.frame import Bytes
 from ps.layout import Layout, ShardLayout
 from ps.plan import Plan
 from ps.roles import Role
+from ps.security import call_metadata
 from ps.transport.rpc import Peer
 
 T = TypeVar("T")
+
+_RESTORE_S = 600.0
+"""Until a server has its part of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +89,32 @@ class Reader:
     def _peer(self, shard: int, address: str) -> Peer:
         return Peer(Role("server", shard), address, self._credentials, self._timeouts)
 
+    def _describe(self, shard: int) -> pb.DescribeReply:
+        reply: pb.DescribeReply = self._ask(shard, lambda place: place.control.call("Shard", "Describe", pb.DescribeRequest(), pb.DescribeReply))
+        return reply
+
     @cached_property
+    def _described(self) -> tuple[Layout, Plan, Digests]:
+        reply = self._describe(0)
+        layout = Layout(specs_from(reply.tensors, "server 0"), self._num_servers)
+        plan = Plan(reply.steps_per_epoch, reply.total_steps, reply.validate_every, reply.own_loop)
+        return layout, plan, np.array(reply.chunk_digests, np.uint64)
+
+    @property
     def model(self) -> tuple[Layout, Plan]:
         """The model as the servers hold it, and the length of the run. Raises NotInitialised before the first Join."""
-        reply = self._ask(0, lambda place: place.control.call("Shard", "Describe", pb.DescribeRequest(), pb.DescribeReply))
-        layout = Layout(specs_from(reply.tensors, "server 0"), self._num_servers)
-        return layout, Plan(reply.steps_per_epoch, reply.total_steps, reply.validate_every, reply.own_loop)
+        layout, plan, _ = self._described
+        return layout, plan
+
+    @property
+    def initial_digests(self) -> Digests:
+        """xxh3-64 of every chunk of version 0, in layout order."""
+        return self._described[2]
+
+    def version(self) -> int:
+        """The smallest one that a server holds."""
+        versions = [int(self._describe(shard.index).version) for shard in self.layout.shards if shard.num_versioned]
+        return min(versions, default=0)
 
     @property
     def layout(self) -> Layout:
@@ -100,6 +126,23 @@ class Reader:
         request = pb.DecideRequest(version=version, rate_factor=rate_factor)
         for shard in range(self._num_servers):
             self._ask(shard, lambda place: place.control.call("Shard", "Decide", request, pb.DecideReply))
+
+    def snapshot(self, shard: int, version: int) -> None:
+        """Has a server cut a version in which nothing moves. Raises VersionGone."""
+        request = pb.SnapshotRequest(version=version)
+        self._ask(shard, lambda place: place.control.call("Shard", "Snapshot", request, pb.SnapshotReply))
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Gives every server its part of a checkpoint of any number of servers; returns when all have it."""
+        layout = Layout(checkpoint.manifest.specs, self._num_servers)
+        metadata = call_metadata(self._credentials)
+        for shard in range(self._num_servers):
+            self._ask(
+                shard,
+                lambda place, shard=shard: place.data.send_frames(  # type: ignore[misc]
+                    "Restore", checkpoint.frames(layout, shard), pb.RestoreReply, metadata, timeout_s=_RESTORE_S
+                ),
+            )
 
     def stop_servers(self, reason: str) -> None:
         """Asks all servers to end; those that do not answer are left to the launcher."""

@@ -20,6 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protos import pserver_pb2 as pb
 from ps.addresses import listen_host
+from ps.checkpoints.saver import Saver
 from ps.config import ServerSettings, from_json
 from ps.control_client import ControlClient, Heart, Progress
 from ps.control_port import ControlPort
@@ -145,6 +146,8 @@ def _serve(settings: ServerSettings) -> None:
             heart = _attach(server)
         server.wait(settings.timeouts.barrier_log_s)
     finally:
+        if server.host.saver:
+            server.host.saver.close()
         server.stop(settings.timeouts.stop_s / 3)
         if heart:
             heart.stop()
@@ -168,6 +171,8 @@ def _attach(server: Server) -> Heart:
         orphan_after_s=settings.timeouts.orphan_after_s,
         clock=time.monotonic,
     )
+    if settings.saving:
+        server.host.saver = Saver(client, settings.saving)
     heart.start()
     return heart
 

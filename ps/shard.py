@@ -6,23 +6,23 @@ what the barrier gives out then is carried out in `work.py`, and sent by `answer
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from protos import pserver_pb2 as pb
 from ps import frame
 from ps.answers import Answers
-from ps.barrier import Action, Barrier, Offer, Verdict
+from ps.barrier import Barrier, Offer, Verdict
+from ps.checkpoints.cut import Cuts
 from ps.config import ServerSettings
-from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, ModelMismatch, NonFinite, PserverError, Stopped
+from ps.errors import ConfigError, Diverged, EarlyPush, Fenced, MalformedFrame, ModelMismatch, NonFinite, PserverError, Stopped
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.layout import Layout, Run
 from ps.pending import Part, PendingPayload
 from ps.plan import Plan
+from ps.push import Push
 from ps.shard_state import ShardState
 from ps.stats import ServerStats
 from ps.store import Store
@@ -31,40 +31,20 @@ from ps.two_phase import TwoPhase
 from ps.update import Updater
 from ps.work import Work
 
-
-@dataclass
-class _Push:
-    """A contribution on its way through the barrier."""
-
-    member: pb.Member
-    header: pb.FrameHeader
-    run: Run
-    payload: Bytes
-    """In the elements' own type."""
-    sent_bytes: int
-    """Payload as it travelled."""
-    prints: npt.NDArray[np.uint64] | None
-    receipt: Callable[[Verdict], None]
-    todo: list[Run]
-    """Parts that have not been taken."""
-    worst: Verdict = Verdict.ACCEPTED
-    actions: list[Action] = field(default_factory=list)
-    whole: Part = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rank = self.member.rank
-        self.step = int(self.header.step)
+_CUT_WAITS_S = 5.0
+"""A cut that is asked for waits so long for the one before to be written; half of what a call to a server may take."""
 
 
 class Shard:
     """The state of one shard and everything that may happen to it. Thread-safe."""
 
-    def __init__(self, layout: Layout, store: Store, settings: ServerSettings, plan: Plan, stats: ServerStats) -> None:
+    def __init__(self, layout: Layout, store: Store, settings: ServerSettings, plan: Plan, stats: ServerStats, cuts: Cuts | None = None) -> None:
         self.layout = layout.shards[settings.shard]
         self.store = store
         self._index = settings.shard
         self._stats = stats
         self._plan = plan
+        self._cuts = cuts
         self._has_driver = settings.control_address is not None
         versioned = self.layout.num_versioned
         # guards every field below and the store's words; notified whenever a sum ends, a run is applied or Init completes
@@ -89,7 +69,7 @@ class Shard:
         state = ShardState(self._index, self.layout, store, stats, self._barrier, self._two_phase, self._streams, self._changed)
         self.answers = Answers(state, settings.comm.pull_format)
         self.updater = Updater(layout, store, settings.optimizer, settings.schedule, plan)
-        self.work = Work(state, self._pending, self.updater, self.answers, self.end)
+        self.work = Work(state, self._pending, self.updater, self.answers, self.end, cuts)
 
     # -- members ---------------------------------------------------------------------------------------------
 
@@ -211,6 +191,27 @@ class Shard:
                 self._changed.notify_all()
         return True
 
+    def restore(self, version: int, decided: int, rate_factor: float) -> None:
+        """The store has got all bytes of `version` in place of version 0."""
+        with self._changed:
+            self.store.restore(version, decided, rate_factor)
+            self._changed.notify_all()
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def cut(self, version: int) -> None:
+        """Takes a version that is there, in which nothing moves. Raises VersionGone, ConfigError in a run without checkpoints."""
+        if not self._cuts:
+            raise ConfigError(f"shard {self._index} was started without checkpoints")
+
+        def check() -> None:
+            if self.layout.num_versioned:
+                self.store.check_readable(version)
+
+        self._cuts.wait_until_free(_CUT_WAITS_S)
+        with self._changed:
+            self._cuts.take(version, check)
+
     # -- decisions -------------------------------------------------------------------------------------------
 
     def decide(self, version: int, rate_factor: float) -> None:
@@ -247,9 +248,9 @@ class Shard:
         prints = np.array(header.digests, np.uint64) if header.kind == pb.PUSH else None
         if header.shared:
             self._verify_repeated(member.rank, header, run)
-        return self._go_on(_Push(member, header, run, values, len(payload), prints, receipt, [run]), may_wait=may_wait)
+        return self._go_on(Push(member, header, run, values, len(payload), prints, receipt, [run]), may_wait=may_wait)
 
-    def _go_on(self, push: "_Push", *, may_wait: bool) -> Callable[[], object] | None:
+    def _go_on(self, push: Push, *, may_wait: bool) -> Callable[[], object] | None:
         try:
             if not self._offer_all(push, may_wait=may_wait):
                 return partial(self._go_on, push, may_wait=True)
@@ -259,7 +260,7 @@ class Shard:
             raise
         return None
 
-    def _offer_all(self, push: "_Push", *, may_wait: bool) -> bool:
+    def _offer_all(self, push: Push, *, may_wait: bool) -> bool:
         """Offers what has not been taken until nothing is left; False if the rest must wait and may not."""
         while push.todo:
             with self._changed:
@@ -281,7 +282,7 @@ class Shard:
                 self.work.carry_out(push.actions, push.rank, push.whole)
         return True
 
-    def _taken(self, push: "_Push") -> None:
+    def _taken(self, push: Push) -> None:
         """All of a contribution has its verdict."""
         if push.worst in (Verdict.EARLY, Verdict.DIVERGED):
             # what the barrier has given out must come back, or it waits for ever
@@ -296,7 +297,7 @@ class Shard:
         else:
             self.work.carry_out(push.actions, push.rank, push.whole)
 
-    def _in_pool(self, push: "_Push") -> None:
+    def _in_pool(self, push: Push) -> None:
         try:
             self.work.carry_out_in_pool(push.actions, push.rank, push.whole)
         except RuntimeError:  # the pool is closed
@@ -328,7 +329,7 @@ class Shard:
             "its gradient is not a function of parameters, seed, step and rank"
         )
 
-    def _offer(self, push: "_Push", part: Run) -> Offer:
+    def _offer(self, push: Push, part: Run) -> Offer:
         marks = None if push.prints is None else push.prints[part.first - push.run.first : part.stop - push.run.first]
         offer = self._barrier.offer(push.rank, push.step, part, marks, push.header.weight, holds_payload=not push.whole.is_flat)
         if push.prints is not None:

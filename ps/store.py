@@ -123,6 +123,10 @@ class Store:
         """The run's optimizer state of `version`, one array per slot."""
         return [slot[self.layout.span_bytes(run)] for slot in self._slots[version % 2]]
 
+    def slot_copy(self, version: int, slot: int) -> Bytes:
+        """The whole copy of one slot that holds its bytes of `version`, for reading by local offsets."""
+        return self._slots[version % 2][slot]
+
     def updates(self, version: int, run: Run) -> IntArray:
         """Number of updates that each chunk of the run has had up to `version`."""
         return self._updates[version % 2][run.span]
@@ -173,6 +177,17 @@ class Store:
     def _newest_decision(self) -> int:
         """Where it lies in the header; there are two places."""
         return 3 if self._header[3] >= self._header[5] else 5
+
+    def restore(self, version: int, decided: int, rate_factor: float) -> None:
+        """All bytes of `version` are in their copies: nothing before it can be read. The words are written last."""
+        self._header[1] = version
+        self._header[2] = -1
+        self._header[3] = self._header[5] = -1
+        if decided >= 0:
+            self.decide(decided, rate_factor)
+        hit("store.restored")
+        self.words[: self.layout.num_versioned] = version
+        self.words[self.layout.num_versioned :] = 0
 
     def check_readable(self, version: int) -> None:
         """Raises VersionGone unless all bytes of `version` exist; call before and again after copying."""

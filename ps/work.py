@@ -11,6 +11,7 @@ import numpy as np
 
 from ps.answers import Answers
 from ps.barrier import Action, Complete, Sum
+from ps.checkpoints.cut import Cuts
 from ps.errors import PserverError
 from ps.failpoints import hit
 from ps.layout import Run
@@ -26,7 +27,15 @@ log = logging.getLogger(__name__)
 class Work:
     """Thread-safe. `fail` is called with what goes wrong in the pool: it ends the shard."""
 
-    def __init__(self, state: ShardState, pending: PendingPayload, updater: Updater, answers: Answers, fail: Callable[[PserverError], None]) -> None:
+    def __init__(
+        self,
+        state: ShardState,
+        pending: PendingPayload,
+        updater: Updater,
+        answers: Answers,
+        fail: Callable[[PserverError], None],
+        cuts: Cuts | None,
+    ) -> None:
         self._state = state
         self._layout = state.layout
         self._store = state.store
@@ -35,6 +44,7 @@ class Work:
         self._updater = updater
         self._answers = answers
         self._fail = fail
+        self._cuts = cuts
         self._sums = Accumulators(state.layout, state.barrier.num_workers)
         self._read: Counter[int] = Counter()
         """How many threads add to what each rank has lent."""
@@ -137,6 +147,8 @@ class Work:
         with self._changed:
             self._store.raise_oldest(step)
         hit("shard.oldest")
+        if self._cuts:
+            self._cuts.before_write(step, run)
         self._updater.write(step, run, self._sums.of(run), complete.weight, decision, rate_factor=self._store.rate_factor)
         hit("shard.written")
         with self._changed:

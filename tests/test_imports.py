@@ -69,7 +69,7 @@ def test_file_keeps_the_import_rules(file: str) -> None:
         ("workers/worker.py", "def work():\n    import ray"),
         ("deploy/trainer.py", "import importlib\nimportlib.import_module('ray.util')"),
         ("deploy/launch/ray.py", "import cloudpickle"),
-        ("ps/checkpoint.py", "from pickle import loads"),
+        ("ps/weights.py", "from pickle import loads"),
         ("protos/x.py", "import ps"),
         ("workers/tasks/x.py", "from tests import conftest"),
         ("ps/x.py", "import torch\ntorch.load(path, weights_only=True)"),

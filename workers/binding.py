@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ps.checkpoint import SUMS
 from ps.errors import ConfigError
 from ps.frame import Bytes, chunk_digests
 from ps.groups import GroupConfig, assign_groups
 from ps.layout import DTYPES, Layout, Rule, Run, TensorSpec
+from ps.weights import SUMS
 from workers.device import Mover
 
 SUM_NAMES = ("loss", "weight", "samples", "steps")

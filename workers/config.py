@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig, Timeouts
+from ps.config import CommConfig, OptimizerConfig, Saving, ScheduleConfig, SecurityConfig, Timeouts
 from ps.credentials import Credentials, Tls
 
 
@@ -111,6 +111,8 @@ class WorkerSettings:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     comm: CommConfig = field(default_factory=CommConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
+    saving: Saving | None = None
+    """None: there are no checkpoints."""
     timeouts: Timeouts = field(default_factory=Timeouts)
 
     @property

@@ -25,7 +25,7 @@ from workers.step import Contribution
 
 Loop = Callable[["Context"], None]
 
-_NO_METRICS = ("epoch", "step", "time_s")
+_NO_METRICS = ("epoch", "step", "time_s", "digest")
 """Names that a row of metrics.jsonl has already."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from ps.checkpoints.of_rank import SavedResiduals, restore
 from ps.client import Client
 from ps.codecs import is_lossy
 from ps.control import EpochSums, ServerAddress
@@ -57,6 +58,7 @@ class Session:
         self._unsettled: Contribution | None = None
         """What has been pushed, until the version that it makes is installed."""
         self._client: Client | None = None
+        self._residuals: SavedResiduals | None = None
         self._stop_reason: str | None = None
 
     def bind(self, model: nn.Module, plan: Plan, *, own_loop: bool = False) -> BoundModel:
@@ -126,11 +128,17 @@ class Session:
     def _start_at(self, version: int) -> None:
         self.version = self.started_at = version
         self._progress = version, False
+        if self._residuals:
+            self._residuals.settled(version, self.plan)
 
     def _rank_state(self, layout: Layout) -> RankState:
         settings = self.settings
         skip_nonfinite = settings.optimizer.nonfinite == "skip"
-        return RankState.open(settings.run_id, self._control.member, layout, settings.comm, seed=settings.train.seed, skip_nonfinite=skip_nonfinite)
+        state = RankState.open(settings.run_id, self._control.member, layout, settings.comm, seed=settings.train.seed, skip_nonfinite=skip_nonfinite)
+        if settings.saving:
+            restore(state, settings.saving, self._control)
+            self._residuals = SavedResiduals(state, layout, self.rank, settings.num_workers, self._control, settings.saving)
+        return state
 
     # -- a step: `pushes` and `layers` call these ------------------------------------------------------------
 
@@ -188,6 +196,8 @@ class Session:
         self._rows.add(self._row(self._unsettled, timing))
         self._unsettled = None
         self._progress = self.version, False
+        if self._residuals:
+            self._residuals.settled(self.version, self.plan)
 
     @property
     def progress(self) -> Progress:
@@ -244,6 +254,8 @@ class Session:
             self._client.abort(reason)
 
     def close(self) -> None:
-        """Ends streams and channels."""
+        """Ends streams and channels; what is being saved is saved first."""
+        if self._residuals:
+            self._residuals.close()
         if self._client:
             self._client.close()

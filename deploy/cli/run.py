@@ -23,6 +23,8 @@ def run(
     servers: Annotated[int | None, typer.Option(metavar="N", help="Short for --set scaling.num_servers=N.")] = None,
     loop: Annotated[str | None, typer.Option(metavar="FILE.py:FUNCTION", help="Your own loop; short for --set train.loop=...")] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Short for --set run.name=NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help='Go on from the last checkpoint; short for --set run.resume="auto".')] = False,
+    allow_drift: Annotated[bool, typer.Option("--allow-drift", help="Resume with other settings too, to other bits.")] = False,
     launcher: Annotated[LauncherName, typer.Option(help="Ray actors, or plain processes on this machine.")] = LauncherName.RAY,
     address: Annotated[str | None, typer.Option(help="Ray cluster to use. Default: RAY_ADDRESS, else a local one.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print summary.json and nothing else on stdout.")] = False,
@@ -35,6 +37,7 @@ def run(
     from deploy.rundir import RunDirectory
 
     flags = {"train.loop": loop, "scaling.num_workers": workers, "scaling.num_servers": servers, "run.name": name}
+    flags |= {"run.resume": "auto" if resume else None, "run.allow_drift": True if allow_drift else None}
     with contextlib.redirect_stdout(sys.stderr):  # the user's module may print
         config = load(config_file, [*(sets or []), *(f"{key}={to_value(value)}" for key, value in flags.items() if value is not None)])
     if print_config:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig
+from ps.config import CheckpointConfig, CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig
 from ps.decisions import EarlyStoppingConfig, PlateauConfig
 from workers.config import TrainConfig
 
@@ -57,7 +57,13 @@ class RunConfig:
     storage_path: str = "runs"
     """Folder of run directories, absolute or from the working directory."""
     shared_storage: bool = True
-    """Whether every node of a Ray cluster must see `storage_path`. False: logs of processes on nodes that do not stay there, in Ray's logs."""
+    """Whether every node of a Ray cluster must see `storage_path`. False: logs of processes on nodes that do not stay there, in Ray's logs,
+    and parts of checkpoints travel to the driver."""
+    resume: Literal["never", "auto"] = "never"
+    """"auto": the run `name` (None: the newest one in `storage_path`) goes on from its last good checkpoint; without such a run a new one
+    begins."""
+    allow_drift: bool = False
+    """A run may be resumed with settings or versions that change its bits, for example another number of workers."""
 
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", self.name):
@@ -92,6 +98,7 @@ class Config:
     plateau: PlateauConfig = field(default_factory=PlateauConfig)
     comm: CommConfig = field(default_factory=CommConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     failure: FailureConfig = field(default_factory=FailureConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from deploy.config.sections import Config, TaskConfig
 
 
@@ -13,6 +15,12 @@ def to_toml(config: Config) -> str:
     """The resolved config, defaults included; None is a comment, which reads back as None."""
     sections = {field.name: getattr(config, field.name) for field in fields(config)}
     return "\n".join(_table(name, _values(section)) for name, section in sections.items() if section is not None)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved config as JSON holds it, section by section; None where nothing is set."""
+    values: dict[str, Any] = TypeAdapter(Config).dump_python(config, mode="json")
+    return values
 
 
 def to_value(value: object) -> str:

@@ -149,7 +149,7 @@ def _curves(first: Recorded, second: Recorded, names: Sequence[str]) -> Table:
 
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    names = [name for name in rows[0] if name in rows[1] and name not in ("epoch", "step", "time_s")]
+    names = [name for name in rows[0] if name in rows[1] and name not in ("epoch", "step", "time_s", "digest")]
     return [(name, ["not finite" if row[name] is None else f"{row[name]:.4g}" for row in rows]) for name in names]
 
 

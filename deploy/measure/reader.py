@@ -4,7 +4,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 from deploy.measure.window import Window
 from ps.errors import MalformedFrame
@@ -19,13 +18,16 @@ MAX_OPEN_STEPS = 1 << 14
 class LedgerWriter:
     """Writes a step when every rank and shard has reported it or a later one. Thread-safe."""
 
-    def __init__(self, path: Path, num_workers: int, num_servers: int) -> None:
+    def __init__(self, path: Path, num_workers: int, num_servers: int, first_step: int = 0) -> None:
         self._lock = threading.Lock()  # guards everything below
-        self._file: TextIO = path.open("a", encoding="utf-8")
-        self._newest: dict[Reporter, int] = {("worker", rank): -1 for rank in range(num_workers)}
-        self._newest |= {("server", shard): -1 for shard in range(num_servers)}
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self.defect: str | None = None
+        """Why nothing is written any more: training goes on without."""
+        self._newest: dict[Reporter, int] = {("worker", rank): first_step - 1 for rank in range(num_workers)}
+        self._newest |= {("server", shard): first_step - 1 for shard in range(num_servers)}
         self._open: defaultdict[int, dict[Reporter, tuple[str, WorkerRow | ServerRow]]] = defaultdict(dict)
-        self._written = -1
+        self._written = first_step - 1
         self._window = Window()
         self._total = Window()
 
@@ -53,7 +55,7 @@ class LedgerWriter:
 
     @property
     def written(self) -> int:
-        """The last step written; -1 before the first."""
+        """The last step written; the one before the first if there is none."""
         with self._lock:
             return self._written
 
@@ -72,14 +74,20 @@ class LedgerWriter:
             return self._total
 
     def _write_up_to(self, last: int) -> None:
+        lines: list[str] = []
         for step in sorted(step for step in self._open if step <= last):
             found = self._open.pop(step)
             ordered = [found[reporter] for reporter in self._newest if reporter in found]
-            self._file.write(f'{{"step":{step},"rows":[{",".join(line for line, _ in ordered)}]}}\n')
+            lines.append(f'{{"step":{step},"rows":[{",".join(line for line, _ in ordered)}]}}\n')
             for window in (self._window, self._total):
                 window.add(step, [row for _, row in ordered])
         self._written = max(self._written, last)
-        self._file.flush()
+        try:
+            left = b"" if self.defect else "".join(lines).encode()
+            while left:
+                left = left[self._file.write(left) or 0 :]
+        except OSError as error:
+            self.defect = f"{self._path} ends before step {self._written}: {error.strerror or error}"
 
 
 def _parse(line: str) -> tuple[Reporter, WorkerRow | ServerRow]:

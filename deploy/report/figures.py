@@ -223,7 +223,7 @@ def tensors(found: Sequence[Tensor]) -> Figure:
 def losses(history: Sequence[dict[str, Any]]) -> Figure:
     """Both losses, and where validation turns up; of an own loop, what it has reported."""
     names = [name for name in ("train_loss", "validation_loss") if any(name in row for row in history)]
-    names = names or sorted({name for row in history for name in row} - {"epoch", "step", "time_s"})
+    names = names or sorted({name for row in history for name in row} - {"epoch", "step", "time_s", "digest"})
     traces: list[dict[str, Any]] = [
         {
             "type": "scatter",

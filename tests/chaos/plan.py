@@ -19,7 +19,11 @@ IN_STEP: dict[Role, tuple[str, ...]] = {
 }
 IN_TWO_PHASES = ("shard.held", "shard.recorded", "store.recording")
 """Places of a server's step only if norms come before the update."""
-BETWEEN_STEPS: dict[Role, tuple[str, ...]] = {"worker": ("worker.reports", "worker.reported"), "server": ("store.deciding", "shard.decided")}
+BETWEEN_STEPS: dict[Role, tuple[str, ...]] = {
+    "worker": ("worker.reports", "worker.reported"),
+    "server": ("store.deciding", "shard.decided", "shard.cut", "checkpoint.written"),
+}
+"""Visited once per epoch, or a few times."""
 IN_RECOVERY: dict[Role, tuple[str, ...]] = {
     "worker": ("worker.registered", "worker.joined", "worker.installed"),
     "server": ("server.recovered", "server.registered", "shard.joined"),

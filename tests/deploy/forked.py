@@ -17,7 +17,8 @@ from deploy.launch.process import ProcessLauncher
 from deploy.result import Result
 from deploy.rundir import RunDirectory
 from deploy.trainer import Trainer
-from ps.config import CommConfig, OptimizerConfig, Timeouts
+from ps.config import CheckpointConfig, CommConfig, OptimizerConfig, Timeouts
+from ps.decisions import EarlyStoppingConfig, PlateauConfig
 from workers.config import TrainConfig
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -90,7 +91,8 @@ class ForkedTrainer(Trainer):
 def trainer(storage: Path, task: str | None, fields: dict[str, Any] | None = None, **options: Any) -> ForkedTrainer:
     """For a task by its name, or None and the option `loop`.
 
-    `options` are `optimizer`, `timeouts` and fields of the sections train, scaling, comm and failure, which share none.
+    `options` are `optimizer`, `early_stopping`, `plateau`, `timeouts` and fields of the sections train, scaling, comm, checkpoint,
+    failure and run, which share none.
     """
 
     def of(section: Any) -> dict[str, Any]:
@@ -103,7 +105,10 @@ def trainer(storage: Path, task: str | None, fields: dict[str, Any] | None = Non
         scaling=ScalingConfig(**of(ScalingConfig)),
         comm=CommConfig(**of(CommConfig)),
         failure=FailureConfig(**of(FailureConfig)),
-        run=RunConfig(storage_path=str(storage)),
+        checkpoint=CheckpointConfig(**of(CheckpointConfig)),
+        early_stopping=options.get("early_stopping", EarlyStoppingConfig()),
+        plateau=options.get("plateau", PlateauConfig()),
+        run=RunConfig(storage_path=str(storage), **of(RunConfig)),
     )
     return ForkedTrainer.from_config(config, quiet=True, timeouts=options.get("timeouts", Timeouts(heartbeat_s=0.2)))
 

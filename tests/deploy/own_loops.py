@@ -45,6 +45,16 @@ class Noisy(Task):
         return (functional.cross_entropy(model(x), y, reduction="none") * weights).sum() / total, float(total)
 
 
+@dataclass(frozen=True, kw_only=True)
+class HalfFrozen(Noisy):
+    """`Noisy` whose convolution is not trained."""
+
+    def model(self) -> nn.Module:
+        model = super().model()
+        next(model.children()).requires_grad_(False)
+        return model
+
+
 def noisy(ctx: Context) -> None:
     """`Noisy`, one backward per step."""
     _train_noisy(ctx, weighted=False)

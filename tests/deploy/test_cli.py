@@ -78,12 +78,13 @@ def test_an_address_without_ray_is_refused(job: str, tmp_path: Path, capsys: pyt
 
 
 def test_print_config_prints_a_config_that_loads_and_short_flags_win(job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--workers", "3", "--servers", "1", "--name", "42"]
+    flags = ["--workers", "3", "--servers", "1", "--name", "42", "--resume", "--allow-drift"]
     assert ended("run", job, "--set", "scaling.num_workers=9", *flags, "--print-config") == 0
     resolved = tmp_path / "resolved.toml"
     resolved.write_text(capsys.readouterr().out)
     config = load(resolved)
     assert (config.scaling.num_workers, config.scaling.num_servers, config.run.name) == (3, 1, "42")
+    assert (config.run.resume, config.run.allow_drift) == ("auto", True)
 
 
 def test_what_a_task_prints_on_import_stays_off_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,9 @@ import torch
 
 from deploy.config.source import overlay
 from deploy.console import Console
-from ps.checkpoint import save_weights
 from ps.control import Control, Machine
 from ps.errors import PserverError
+from ps.weights import save_weights
 
 
 class ClosedPipe(io.StringIO):

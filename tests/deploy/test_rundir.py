@@ -28,7 +28,7 @@ def started(storage: Path, name: str, at: int) -> RunDirectory:
 def test_a_new_run_has_its_folders_and_nothing_else(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "deep" / "runs", "first", "digits")
     assert run.path == tmp_path / "deep" / "runs" / "first"
-    assert sorted(path.name for path in run.path.iterdir()) == ["logs", "weights"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "logs", "weights"]
     assert run.process_log("worker", 3) == run.path / "logs" / "worker-3.log"
 
 

@@ -23,6 +23,7 @@ PLACES: list[tuple[str, list[Point], list[Point]]] = [
     (TWO_PHASES, [("shard.answered", 5)], [("shard.applied", 6)]),
     (ANY, [("store.deciding", 2)], [("shard.decided", 1)]),
     (ANY, [("shard.pulled", 2)], []),
+    (ANY, [("shard.cut", 2)], [("checkpoint.written", 1)]),
     (TWO_PHASES, [], [("store.recording", 1)]),
     (ANY, [("shard.written", 2), ("server.recovered", 1), ("server.registered", 1), ("shard.joined", 2)], []),
 ]
@@ -57,4 +58,6 @@ def test_a_server_that_holds_nothing_may_die_too(tmp_path: Path) -> None:
 
 
 def test_no_failpoint_of_a_server_is_left_out() -> None:
-    assert {name for _, first, second in PLACES for name, *_ in [*first, *second]} == {name for name in POINTS if not name.startswith("worker.")}
+    elsewhere = {"store.restored"}  # tests/deploy/test_checkpoint_runs.py
+    places = {name for _, first, second in PLACES for name, *_ in [*first, *second]}
+    assert places | elsewhere == {name for name in POINTS if not name.startswith("worker.")}

@@ -65,6 +65,10 @@ RIGHT: Mapping[str, Sequence[Message]] = {
         _frame(pb.NORMS, 0, None, norms=[1.0, 2.0]),
     ],
     "/pserver.Shard/Pull": [pb.PullRequest(version=-1)],
+    "/pserver.Shard/Restore": [pb.Frame(header=pb.FrameHeader(kind=pb.RESTORE), payload=pb.RestoreRequest(model=JOIN).SerializeToString())],
+    "/pserver.Control/Saved": [pb.SavedRequest(role=pb.SERVER, incarnation=1, version=2, size_bytes=9, digests=[1, 2], state_digests=[3])],
+    "/pserver.Control/Deposit": [pb.DepositRequest(role=pb.SERVER, incarnation=1, version=2, data=b"bytes")],
+    "/pserver.Control/Withdraw": [pb.WithdrawRequest(member=_ME)],
     "/pserver.Control/Register": [pb.RegisterRequest(role=pb.WORKER, environment=_ENVIRONMENT)],
     "/pserver.Control/Heartbeat": [pb.HeartbeatRequest(role=pb.WORKER, incarnation=1, step=1, rows=_ROWS)],
     "/pserver.Control/Report": [

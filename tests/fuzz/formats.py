@@ -1,12 +1,14 @@
 """Every format that the project reads from files, and those inside of messages. Who adds a format adds a row here."""
 
 import gzip
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -21,9 +23,10 @@ from deploy.rundir import RunDirectory
 from protos import pserver_pb2 as pb
 from ps import frame, segments
 from ps.agreement import model_from
-from ps.checkpoint import load_weights
+from ps.checkpoints.load import Checkpoint
+from ps.checkpoints.of_shard import Restoring
 from ps.codecs import CODECS, Seed
-from ps.config import ServerSettings, from_json, to_json
+from ps.config import CheckpointConfig, Saving, ServerSettings, from_json, to_json
 from ps.credentials import role_of_token, token_of
 from ps.errors import PserverError
 from ps.host import ShardHost
@@ -34,7 +37,10 @@ from ps.roles import DRIVER, Role, member_from, role_of_names
 from ps.segments import run_prefix
 from ps.shard_memory import segment_name
 from ps.shared import map_contributions, map_store
+from ps.store import Store
+from ps.weights import load_weights
 from tests.fuzz.calls import JOIN
+from tests.ps.test_checkpoints import written
 from workers.config import TrainConfig, WorkerSettings
 from workers.initial import load_initial
 from workers.tasks.idx import read_idx
@@ -202,7 +208,7 @@ _MODEL = nn.Linear(3, 2)
 
 
 def _weights() -> bytes:
-    return save({name: tensor.detach().numpy() for name, tensor in _MODEL.state_dict().items()})
+    return save({name: tensor.detach().numpy() for name, tensor in _MODEL.state_dict().items()}, {"pserver_version": "3"})
 
 
 def _read_export(data: bytes, folder: Path) -> None:
@@ -219,7 +225,57 @@ def _read_initial(data: bytes, folder: Path) -> None:
 def _read_best(data: bytes, folder: Path) -> None:
     (folder / "best.safetensors").write_bytes(data)
     specs = [TensorSpec(name=name, shape=tuple(tensor.shape), dtype="float32") for name, tensor in _MODEL.state_dict().items()]
-    load_weights(folder / "best.safetensors", Layout(specs, 1))
+    load_weights(folder / "best.safetensors", Layout(specs, 1), 3)
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+_MANIFEST, _PART = "manifest.json", "shard-1.safetensors"
+
+
+def _of_checkpoint(name: str) -> bytes:
+    with TemporaryDirectory() as folder:
+        return written(Path(folder) / "c").with_name(name).read_bytes()
+
+
+def _read_checkpoint(data: bytes, folder: Path, name: str) -> None:
+    path = folder / "c" / _MANIFEST
+    if not path.parent.exists():
+        written(path.parent)
+    path.with_name(name).write_bytes(data)
+    Checkpoint(path)
+
+
+def _read_signed(data: bytes, folder: Path) -> None:
+    """A manifest whose digest is right, whatever stands in it."""
+    body = json.dumps(json.loads(data), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    outer = {"format": 1, "blake2b": hashlib.blake2b(body, digest_size=32).hexdigest(), "manifest": json.loads(body)}
+    _read_checkpoint(json.dumps(outer).encode(), folder, _MANIFEST)
+
+
+_SAVING = Saving(config=CheckpointConfig(), file=None, restored=4)
+
+
+def _restore_request() -> bytes:
+    return pb.RestoreRequest(model=JOIN, version=4, decided=-1, rate_factor=1.0).SerializeToString()
+
+
+def _read_restore(data: bytes, _: Path) -> None:
+    host = ShardHost(replace(SETTINGS, saving=_SAVING), RowBuffer())
+    try:
+        host.begin_restore(np.frombuffer(data, np.uint8))
+    finally:
+        host.close(None)
+
+
+def _state_frame() -> bytes:
+    values = np.arange(3 * 8192, dtype=np.float32)
+    return frame.encode_run(pb.FrameHeader(kind=pb.STATE, num_chunks=3, updates=[1, 2, 3]), values.view(np.uint8), _SHARD, Run(0, 3), flat=False)
+
+
+def _read_state(data: bytes, _: Path) -> None:
+    store = Store(np.zeros(Store.size_bytes(_SHARD, slots=1, num_norms=0), np.uint8), _SHARD, slots=1, num_norms=0, key=bytes(32))
+    Restoring(store, 4, -1, 1.0).take(*frame.decode(data))
 
 
 # -- memory that a process has left behind ---------------------------------------------------------------------------
@@ -290,6 +346,16 @@ FORMATS = [
     Format("weights of export", _weights, _read_export),
     Format("weights of train.init", _weights, _read_initial),
     Format("best weights", _weights, _read_best),
+    Format("manifest of a checkpoint", lambda: _of_checkpoint(_MANIFEST), lambda data, folder: _read_checkpoint(data, folder, _MANIFEST)),
+    Format(
+        "what a manifest says",
+        lambda: json.dumps(json.loads(_of_checkpoint(_MANIFEST))["manifest"]).encode(),
+        _read_signed,
+        (ValueError, RecursionError),  # of the test's own reader
+    ),
+    Format("part of a checkpoint", lambda: _of_checkpoint(_PART), lambda data, folder: _read_checkpoint(data, folder, _PART)),
+    Format("request to restore", _restore_request, _read_restore),
+    Format("state of a checkpoint", _state_frame, _read_state),
     Format("memory of a dead server", _left_behind, _read_left_behind),
     Format("data set", _idx, _read_idx),
 ]

@@ -13,6 +13,8 @@ WORKERS = "tests/deploy/test_worker_deaths.py::test_a_worker_killed_anywhere_cos
 OLDEST = f"{_SERVERS}[adam-[('shard.oldest', 4)]-[('shard.written', 5)]]"
 ALL_DIE = "tests/deploy/test_server_deaths.py::test_all_processes_die_in_the_same_step_and_some_of_them_again[two phases]"
 DECIDED = f"{_SERVERS}[adam-[('store.deciding', 2)]-[('shard.decided', 1)]]"
+CUTS = "tests/ps/test_checkpoints.py"
+RESUMED = "tests/deploy/test_resume.py::test_a_run_that_has_failed_goes_on_to_the_same_bits[a server dies]"
 LANDED = f"{WORKERS}[worker 0-('worker.landed', 1)]"
 
 
@@ -83,5 +85,11 @@ MUTANTS = (
         "                self._segments.pop(member.rank, None)\n",
         "                pass\n",
         LANDED,
+    ),
+    Mutant("cut before it is overwritten", "ps/work.py", "            self._cuts.before_write(step, run)\n", "            pass\n", CUTS),
+    Mutant("a cut is one process' work", "ps/checkpoints/cut.py", " or not (self._state == _TAKEN).all()", "", CUTS),
+    Mutant("digests of a checkpoint", "ps/checkpoints/load.py", "        if len(wrong):\n", "        if False:\n", CUTS),
+    Mutant(
+        "a report enters the books once", "deploy/books.py", 'if any(row["step"] == epoch.version for row in self.history):', "if False:", RESUMED
     ),
 )

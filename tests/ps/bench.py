@@ -7,7 +7,8 @@ import numpy as np
 
 from protos import pserver_pb2 as pb
 from ps import frame
-from ps.config import ServerSettings
+from ps.checkpoints.cut import Cut, Cuts
+from ps.config import Saving, ServerSettings
 from ps.errors import PserverError
 from ps.frame import Bytes
 from ps.layout import Layout, Rule, Run, TensorSpec
@@ -65,11 +66,26 @@ class Bench:
         if not self.store.attach():
             self.store.format()
         stats = ServerStats(config.shard, config.num_workers, RowBuffer(), None)
-        self.shard = Shard(self.layout, self.store, config, plan, stats)
+        self.cuts: dict[int, bytes] = {}
+        """Versions that were cut, with `config.saving`."""
+        self.given_up: dict[int, str] = {}
+        self.holds_cut = False
+        """Keeps the memory of the next cut, as somebody does who still writes it."""
+        self._cuts = self._made_cuts(config.saving, plan) if config.saving else None
+        self.shard = Shard(self.layout, self.store, config, plan, stats, self._cuts)
         self.verdicts: list[tuple[int, str]] = []
         self.sessions: dict[int, int] = {}
         self.lines = [self.join(rank) for rank in range(config.num_workers)]
         """The members' first streams."""
+
+    def _made_cuts(self, saving: Saving, plan: Plan) -> Cuts:
+        def deliver(cut: Cut) -> None:
+            self.cuts[cut.version] = cut.memory.tobytes()
+            if not self.holds_cut:
+                cuts.release()
+
+        cuts = Cuts(self.store, lambda version: saving.is_due(version, plan.steps_per_epoch), deliver, self.given_up.__setitem__)
+        return cuts
 
     def flat(self, values: Sequence[np.ndarray] | float) -> Bytes:
         """A flat layout with one array (or the one number) per tensor."""
@@ -87,7 +103,7 @@ class Bench:
         return np.concatenate(frame.payload_parts(flat, self.mine, run, flat=True))
 
     def member(self, rank: int, incarnation: int = 1) -> pb.Member:
-        return pb.Member(rank=rank, incarnation=incarnation, generation=1, session=self.sessions.get(rank, 0))
+        return pb.Member(rank=rank, incarnation=incarnation, generation=self.config.generation, session=self.sessions.get(rank, 0))
 
     def join(self, rank: int, incarnation: int = 1) -> Line:
         line = Line()

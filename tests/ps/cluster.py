@@ -13,7 +13,6 @@ from torch import nn
 
 from protos import pserver_pb2 as pb
 from ps.certificates import Authority
-from ps.checkpoint import sha256_of, tensors_of
 from ps.client import Client
 from ps.codecs import is_lossy
 from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, ServerSettings, Timeouts
@@ -27,6 +26,7 @@ from ps.roles import DRIVER, Role
 from ps.server import Server, build_server, environment
 from ps.shared import member_segment
 from ps.step_clock import StepTiming
+from ps.weights import sha256_of, tensors_of
 from workers.binding import BoundModel, specs_of
 
 TOKEN = "t" * 64

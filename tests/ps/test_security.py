@@ -21,7 +21,7 @@ from tests.ps.cluster import TOKEN, cluster
 
 SERVICES = [*pb.DESCRIPTOR.services_by_name.values(), *health_pb2.DESCRIPTOR.services_by_name.values()]
 METHODS = [f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods]
-ON_DATA_PORT = {"/pserver.Shard/Init", "/pserver.Shard/Steps", "/pserver.Shard/Pull"}
+ON_DATA_PORT = {"/pserver.Shard/Init", "/pserver.Shard/Restore", "/pserver.Shard/Steps", "/pserver.Shard/Pull"}
 ROLES = [DRIVER, READER, Role("server", 0), Role("member", 0)]
 Channels = dict[str, Any]
 
@@ -32,10 +32,15 @@ MAY_CALL = {
     "/pserver.Shard/Pull": "driver member reader",
     "/pserver.Shard/Describe": "driver member reader",
     "/pserver.Shard/Decide": "driver",
+    "/pserver.Shard/Snapshot": "driver",
+    "/pserver.Shard/Restore": "driver",
     "/pserver.Shard/Stop": "driver",
     "/pserver.Control/Register": "member server",
     "/pserver.Control/Heartbeat": "member server",
     "/pserver.Control/Report": "member",
+    "/pserver.Control/Saved": "member server",
+    "/pserver.Control/Deposit": "member server",
+    "/pserver.Control/Withdraw": "member",
     "/pserver.Control/Locate": "driver member reader",
     "/pserver.Control/Inspect": "driver reader",
     "/grpc.health.v1.Health/Check": "driver member reader server",
@@ -138,6 +143,9 @@ AS_ANOTHER = {
     "/pserver.Control/Register": pb.RegisterRequest(role=pb.WORKER, index=1),
     "/pserver.Control/Heartbeat": pb.HeartbeatRequest(role=pb.SERVER, index=0),
     "/pserver.Control/Report": pb.ReportRequest(member=OTHER),
+    "/pserver.Control/Saved": pb.SavedRequest(role=pb.SERVER, index=0),
+    "/pserver.Control/Deposit": pb.DepositRequest(role=pb.WORKER, index=1),
+    "/pserver.Control/Withdraw": pb.WithdrawRequest(member=OTHER),
 }
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ps.checkpoint import sha256_of, tensors_of
 from ps.config import CommConfig, OptimizerConfig, ScheduleConfig
 from ps.plan import Plan
+from ps.weights import sha256_of, tensors_of
 from tests.ps.cluster import Member, cluster, in_threads, start
 from workers.answers import mean_and_weight
 from workers.config import TrainConfig

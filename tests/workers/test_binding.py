@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ps.checkpoint import SUMS
 from ps.errors import ConfigError
 from ps.layout import ALIGN_BYTES, Layout, Rule
+from ps.weights import SUMS
 from workers.binding import SUM_NAMES, BoundModel, specs_of
 
 

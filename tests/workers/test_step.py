@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ps.checkpoint import SUMS
 from ps.errors import NonFinite
 from ps.layout import Layout
+from ps.weights import SUMS
 from tests.workers.alone import gradient_step
 from workers.binding import BoundModel, specs_of
 from workers.data import TensorData

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ps.errors import PserverError
@@ -37,13 +37,17 @@ def sha256_of(layout: Layout, flat: Bytes, *, buffers: bool) -> str:
     return digest.hexdigest()
 
 
-def load_weights(path: Path, layout: Layout) -> Bytes:
-    """The flat layout of a file that `save_weights` wrote of this model; sums are zero. Raises PserverError for any other file."""
+def load_weights(path: Path, layout: Layout, version: int) -> Bytes:
+    """The flat layout of a file that `save_weights` wrote of this model and version; sums are zero. Raises PserverError for any other file."""
     flat: Bytes = np.zeros(layout.flat_bytes, np.uint8)
     try:
+        with safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get("pserver_version")
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise PserverError(f"{path} cannot be read ({error}): it is damaged") from error
+    if found != str(version):
+        raise PserverError(f"{path} holds version {found}, the best one is {version}")
     for name, view in tensors_of(layout, flat).items():
         if name not in stored or (stored[name].shape, stored[name].dtype) != (view.shape, view.dtype):
             raise PserverError(f"{path} has no {name} as the model has it: it is another model's file")
