@@ -125,6 +125,8 @@ class Driver:
             self._launcher.check()
             if self._batch_rule:
                 self._say(self._batch_rule)
+            if not self._config.train.exact:
+                self._say("warning: train.exact = false: the run is not bit-exact, its bits may depend on who died when")
             server, address = self._serve()
             self._rundir.write_control(address, self._keys.credentials(READER))
             self._start(address)
@@ -251,6 +253,9 @@ class Driver:
             self._say(f"warning: training goes on, but {self._ledger.defect}")
         window = self._ledger.take_window()
         self._say(log_line(self._ledger.written + 1, window))
+        if window.diverged:
+            frames = counted(window.diverged, "frame")
+            self._say(f"warning: {frames} came again with other bytes than before; the first ones stand (train.exact = false)")
         if not self._advised and (advice := format_advice(window, self._config.comm.push_format, self._reader.model[0].shard_bytes)):
             self._advised = True
             self._say(advice)

@@ -55,6 +55,7 @@ class Processes:
             optimizer=config.optimizer,
             schedule=config.schedule,
             comm=config.comm,
+            exact=config.train.exact,
             security=config.security,
             saving=self._saving(key),
             timeouts=self._timeouts,

@@ -64,6 +64,10 @@ class Summary:
     """Step of the checkpoint that this driver began with; None: it began at step 0."""
     checkpoint: int | None = None
     """Step of the newest checkpoint; None if there is none."""
+    bit_exact: bool = True
+    """False: `train.exact` was, so the same run may end with other bits."""
+    diverged: int = 0
+    """Frames that came again with other bytes than before, if that did not end the run."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of pserver, python and the libraries that computed."""
     scaling: dict[str, Any] = field(default_factory=dict)

@@ -198,6 +198,8 @@ def _summary(config: Config, beginning: Beginning, driver: Driver | None, window
         generation=beginning.generation,
         resumed_from=beginning.checkpoint.version if beginning.checkpoint else None,
         checkpoint=driver.checkpoints.newest if driver else None,
+        bit_exact=config.train.exact,
+        diverged=window.diverged,
         versions=versions(),
         scaling={
             "num_workers": config.scaling.num_workers,
@@ -219,7 +221,7 @@ def _show(console: Console, summary: Summary, driver: Driver | None, window: Win
     if summary.verdict:
         console.line(summary.verdict)
     if summary.params_sha256:
-        console.line(f"params_sha256 {summary.params_sha256}")
+        console.line(f"params_sha256 {summary.params_sha256}{'' if summary.bit_exact else ' (not bit-exact: train.exact = false)'}")
 
 
 def _result(rundir: RunDirectory, summary: Summary, driver: Driver | None, error: Exception | None) -> Result:

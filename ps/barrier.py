@@ -85,16 +85,18 @@ class Barrier:
     """Contributions to the versioned chunks of one shard. Not thread-safe: the shard locks.
 
     `words` are the version words (owned by the store), `sizes` the payload bytes per chunk. A chunk's row in the
-    tables belongs to the step of its word; it is cleared before the new word is visible.
+    tables belongs to the step of its word; it is cleared before the new word is visible. Unless `exact`, a contribution that
+    comes again with other bytes is owed an answer as if it were the same.
     """
 
-    def __init__(self, words: IntArray, sizes: IntArray, num_workers: int, generation: int, out_of_order_bytes: int) -> None:
+    def __init__(self, words: IntArray, sizes: IntArray, num_workers: int, generation: int, out_of_order_bytes: int, *, exact: bool = True) -> None:
         chunks = len(sizes)
         self._words = words
         self._sizes = sizes
         self._bytes_before: list[int] = [0, *np.cumsum(sizes).tolist()]
         self._generation = generation
         self._bound = out_of_order_bytes
+        self._exact = exact
         self.num_workers = num_workers
         self.early_bytes = 0
         """Payload queued out of order."""
@@ -164,7 +166,7 @@ class Barrier:
             if self._state[rank, part.first] != _NONE:
                 same = self._is_same(rank, part, marks, weight)
                 offer.worst(Verdict.DUPLICATE if same else Verdict.DIVERGED)
-                self._owed[rank][part.span] |= same
+                self._owed[rank][part.span] |= same or not self._exact
             else:
                 self._take(offer, rank, part, marks, weight, holds_payload)
 

@@ -200,6 +200,8 @@ class ServerSettings:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     comm: CommConfig = field(default_factory=CommConfig)
+    exact: bool = True
+    """`train.exact`: a contribution that comes again with other bytes ends the run. False: the first one stands."""
     security: SecurityConfig = field(default_factory=SecurityConfig)
     saving: Saving | None = None
     """None: there are no checkpoints."""

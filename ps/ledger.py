@@ -130,6 +130,8 @@ class ServerRow:
     """Before `time_s`: when the last rank was complete; None as `first_s`."""
     link_bytes_per_s: float | None = None
     """Rate the link is shaped to; None if it is not."""
+    diverged: int = 0
+    """Frames that came again with other bytes, while the first ones stood (`train.exact = false`)."""
 
 
 _KIND = re.compile(r'\{"kind": ?"(worker|server)", ?')

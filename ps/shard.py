@@ -4,6 +4,7 @@ Frames come in decoded and checked; answers go out through the streams' outboxes
 what the barrier gives out then is carried out in `work.py`, and sent by `answers.py`.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +35,8 @@ from ps.work import Work
 _CUT_WAITS_S = 5.0
 """A cut that is asked for waits so long for the one before to be written; half of what a call to a server may take."""
 
+log = logging.getLogger(__name__)
+
 
 class Shard:
     """The state of one shard and everything that may happen to it. Thread-safe."""
@@ -55,7 +58,9 @@ class Shard:
             settings.num_workers,
             settings.generation,
             settings.comm.out_of_order_bytes,
+            exact=settings.exact,
         )
+        self._exact = settings.exact
         self._two_phase = TwoPhase([s.num_optimizer for s in layout.shards], self._index, settings.optimizer, store)
         self._pending = PendingPayload(self.layout, settings.num_workers)
         self._streams = Streams(settings.num_workers)
@@ -136,6 +141,7 @@ class Shard:
                 self.answers.send_ready(stream)
             if self._order:
                 stream.send(self._order)
+        hit("shard.opened")
         if former:
             former.end(Fenced(f"rank {member.rank} has opened another stream"))
 
@@ -284,10 +290,13 @@ class Shard:
 
     def _taken(self, push: Push) -> None:
         """All of a contribution has its verdict."""
-        if push.worst in (Verdict.EARLY, Verdict.DIVERGED):
+        if push.worst is Verdict.EARLY or (push.worst is Verdict.DIVERGED and self._exact):
             # what the barrier has given out must come back, or it waits for ever
             self.work.carry_out(push.actions, push.rank, push.whole)
             raise self._refusal(push.worst, push.rank, push.step, push.run)
+        if push.worst is Verdict.DIVERGED:
+            log.warning("%s; the first ones stand (train.exact = false)", _other_bytes(push.rank, push.step, push.run, self._index))
+            self._stats.diverged(push.step)
         push.receipt(push.worst)
         hit("shard.taken")
         self._stats.received(push.rank, push.step, self.layout.payload_bytes(push.run) if push.header.shared else push.sent_bytes)
@@ -325,8 +334,8 @@ class Shard:
         if verdict is Verdict.EARLY:
             return EarlyPush(f"rank {rank} pushed step {step} of shard {self._index}, which is at version {self.store.version}")
         return Diverged(
-            f"rank {rank} pushed other bytes for step {step}, chunks {run.first}..{run.stop - 1} of shard {self._index} than before: "
-            "its gradient is not a function of parameters, seed, step and rank"
+            f"{_other_bytes(rank, step, run, self._index)}: its gradient is not a function of parameters, seed, step and rank; "
+            "make it one, or set train.exact = false if any of the two will do"
         )
 
     def _offer(self, push: Push, part: Run) -> Offer:
@@ -348,3 +357,7 @@ class Shard:
                 return
             self._two_phase.learn(header.norms_shard, header.norms)
         self.work.release(step)
+
+
+def _other_bytes(rank: int, step: int, run: Run, shard: int) -> str:
+    return f"rank {rank} pushed other bytes for step {step}, chunks {run.first}..{run.stop - 1} of shard {shard} than before"

@@ -43,6 +43,12 @@ class ServerStats:
             if step > self._newest:
                 self._row(step).ingress_bytes += num_bytes
 
+    def diverged(self, step: int) -> None:
+        """A contribution came again with other bytes."""
+        with self._lock:
+            if step > self._newest:
+                self._row(step).diverged += 1
+
     def last_contribution(self) -> tuple[int, float]:
         """Who brought the newest contribution, and when (monotonic clock)."""
         with self._lock:

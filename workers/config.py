@@ -31,6 +31,9 @@ class TrainConfig:
     """Threads of every worker that prepare batches ahead of their use, >= 0; the bits stay the same. 0: each batch is made when it is needed."""
     autocast: Literal["none", "bfloat16"] = "none"
     """`bfloat16`: training's forward and loss use bf16 where torch's autocast deems it safe; weights, gradients and validation keep `dtype`."""
+    exact: bool = True
+    """The run ends if a process that was started again computes another gradient than before; on a GPU, if an operation has no deterministic
+    form. False: the first contribution stands, and the run's bits may depend on who died when."""
     overlap: bool = True
     """Gradients leave while backward goes on, and the next forward starts layer by layer; the bits stay the same. False: everything after
     backward, and at the start."""

@@ -36,14 +36,15 @@ def device_of_rank(rank: int, gpus: float, num_visible: int) -> torch.device:
     return torch.device("cuda", rank * max(1, int(gpus)) % num_visible)
 
 
-def prepare_device(rank: int, gpus: float) -> torch.device:
-    """The rank's device; a CUDA device becomes the current one, and deterministic. Before the process first uses CUDA.
+def prepare_device(rank: int, gpus: float, *, exact: bool) -> torch.device:
+    """The rank's device; a CUDA device becomes the current one, and deterministic if `exact`. Before the process first uses CUDA.
 
     Raises ResourcesMissing, ConfigError.
     """
     device = device_of_rank(rank, gpus, torch.cuda.device_count() if gpus else 0)
     if device.type == "cuda":
-        make_deterministic()
+        if exact:
+            make_deterministic()
         torch.cuda.set_device(device)
     return device
 

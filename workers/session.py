@@ -39,7 +39,7 @@ class Session:
     def __init__(self, settings: WorkerSettings, control: ControlClient, servers: Sequence[ServerAddress], rows: RowBuffer) -> None:
         self.settings = settings
         self.rank = settings.rank
-        self.device = prepare_device(settings.rank, settings.gpus)
+        self.device = prepare_device(settings.rank, settings.gpus, exact=settings.train.exact)
         """Where the model must be."""
         self.spans = Spans()
         self.version = 0

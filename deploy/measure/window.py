@@ -62,6 +62,8 @@ class Window:
         """By shard: rate its link is shaped to, bytes/s; None if it is not."""
         self.rank_link: float | None = None
         """Rate the links of the ranks are shaped to, bytes/s; None if they are not."""
+        self.diverged = 0
+        """Frames that came again with other bytes."""
         self._lags: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])  # sums of first and second powers
         self._path: defaultdict[str, float] = defaultdict(float)
         self._excess: defaultdict[tuple[int, str], float] = defaultdict(float)
@@ -77,6 +79,7 @@ class Window:
             if isinstance(row, WorkerRow):
                 workers.append(row)
             else:
+                self.diverged += row.diverged
                 self._add_server(row)
         if workers:
             self._add_workers(workers)

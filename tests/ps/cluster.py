@@ -129,6 +129,7 @@ def cluster(
     schedule: ScheduleConfig | None = None,
     comm: CommConfig | None = None,
     plan: Plan | None = None,
+    exact: bool = True,
     run_id: str = "test-run",
     authority: Authority | None = None,
 ) -> Iterator[Cluster]:
@@ -141,6 +142,7 @@ def cluster(
         optimizer=optimizer or OptimizerConfig(),
         schedule=schedule or ScheduleConfig(),
         comm=comm or CommConfig(),
+        exact=exact,
     )
     made = Cluster(num_workers, num_servers, plan or Plan(steps_per_epoch=5, total_steps=1000), base, authority)
     try:

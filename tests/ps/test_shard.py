@@ -181,6 +181,19 @@ def test_another_contribution_for_the_same_step_is_diverged(change: str) -> None
     assert same(made.values(), expected(made, [1.0, 1.0])), "the first contribution stands"
 
 
+@pytest.mark.parametrize("change", ["bytes", "weight", "absent"])
+def test_where_bits_are_not_promised_it_is_answered_as_if_it_were_the_same(change: str) -> None:
+    made = bench(2, exact=False)
+    made.push_all(0, 0, gradient(made, 0))
+    line = made.join(0, incarnation=2)
+    made.verdicts.clear()
+    made.push(0, 0, Run(0, 1), None if change == "absent" else gradient(made, int(change == "bytes")), 1.0 + (change == "weight"), incarnation=2)
+    assert made.verdicts == [(0, "DIVERGED")]
+    made.push_all(1, 0, gradient(made, 1))
+    assert same(made.values(), expected(made, [1.0, 1.0])), "the first contribution stands"
+    assert [header.first_chunk for header, _ in line.of_kind(pb.PARAMS)] == [0]
+
+
 def test_a_frame_that_is_diverged_in_one_chunk_leaves_nothing_half_done() -> None:
     made = bench(2)
     made.push(0, 0, Run(0, 1), gradient(made, 0))
