@@ -6,7 +6,7 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test models chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats bench-checkpoints docs clean
+.PHONY: help setup train test models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats bench-checkpoints docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,6 +21,9 @@ test: $(STAMP)  ## Run all tests
 
 models: $(STAMP)  ## Search the larger models of the protocol too (some minutes)
 	@PYTHONPATH=. $(PYTHON) -m tests.ps.models.run_all
+
+explore: $(STAMP)  ## Simulate thousands of histories of the protocol, with everything that may go wrong (ARGS="--seed 1234 --trace")
+	@PYTHONPATH=. $(PYTHON) -m tests.explore $(ARGS)
 
 chaos: $(STAMP)  ## Kill, end and stop processes of real runs, and compare the bits (ARGS="--faults 20 --seed 7 --launcher ray")
 	@PYTHONPATH=. $(PYTHON) -m tests.chaos $(ARGS)

@@ -15,6 +15,7 @@ from protos import pserver_pb2 as pb
 from ps import frame
 from ps.agreement import spec_messages
 from ps.config import SHARED_FRAME_BYTES, CommConfig, Timeouts
+from ps.contribution import Contribution
 from ps.control import ServerAddress
 from ps.credentials import Credentials
 from ps.errors import MalformedFrame, PserverError, Stopped, Unreachable, VersionGone
@@ -22,7 +23,7 @@ from ps.exchange import Exchange
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.layout import Layout
-from ps.line import PROBED, Contribution, Line
+from ps.line import PROBED, Line
 from ps.link_test import LinkTest
 from ps.norms import NormRelay
 from ps.pacing import Pacing
@@ -142,12 +143,14 @@ class Client:
         self._initial = values
         for line in self._lines:
             self._rejoin.persist(line, partial(line.init, values))
+            hit("worker.brought")
 
     def pull(self, version: int, into: Bytes) -> int:
         """All tensors of one version, pinned, into a flat layout; returns the version. Raises VersionGone: join again."""
         pulled = version
         for line in self._lines:
             pulled = self._rejoin.persist(line, partial(line.pull, pulled, into))
+            hit("worker.pulled")
         return pulled
 
     def _pause(self) -> None:
@@ -312,6 +315,7 @@ class Client:
         started = time.monotonic()
         frames = [line.encode(kind, part, contribution, sequence) for (kind, part), sequence in zip(parts, sequences, strict=True)]
         encode_s = time.monotonic() - started
+        hit("worker.encoded")
         payload_bytes = sum(one.payload_bytes for one in frames)
         with self._changed:
             if line.opened != opened:  # the line broke meanwhile: the frame is ready again
@@ -339,6 +343,7 @@ class Client:
             self._broken.discard(line.index)
             self._exchange.stream_ended(line.index)
             line.open(self._take, self._stream_ended)
+            hit("worker.rejoined")
             known = self._relay.known()
             self._wait(lambda: line.ready or line.index in self._broken)
             is_ready = line.ready

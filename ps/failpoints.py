@@ -2,12 +2,17 @@
 
 import os
 import signal
+from collections.abc import Callable
 
 POINTS = frozenset(
     {
         "worker.registered",
         "worker.joined",
+        "worker.brought",
+        "worker.pulled",
+        "worker.rejoined",
         "worker.installed",
+        "worker.encoded",
         "worker.sent",
         "worker.landed",
         "worker.settles",
@@ -18,6 +23,7 @@ POINTS = frozenset(
         "server.registered",
         "shard.made",
         "shard.joined",
+        "shard.opened",
         "shard.init",
         "shard.taken",
         "shard.summed",
@@ -37,19 +43,33 @@ POINTS = frozenset(
     }
 )
 
-_left: dict[str, tuple[int, int]] = {}
+_left: dict[str, tuple[int, Callable[[], object]]] = {}
+_watcher: Callable[[str], object] | None = None
 
 
-def arm(name: str, hits: int, number: int = signal.SIGKILL) -> None:
-    """The process gets the signal when it comes to the place for the `hits`-th time."""
+def die() -> None:
+    """Kills the process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(name: str, hits: int, act: Callable[[], object] = die) -> None:
+    """`act` is called when the process comes to the place for the `hits`-th time."""
     assert name in POINTS, name
-    _left[name] = hits, number
+    _left[name] = hits, act
+
+
+def watch(watcher: Callable[[str], object] | None) -> None:
+    """`watcher` is told every place that the process comes to; None: nobody."""
+    global _watcher
+    _watcher = watcher
 
 
 def hit(name: str) -> None:
     """The process is at the place `name`."""
+    if _watcher:
+        _watcher(name)
     if name in _left:
-        hits, number = _left[name]
-        _left[name] = hits - 1, number
+        hits, act = _left[name]
+        _left[name] = hits - 1, act
         if hits == 1:
-            os.kill(os.getpid(), number)
+            act()

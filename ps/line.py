@@ -3,17 +3,15 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 
 from protos import pserver_pb2 as pb
 from ps import frame
 from ps.config import CommConfig, Timeouts
+from ps.contribution import Contribution, Encoded, Encoder
 from ps.control import ServerAddress
 from ps.credentials import Credentials
 from ps.errors import PserverError, Unreachable, from_rpc_error
@@ -36,37 +34,12 @@ OnEnd = Callable[["Line", PserverError], None]
 """The stream that was open has ended: Unreachable if the connection broke, else what the server raised."""
 
 
-@dataclass(frozen=True)
-class Contribution:
-    """What a member pushes in a step."""
-
-    step: int
-    weight: float
-    values: Bytes
-    """A flat layout."""
-    present: npt.NDArray[np.bool_]
-    """By tensor; others are absent, or not ready yet."""
-
-    def parts(self, layout: ShardLayout, run: Run) -> list[tuple[pb.Kind, Run]]:
-        """The run, cut where present and absent tensors meet."""
-        present = self.present[layout.tensor[run.span]]
-        cuts = [run.first, *(np.flatnonzero(present[1:] != present[:-1]) + run.first + 1).tolist(), run.stop]
-        return [(pb.PUSH if present[a - run.first] else pb.ABSENT, Run(a, b)) for a, b in pairwise(cuts)]
-
-
 class Joined(NamedTuple):
     """What a shard answers a member."""
 
     version: int
     skipped: bool
     """Whether the step before was not applied."""
-
-
-class Encoded(NamedTuple):
-    """A frame, and its payload's length, wherever that lies."""
-
-    data: bytes
-    payload_bytes: int
 
 
 class Line:
@@ -102,7 +75,7 @@ class Line:
         self._timeouts = timeouts
         self._connect(address)
         self._link = link
-        self._rank_state = rank_state
+        self._encoder = Encoder(layout, comm.push_format, rank_state)
         self._push_format, self.pull_format = comm.push_format, comm.pull_format
         self._outgoing: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._stream: Any = None
@@ -165,33 +138,8 @@ class Line:
         return pulled
 
     def encode(self, kind: pb.Kind, run: Run, contribution: Contribution, sequence: int = 0) -> Encoded:
-        """A frame of a run, with its bytes of the contribution unless it is absent or the shard reads them there."""
-        header = pb.FrameHeader(
-            kind=kind,
-            member=self.member,
-            step=contribution.step,
-            first_chunk=run.first,
-            num_chunks=len(run),
-            weight=contribution.weight,
-            sequence=sequence,
-        )
-        state = self._rank_state if self._rank_state and self._rank_state.covers(self.layout, run) else None
-        if kind == pb.ABSENT:
-            if state:
-                state.keep(self.layout, run, contribution.step)
-            return Encoded(frame.encode(header), 0)
-        values = contribution.values
-        if kind == pb.PUSH and state:
-            payload = state.encode(self.layout, run, values, contribution.step)
-            return Encoded(frame.encode_coded(header, payload, self.layout, run, self._push_format), len(payload))
-        wire = self._push_format if kind == pb.PUSH else frame.EXACT
-        size = frame.payload_bytes(self.layout, run, wire)
-        if kind != pb.PUSH or not self.pushes_shared:
-            return Encoded(frame.encode_run(header, values, self.layout, run, flat=True, wire=wire), size)
-        header.dtype = self.layout.block_of(run).dtype
-        header.digests.extend(frame.chunk_digests(values, self.layout, run, flat=True))
-        header.shared = True
-        return Encoded(frame.encode(header), size)
+        """A frame of a run, as this line sends it."""
+        return self._encoder.encode(self.member, kind, run, contribution, sequence, shared=self.pushes_shared)
 
     # -- the stream ------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def _arm(file: Path) -> None:
     if file.exists():
         place, hits = json.loads(file.read_text())
         file.unlink()
-        failpoints.arm(place, hits, signal.SIGSTOP)
+        failpoints.arm(place, hits, partial(os.kill, os.getpid(), signal.SIGSTOP))
 
 
 if __name__ == "__main__":

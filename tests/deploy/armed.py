@@ -4,22 +4,22 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from ps import failpoints
 from ps.server import serve as real_serve
+from tests.deploy.faults import Faults, arm
 from workers.worker import work as real_work
 
 
-def plan(run: str, faults: dict[str, list[tuple[Any, ...]]]) -> None:
-    """What the incarnations of a process ("worker-1") are armed with, one after the other."""
+def plan(run: str, faults: Faults) -> None:
+    """What the processes are armed with."""
     _folder(run).mkdir()
-    for name, its in faults.items():
+    for name, its in faults.arm(_folder(run)).items():
         (_folder(run) / name).write_text(json.dumps(its))
 
 
-def forget(run: str) -> None:
-    """Removes the plan."""
+def forget(run: str, faults: Faults) -> None:
+    """Removes the plan, all of which has happened."""
+    faults.check_fired()
     shutil.rmtree(_folder(run))
 
 
@@ -39,7 +39,7 @@ def _arm(run_id: str, name: str) -> None:
     file = _folder(run_id.rpartition("-")[0]) / name
     left = json.loads(file.read_text()) if file.exists() else []
     if left:
-        failpoints.arm(*left[0])
+        arm(tuple(left[0]))
         file.write_text(json.dumps(left[1:]))
 
 

@@ -48,6 +48,8 @@ class Broken(Task):
         loss = (model(inputs) - targets).square().mean()
         if self.how == "writes late" and torch.initial_seed() in (torch_seed(0, 5, 0), torch_seed(0, 6, 1)):
             model[0].weight.detach().mul_(0.5)
+        if self.how == "random" and model.training:
+            return loss * (1 + int.from_bytes(os.urandom(4), "little") / 2**32)
         return loss * math.nan if self.how == "nan" and torch.initial_seed() == torch_seed(0, 7, 1) else loss
 
     def _train(self) -> None:
@@ -57,6 +59,9 @@ class Broken(Task):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "long":
             time.sleep(0.01)
+        if self.how == "random" and torch.initial_seed() == torch_seed(0, 5, 1):
+            while not Path(self.mark).exists():
+                time.sleep(0.01)
         if self.how == "slow":
             _hold_the_interpreter(3.0)
 

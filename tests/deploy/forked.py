@@ -19,6 +19,7 @@ from deploy.rundir import RunDirectory
 from deploy.trainer import Trainer
 from ps.config import CheckpointConfig, CommConfig, OptimizerConfig, Timeouts
 from ps.decisions import EarlyStoppingConfig, PlateauConfig
+from tests.deploy.faults import Armed, arm
 from workers.config import TrainConfig
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -29,7 +30,7 @@ TARGETS: Mapping[Role, str] = {"server": "ps.server:serve", "worker": "workers.w
 class _Forked:
     """What the process launcher uses of `subprocess.Popen`."""
 
-    def __init__(self, settings_json: str, log: Path, fault: tuple[Any, ...] | None, target: str) -> None:
+    def __init__(self, settings_json: str, log: Path, fault: Armed | None, target: str) -> None:
         self._process = CONTEXT.Process(target=_live, args=(target, settings_json, log, fault))
         self._process.start()
         assert self._process.pid
@@ -58,12 +59,12 @@ class ForkedLauncher(ProcessLauncher):
 
     def __init__(self, log_path: LogPath) -> None:
         super().__init__(log_path)
-        self.faults: dict[ProcessKey, list[tuple[Any, ...]]] = {}
-        """Failpoints by process, as `failpoints.arm` takes them: each of its incarnations in turn has the next one."""
+        self.faults: dict[str, list[Armed]] = {}
+        """By process, as `Faults.arm` gives them: each of its incarnations in turn has the next one."""
 
     def start(self, key: ProcessKey, settings_json: str) -> None:
         self._ended.pop(key, None)
-        left = self.faults.get(key)
+        left = self.faults.get(f"{key.role}-{key.index}")
         fault = left.pop(0) if left else None
         self._running[key] = _Forked(settings_json, self._log_path(key), fault, self.targets[key.role])  # type: ignore[assignment]
 
@@ -118,8 +119,7 @@ def train(storage: Path, task: str, fields: dict[str, Any] | None = None, **opti
     return trainer(storage, task, fields, **options).fit()
 
 
-def _live(target: str, settings_json: str, log: Path, fault: tuple[Any, ...] | None) -> None:
-    from ps import failpoints
+def _live(target: str, settings_json: str, log: Path, fault: Armed | None) -> None:
     from ps.logs import configure_logging
 
     with contextlib.suppress(PermissionError):
@@ -129,6 +129,6 @@ def _live(target: str, settings_json: str, log: Path, fault: tuple[Any, ...] | N
         os.dup2(file.fileno(), 2)
     configure_logging()
     if fault:
-        failpoints.arm(*fault)
+        arm(fault)
     module, _, function = target.partition(":")
     sys.exit(getattr(import_module(module), function)(settings_json))

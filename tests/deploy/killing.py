@@ -10,10 +10,10 @@ from deploy.launch.base import ProcessKey
 from deploy.result import Result
 from deploy.rundir import RunDirectory
 from ps.config import OptimizerConfig
+from tests.deploy.faults import Faults
 from tests.deploy.forked import ForkedLauncher, trainer
 from tests.deploy.leftovers import nothing_left, segments_of
 
-W0, W1, S0, S1 = ProcessKey("worker", 0), ProcessKey("worker", 1), ProcessKey("server", 0), ProcessKey("server", 1)
 NOISY = "tests.deploy.own_loops:Noisy"
 """Batch statistics, dropout."""
 OPTIMIZERS = {
@@ -21,14 +21,12 @@ OPTIMIZERS = {
     "two phases": OptimizerConfig(name="sgd", lr=0.1, momentum=0.9, max_grad_norm=0.05),
     "skip": OptimizerConfig(name="sgd", lr=0.1, momentum=0.9, nonfinite="skip"),
 }
-Point = tuple[str, int] | tuple[str, int, int]
-"""A failpoint, at which hit it acts, and by which signal if not by SIGKILL."""
 
 
 def run(
     storage: Path,
     optimizer: str,
-    faults: dict[ProcessKey, list[Point]],
+    faults: Faults,
     loop: str | None = None,
     *,
     task: str = NOISY,
@@ -36,19 +34,19 @@ def run(
     killed_at_once: ProcessKey | None = None,
     **options: Any,
 ) -> Result:
-    """Two workers, two servers, twelve steps in four epochs, of the task above or an own loop; the incarnations of each process
-    die where `faults` says."""
+    """Two workers, two servers, twelve steps in four epochs, of the task above or an own loop; all `faults` happen."""
     sizes = {"batch_size": 4, "epochs": 4, "optimizer": OPTIMIZERS[optimizer], "loop": loop}
     made = trainer(storage, None if loop else task, fields, **{**sizes, **options})
 
     def prepare(launcher: ForkedLauncher, rundir: RunDirectory) -> None:
-        launcher.faults = {key: list(its) for key, its in faults.items()}
+        launcher.faults = faults.arm(storage)
         launcher.victim = killed_at_once
 
     made.prepare = prepare  # type: ignore[method-assign]
     with nothing_left():
         result = made.fit()
     assert not segments_of(result.path)
+    faults.check_fired()
     return result
 
 
@@ -64,7 +62,7 @@ def bits_of(result: Result) -> dict[str, Any]:
 def undisturbed(optimizer: str, loop: str | None = None) -> dict[str, Any]:
     """The bits of the run in which nobody dies."""
     with TemporaryDirectory() as storage:
-        return bits_of(run(Path(storage), optimizer, {}, loop))
+        return bits_of(run(Path(storage), optimizer, Faults(), loop))
 
 
 def deaths_of(result: Result) -> list[str]:

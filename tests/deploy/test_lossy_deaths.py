@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from deploy.launch.base import ProcessKey
-from tests.deploy.killing import S0, W0, W1, Point, bits_of, deaths_of, run
+from tests.deploy.faults import S0, W0, W1, Faults, Point
+from tests.deploy.killing import bits_of, deaths_of, run
 
 CASES: dict[str, dict[str, Any]] = {
     "int8": {"optimizer": "adam", "push_format": "int8"},
@@ -29,11 +30,12 @@ CASES: dict[str, dict[str, Any]] = {
 @cache
 def undisturbed(case: str) -> dict[str, Any]:
     with TemporaryDirectory() as storage:
-        return bits_of(run(Path(storage), faults={}, **CASES[case]))
+        return bits_of(run(Path(storage), faults=Faults(), **CASES[case]))
 
 
 PLACES: list[tuple[str, ProcessKey, Point]] = [
     ("int8", W0, ("worker.sent", 5)),
+    ("topk", W0, ("worker.encoded", 3)),
     ("int8", W1, ("worker.landed", 9)),
     ("int8", W1, ("worker.settles", 4)),
     ("int8", S0, ("shard.summed", 9)),
@@ -48,6 +50,6 @@ PLACES: list[tuple[str, ProcessKey, Point]] = [
 
 @pytest.mark.parametrize(("case", "victim", "place"), PLACES, ids=str)
 def test_a_process_killed_with_something_left_to_send_costs_no_bit(case: str, victim: ProcessKey, place: Point, tmp_path: Path) -> None:
-    result = run(tmp_path, faults={victim: [place]}, **CASES[case])
+    result = run(tmp_path, faults=Faults().kill(victim, place), **CASES[case])
     assert bits_of(result) == undisturbed(case)
     assert deaths_of(result) == [str(victim)]

@@ -1,8 +1,6 @@
 """The deaths of actors: the driver starts new ones, in the same places, and the run goes on to the same bits."""
 
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +13,7 @@ from deploy.rundir import RunDirectory
 from deploy.trainer import Trainer
 from ps.config import Timeouts
 from tests.deploy import armed
+from tests.deploy.faults import S1, W0, Faults
 from tests.deploy.killing import OPTIMIZERS, bits_of, deaths_of, undisturbed
 from tests.deploy.leftovers import segments_of
 from tests.deploy.own_loops import Noisy
@@ -26,7 +25,7 @@ ARMED = {"server": "tests.deploy.armed:serve", "worker": "tests.deploy.armed:wor
 class ArmedTrainer(Trainer):
     """On Ray; the processes are armed with `faults`."""
 
-    faults: dict[str, list[tuple[Any, ...]]]
+    faults: Faults
 
     def _make_launcher(self, rundir: RunDirectory, console: Console) -> RayLauncher:
         armed.plan(rundir.name, self.faults)
@@ -37,7 +36,7 @@ class ArmedTrainer(Trainer):
         return RayLauncher(log_path, num_workers=2, num_servers=2, targets=ARMED)
 
 
-def run(storage: Path, faults: dict[str, list[tuple[Any, ...]]]) -> Result:
+def run(storage: Path, faults: Faults) -> Result:
     made = ArmedTrainer(
         Noisy(),
         train_config=TrainConfig(batch_size=4, epochs=4),
@@ -49,22 +48,20 @@ def run(storage: Path, faults: dict[str, list[tuple[Any, ...]]]) -> Result:
     )
     made.faults = faults
     result = made.fit()
-    armed.forget(result.path.name)
+    armed.forget(result.path.name, faults)
     assert not segments_of(result.path)
     return result
 
 
 @pytest.mark.parametrize(
-    ("faults", "died"),
+    "faults",
     [
-        ({"server-1": [("shard.recorded", 2)], "worker-0": [("worker.landed", 7)]}, ["server 1", "worker 0"]),
-        ({"server-1": [("shard.applied", 5, signal.SIGSTOP)], "worker-0": [("worker.sent", 9, signal.SIGSTOP)]}, ["server 1", "worker 0"]),
+        Faults().kill(S1, ("shard.recorded", 2)).kill(W0, ("worker.landed", 7)),
+        Faults().stop(S1, ("shard.applied", 5)).stop(W0, ("worker.sent", 9)),
     ],
-    ids=str,
+    ids=repr,
 )
-def test_actors_that_die_or_stop_are_replaced_and_no_bit_changes(
-    faults: dict[str, list[tuple[Any, ...]]], died: list[str], tmp_path: Path, ray_cluster: str
-) -> None:
+def test_actors_that_die_or_stop_are_replaced_and_no_bit_changes(faults: Faults, tmp_path: Path, ray_cluster: str) -> None:
     result = run(tmp_path, faults)
     assert bits_of(result) == undisturbed("two phases")
-    assert deaths_of(result) == died
+    assert deaths_of(result) == faults.victims

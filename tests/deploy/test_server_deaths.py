@@ -6,13 +6,15 @@ import pytest
 
 from deploy.launch.base import ProcessKey
 from ps.failpoints import POINTS
-from tests.deploy.killing import S0, S1, W0, W1, Point, bits_of, deaths_of, run, undisturbed
+from tests.deploy.faults import S0, S1, W0, W1, Faults, Point
+from tests.deploy.killing import bits_of, deaths_of, run, undisturbed
 
 ANY = "adam"
 TWO_PHASES = "two phases"
 PLACES: list[tuple[str, list[Point], list[Point]]] = [
     (ANY, [("server.registered", 1)], [("shard.made", 1)]),
     (ANY, [("shard.joined", 1)], [("shard.joined", 2)]),
+    (ANY, [("shard.opened", 2)], []),
     (TWO_PHASES, [("shard.init", 1)], [("shard.init", 1), ("shard.joined", 1)]),
     (ANY, [("shard.taken", 1)], [("shard.summed", 3)]),
     (TWO_PHASES, [("shard.held", 2)], [("store.recording", 2)]),
@@ -32,27 +34,24 @@ PLACES: list[tuple[str, list[Point], list[Point]]] = [
 
 @pytest.mark.parametrize(("optimizer", "first", "second"), PLACES, ids=str)
 def test_servers_killed_anywhere_cost_no_bit(optimizer: str, first: list[Point], second: list[Point], tmp_path: Path) -> None:
-    result = run(tmp_path, optimizer, {S0: first, S1: second})
+    faults = Faults().kill(S0, *first).kill(S1, *second)
+    result = run(tmp_path, optimizer, faults)
     assert bits_of(result) == undisturbed(optimizer)
-    assert deaths_of(result) == ["server 0"] * len(first) + ["server 1"] * len(second)
+    assert deaths_of(result) == faults.victims
 
 
 @pytest.mark.parametrize("optimizer", [ANY, TWO_PHASES])
 def test_all_processes_die_in_the_same_step_and_some_of_them_again(optimizer: str, tmp_path: Path) -> None:
-    faults: dict[ProcessKey, list[Point]] = {
-        S0: [("shard.applied", 5), ("shard.taken", 2)],
-        S1: [("shard.oldest", 5)],
-        W0: [("worker.sent", 11)],
-        W1: [("worker.landed", 9), ("worker.installed", 1)],
-    }
+    faults = Faults().kill(S0, ("shard.applied", 5), ("shard.taken", 2)).kill(S1, ("shard.oldest", 5))
+    faults.kill(W0, ("worker.sent", 11)).kill(W1, ("worker.landed", 9), ("worker.installed", 1))
     result = run(tmp_path, optimizer, faults)
     assert bits_of(result) == undisturbed(optimizer)
-    assert deaths_of(result) == ["server 0"] * 2 + ["server 1", "worker 0"] + ["worker 1"] * 2
+    assert deaths_of(result) == faults.victims
 
 
 def test_a_server_that_holds_nothing_may_die_too(tmp_path: Path) -> None:
     """Of eleven servers for ten chunks."""
-    result = run(tmp_path, ANY, {ProcessKey("server", 10): [("shard.joined", 1)]}, num_servers=11)
+    result = run(tmp_path, ANY, Faults().kill(ProcessKey("server", 10), ("shard.joined", 1)), num_servers=11)
     assert bits_of(result) == undisturbed(ANY)
     assert deaths_of(result) == ["server 10"]
 

@@ -12,8 +12,9 @@ from deploy.launch.base import ProcessKey
 from deploy.result import Result
 from deploy.rundir import RunDirectory
 from ps.config import OptimizerConfig, Timeouts
+from tests.deploy.faults import S0, S1, W0, W1, Faults, Point
 from tests.deploy.forked import ForkedLauncher, trainer
-from tests.deploy.killing import NOISY, OPTIMIZERS, S0, S1, W0, W1, Point, bits_of, deaths_of, run, undisturbed
+from tests.deploy.killing import NOISY, OPTIMIZERS, bits_of, deaths_of, run, undisturbed
 from tests.deploy.leftovers import nothing_left
 
 SOON = Timeouts(heartbeat_s=0.2, frozen_after_s=2.0)
@@ -25,7 +26,7 @@ SOON = Timeouts(heartbeat_s=0.2, frozen_after_s=2.0)
     ids=str,
 )
 def test_a_process_that_stops_is_killed_and_its_successor_goes_on_to_the_same_bits(victim: ProcessKey, place: Point, tmp_path: Path) -> None:
-    result = run(tmp_path, "adam", {victim: [(place[0], place[1], signal.SIGSTOP)]}, timeouts=SOON)
+    result = run(tmp_path, "adam", Faults().stop(victim, place), timeouts=SOON)
     assert bits_of(result) == undisturbed("adam")
     assert deaths_of(result) == [str(victim)]
     log = (result.path / "logs" / "driver.log").read_text()
@@ -35,11 +36,11 @@ def test_a_process_that_stops_is_killed_and_its_successor_goes_on_to_the_same_bi
 
 def test_all_that_stop_for_a_moment_go_on_themselves(tmp_path: Path) -> None:
     made = trainer(tmp_path, NOISY, batch_size=4, epochs=4, optimizer=OPTIMIZERS["adam"])
+    faults = Faults().stop(W1, ("worker.sent", 5)).stop(W0, ("worker.landed", 9)).stop(S0, ("shard.written", 4)).stop(S1, ("shard.taken", 11))
     woken: list[ProcessKey] = []
 
     def prepare(launcher: ForkedLauncher, rundir: RunDirectory) -> None:
-        places: dict[ProcessKey, Point] = {W1: ("worker.sent", 5), W0: ("worker.landed", 9), S0: ("shard.written", 4), S1: ("shard.taken", 11)}
-        launcher.faults = {key: [(name, hits, signal.SIGSTOP)] for key, (name, hits, *_) in places.items()}
+        launcher.faults = faults.arm(tmp_path)
 
         def wake() -> bool:
             for key, process in launcher._running.items():
@@ -56,6 +57,7 @@ def test_all_that_stop_for_a_moment_go_on_themselves(tmp_path: Path) -> None:
         result: Result = made.fit()
     assert bits_of(result) == undisturbed("adam")
     assert deaths_of(result) == []
+    faults.check_fired()
     assert set(woken) == {W0, W1, S0, S1}
 
 

@@ -10,11 +10,13 @@ import pytest
 from deploy.launch.base import ProcessKey
 from ps.errors import ConfigError
 from ps.failpoints import POINTS
-from tests.deploy.killing import S1, W0, W1, Point, bits_of, deaths_of, run, undisturbed
+from tests.deploy.faults import S1, W0, W1, Faults, Point
+from tests.deploy.killing import bits_of, deaths_of, run, undisturbed
 
 PLACES: list[Point] = [
     ("worker.registered", 1),
     ("worker.joined", 1),
+    ("worker.brought", 1),
     ("worker.installed", 1),
     ("worker.sent", 1),
     ("worker.sent", 2),
@@ -25,34 +27,48 @@ PLACES: list[Point] = [
     ("worker.reports", 4),
     ("worker.reported", 2),
 ]
-VICTIMS = [*zip(itertools.cycle([W0, W1]), PLACES, strict=False), (W0, ("worker.sent", 2)), (W1, ("worker.installed", 1))]
+VICTIMS = [*zip(itertools.cycle([W0, W1]), PLACES, strict=False), (W0, ("worker.sent", 2)), (W0, ("worker.installed", 1))]
 
 
 @pytest.mark.parametrize(("victim", "place"), VICTIMS, ids=str)
 def test_a_worker_killed_anywhere_costs_no_bit(victim: ProcessKey, place: Point, tmp_path: Path) -> None:
     optimizer = "adam" if victim == W0 else "two phases"
-    result = run(tmp_path, optimizer, {victim: [place]})
+    result = run(tmp_path, optimizer, Faults().kill(victim, place))
     assert bits_of(result) == undisturbed(optimizer)
     assert deaths_of(result) == [str(victim)]
 
 
 def test_workers_that_die_after_their_last_step_are_no_failures(tmp_path: Path) -> None:
-    result = run(tmp_path, "adam", {W0: [("worker.finished", 1)], W1: [("worker.finished", 1)]})
+    result = run(tmp_path, "adam", Faults().kill(W0, ("worker.finished", 1)).kill(W1, ("worker.finished", 1)))
     assert bits_of(result) == undisturbed("adam")
     assert deaths_of(result) == []
 
 
 @pytest.mark.parametrize("victim", [W0, S1], ids=str)
 def test_a_process_killed_before_it_has_registered_is_started_again(victim: ProcessKey, tmp_path: Path) -> None:
-    result = run(tmp_path, "adam", {}, killed_at_once=victim)
+    result = run(tmp_path, "adam", Faults(), killed_at_once=victim)
     assert bits_of(result) == undisturbed("adam")
     assert deaths_of(result) == [str(victim)]
 
 
-def test_both_workers_die_at_once_and_one_again_while_it_comes_back(tmp_path: Path) -> None:
-    result = run(tmp_path, "two phases", {W0: [("worker.sent", 5), ("worker.joined", 1), ("worker.sent", 1)], W1: [("worker.sent", 5)]})
+IN_RECOVERY = {
+    "worker.pulled": Faults().kill(W1, ("worker.sent", 9), ("worker.pulled", 1)),
+    "worker.rejoined": Faults().kill(S1, ("shard.summed", 9)).kill(W0, ("worker.rejoined", 1)),
+}
+
+
+@pytest.mark.parametrize("place", IN_RECOVERY)
+def test_a_worker_killed_in_recovery_costs_no_bit(place: str, tmp_path: Path) -> None:
+    result = run(tmp_path, "two phases", IN_RECOVERY[place])
     assert bits_of(result) == undisturbed("two phases")
-    assert deaths_of(result) == ["worker 0"] * 3 + ["worker 1"]
+    assert deaths_of(result) == IN_RECOVERY[place].victims
+
+
+def test_both_workers_die_at_once_and_one_again_while_it_comes_back(tmp_path: Path) -> None:
+    faults = Faults().kill(W0, ("worker.sent", 5), ("worker.joined", 1), ("worker.sent", 1)).kill(W1, ("worker.sent", 5))
+    result = run(tmp_path, "two phases", faults)
+    assert bits_of(result) == undisturbed("two phases")
+    assert deaths_of(result) == faults.victims
 
 
 def test_a_task_that_writes_to_a_parameter_late_costs_a_worker_its_process_but_no_bit(tmp_path: Path) -> None:
@@ -76,18 +92,18 @@ IN_A_LOOP: list[Point] = [("worker.reports", 2), ("worker.reported", 2), ("worke
 
 @pytest.mark.parametrize("place", IN_A_LOOP, ids=str)
 def test_a_worker_killed_in_an_own_loop_costs_neither_a_bit_nor_a_report(place: Point, tmp_path: Path) -> None:
-    result = run(tmp_path, "adam", {W1: [place]}, REPORTING)
+    result = run(tmp_path, "adam", Faults().kill(W1, place), REPORTING)
     assert bits_of(result) == undisturbed("adam", REPORTING)
     assert deaths_of(result) == ["worker 1"]
 
 
 def test_a_loop_that_counts_its_own_steps_is_refused_when_it_is_started_again(tmp_path: Path) -> None:
-    result = run(tmp_path, "adam", {W1: [("worker.sent", 9)]}, "tests.deploy.own_loops:counts_its_own_steps", max_steps=12)
+    result = run(tmp_path, "adam", Faults().kill(W1, ("worker.sent", 9)), "tests.deploy.own_loops:counts_its_own_steps", max_steps=12)
     assert isinstance(result.error, ConfigError)
     assert "rank 1 was started again and goes on at step" in str(result.error)
     assert str(result.error).endswith("iterate over ctx.steps()")
 
 
 def test_no_failpoint_of_a_worker_is_left_out() -> None:
-    elsewhere = {"worker.settles"}  # tests/deploy/test_lossy_deaths.py
-    assert {name for name, _ in PLACES} | {"worker.finished"} | elsewhere == {name for name in POINTS if name.startswith("worker.")}
+    elsewhere = {"worker.encoded", "worker.settles"}  # tests/deploy/test_lossy_deaths.py
+    assert {name for name, _ in PLACES} | {"worker.finished", *IN_RECOVERY} | elsewhere == {name for name in POINTS if name.startswith("worker.")}

@@ -27,10 +27,15 @@ class MemberModel(Component):
     def __init__(self, habits: Habits, layout: Layout, rank: int, steps: int) -> None:
         super().__init__()
         self.rank, self.steps, self.layout = rank, steps, layout
-        self.frames = [_frames(len(shard), habits.frame_chunks) for shard in layout.shards]
+        self.frames = self._cut(layout, habits)
         self.exchange = habits.exchange(rank, self.frames, [shard.tensor for shard in layout.shards], habits.window)
         self.relay = habits.relay(len(layout.shards))
         self._begin_join()
+
+    def _cut(self, layout: Layout, habits: Habits) -> list[list[Run]]:
+        """The frames of every shard."""
+        size = habits.frame_chunks
+        return [[Run(first, min(first + size, len(shard))) for first in range(0, len(shard), size)] for shard in layout.shards]
 
     def _begin_join(self) -> None:
         n = len(self.layout.shards)
@@ -164,7 +169,3 @@ class MemberModel(Component):
             return ()
         self.exchange.stream_ended(shard)
         return tuple((shard, ("norms", self.exchange.step, source, squares)) for source, squares in sorted(self.relay.known().items()))
-
-
-def _frames(num_chunks: int, size: int) -> list[Run]:
-    return [Run(first, min(first + size, num_chunks)) for first in range(0, num_chunks, size)]

@@ -1,0 +1,77 @@
+"""What a member pushes in a step, and the frames that bring it."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from protos import pserver_pb2 as pb
+from ps import frame
+from ps.frame import Bytes
+from ps.layout import Run, ShardLayout
+from ps.rank_state import RankState
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a member pushes in a step."""
+
+    step: int
+    weight: float
+    values: Bytes
+    """A flat layout."""
+    present: npt.NDArray[np.bool_]
+    """By tensor; others are absent, or not ready yet."""
+
+    def parts(self, layout: ShardLayout, run: Run) -> list[tuple[pb.Kind, Run]]:
+        """The run, cut where present and absent tensors meet."""
+        present = self.present[layout.tensor[run.span]]
+        cuts = [run.first, *(np.flatnonzero(present[1:] != present[:-1]) + run.first + 1).tolist(), run.stop]
+        return [(pb.PUSH if present[a - run.first] else pb.ABSENT, Run(a, b)) for a, b in pairwise(cuts)]
+
+
+class Encoded(NamedTuple):
+    """A frame, and its payload's length, wherever that lies."""
+
+    data: bytes
+    payload_bytes: int
+
+
+class Encoder:
+    """Makes frames of contributions to one shard. What a lossy format leaves out goes into the rank state."""
+
+    def __init__(self, layout: ShardLayout, push_format: str, rank_state: RankState | None = None) -> None:
+        self._layout = layout
+        self._push_format = push_format
+        self._rank_state = rank_state
+
+    def encode(self, member: pb.Member, kind: pb.Kind, run: Run, contribution: Contribution, sequence: int, *, shared: bool) -> Encoded:
+        """A frame of a run, with its bytes of the contribution unless it is absent or, `shared`, the shard reads them there."""
+        header = pb.FrameHeader(
+            kind=kind,
+            member=member,
+            step=contribution.step,
+            first_chunk=run.first,
+            num_chunks=len(run),
+            weight=contribution.weight,
+            sequence=sequence,
+        )
+        layout, values = self._layout, contribution.values
+        state = self._rank_state if self._rank_state and self._rank_state.covers(layout, run) else None
+        if kind == pb.ABSENT:
+            if state:
+                state.keep(layout, run, contribution.step)
+            return Encoded(frame.encode(header), 0)
+        if kind == pb.PUSH and state:
+            payload = state.encode(layout, run, values, contribution.step)
+            return Encoded(frame.encode_coded(header, payload, layout, run, self._push_format), len(payload))
+        wire = self._push_format if kind == pb.PUSH else frame.EXACT
+        size = frame.payload_bytes(layout, run, wire)
+        if kind != pb.PUSH or not shared:
+            return Encoded(frame.encode_run(header, values, layout, run, flat=True, wire=wire), size)
+        header.dtype = layout.block_of(run).dtype
+        header.digests.extend(frame.chunk_digests(values, layout, run, flat=True))
+        header.shared = True
+        return Encoded(frame.encode(header), size)
