@@ -47,6 +47,6 @@ def test_a_history_is_shown_by_its_seed(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("mutant", [mutant for mutant in MUTANTS if mutant.is_explored], ids=lambda mutant: mutant.guard)
-def test_a_guard_that_is_switched_off_is_missed(mutant: Mutant) -> None:
+def test_a_guard_that_is_switched_off_is_found_out(mutant: Mutant) -> None:
     with planted(mutant):
         assert any(run(seed).problem for seed in range(SEEDS))
