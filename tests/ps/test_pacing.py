@@ -7,7 +7,7 @@ from torch import nn
 
 from ps.config import CommConfig
 from ps.pacing import Pacing, Probe, pacing_of
-from tests.ps.cluster import Cluster, Member, cluster, in_threads, start
+from tests.ps.cluster import Cluster, Member, cluster, exchange, in_threads, start
 
 KIB, MBIT = 1 << 10, 1e6 / 8
 FAST = 500e6
@@ -78,3 +78,21 @@ def test_no_link_is_measured_where_the_settings_or_the_memory_say_enough(comm: C
         for member in joined(servers, nn.Linear(64, 64)):
             assert member.client.pacing == Pacing()
     assert "link" not in caplog.text
+
+
+def test_a_stream_that_breaks_while_the_link_is_measured_is_opened_again(caplog: pytest.LogCaptureFixture) -> None:
+    with cluster(1, 2, comm=CommConfig(shared_memory=False)) as servers:
+        member = servers.member(0, nn.Linear(64, 64))
+        line = member.client._lines[1]
+        probe = line.probe
+
+        def broken(num_bytes: int) -> None:
+            probe(num_bytes)
+            if num_bytes:
+                line._stream.cancel()
+
+        line.probe = broken  # type: ignore[method-assign]
+        start(member)
+        assert member.client.pacing == Pacing()
+        exchange(member, 0, 1.0)
+    assert "stream to server 1 broke: joining again" in caplog.text
