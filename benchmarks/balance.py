@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from benchmarks.shapes import MODELS
 from ps.layout import Layout, TensorSpec
+from workers.shapes import MODELS
 
 SERVERS = (2, 4, 8, 16)
 PAGE = Path(__file__).parent.parent / "docs" / "balance.md"

@@ -17,6 +17,8 @@ __all__ = [
     "CommConfig",
     "GroupConfig",
     "OptimizerConfig",
+    "PullFormat",
+    "PushFormat",
     "Saving",
     "ScheduleConfig",
     "SecurityConfig",
@@ -29,6 +31,8 @@ __all__ = [
 
 T = TypeVar("T")
 SHARED_FRAME_BYTES = 12 << 20
+PushFormat = Literal["fp32", "bf16", "fp16", "int8", "topk"]
+PullFormat = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +47,13 @@ class CommConfig:
     None: what suits the link, 8 to 64, from its rate and delay."""
     out_of_order_bytes: int = 256 << 20
     """Payload a shard keeps of ranks whose turn in the sum has not come, >= 0; when full it stops reading from them."""
-    push_format: Literal["fp32", "bf16", "fp16", "int8", "topk"] = "fp32"
+    push_format: PushFormat = "fp32"
     """How gradients travel: as they are ("fp32", whatever their type), cast to 2 bytes each ("fp16" saturates at ±65504), as one byte
     each beside a scale per chunk ("int8", rounded at random), or the largest of every chunk only ("topk"). What int8 and topk leave out is
     added to the next step's. Sums and updates keep the parameters' type."""
     topk_fraction: float = 0.01
     """Part of the elements that "topk" sends, about, 0 < topk_fraction <= 1; 6 bytes each, so below 0.6 to save any."""
-    pull_format: Literal["fp32", "bf16", "fp16"] = "fp32"
+    pull_format: PullFormat = "fp32"
     """How updated parameters travel to the workers, which compute and validate with what arrives; servers, checkpoints and exports stay exact."""
     shared_memory: bool = True
     """Payload between a worker and a server on one host stays in /dev/shm; not where `bandwidth` stands in for a link."""

@@ -12,6 +12,7 @@ from deploy.cli.compare import compare
 from deploy.cli.diff import diff
 from deploy.cli.doctor import doctor
 from deploy.cli.export import export
+from deploy.cli.plan import plan
 from deploy.cli.report import report
 from deploy.cli.run import run
 from deploy.cli.top import top
@@ -27,6 +28,7 @@ app.command()(doctor)
 app.command()(export)
 app.command()(top)
 app.command()(report)
+app.command()(plan)
 app.command()(diff)
 app.command()(trace)
 app.command()(certs)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.balance import PAGE, SERVERS, imbalance, page
-from benchmarks.shapes import MODELS, bert_large, gpt2, resnet50
 from ps.layout import ALIGN_BYTES, CHUNK_ELEMENTS, DTYPES, KEPT_PIECES, Layout, Rule, Run, ShardLayout, TensorSpec
+from workers.shapes import MODELS, bert_large, gpt2, resnet50
 
 SHAPES = st.lists(st.integers(0, 90), max_size=3).map(tuple) | st.sampled_from([(8192,), (8193,), (64, 129), (3, 8192), (), (0, 4)])
 

@@ -1,0 +1,69 @@
+"""`pserver plan`: what a step would take, without a cluster."""
+
+import json as json_text
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class PushFormat(StrEnum):
+    """As comm.push_format."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"
+    TOPK = "topk"
+
+
+class PullFormat(StrEnum):
+    """As comm.pull_format."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+def plan(
+    run_name: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run whose ledger tells model, compute and costs.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME|FILE|TASK", help="resnet50, gpt2, bert-large, FILE.safetensors, module:Task.")] = None,
+    model_bytes: Annotated[str | None, typer.Option(metavar="SIZE", help="Or only its size, for example 400MB.")] = None,
+    compute_ms: Annotated[float | None, typer.Option(metavar="MS", min=0, help="Forward and backward of one sample on one worker.")] = None,
+    gflops: Annotated[float | None, typer.Option(metavar="G", min=0, help="Or 10^9 operations of a sample, with --device-gflops.")] = None,
+    device_gflops: Annotated[float | None, typer.Option(metavar="G", min=1e-9, help="10^9 operations per second that a worker reaches.")] = None,
+    batch: Annotated[int | None, typer.Option(metavar="N", min=1, help="Samples of a worker in a step.")] = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1)] = None,
+    servers: Annotated[int | None, typer.Option(metavar="N", min=1)] = None,
+    bandwidth: Annotated[str | None, typer.Option(metavar="RATE", help="Of every host's link, for example 1gbit.")] = None,
+    latency_ms: Annotated[float | None, typer.Option(metavar="MS", min=0, help="One way.")] = None,
+    cores: Annotated[float | None, typer.Option(metavar="N", min=0.01, help="Of every host.")] = None,
+    colocate: Annotated[bool, typer.Option("--colocate", help="Servers on the workers' hosts.")] = False,
+    straggler: Annotated[list[str] | None, typer.Option(metavar="rank=R,factor=F", help="A slower rank; may be repeated.")] = None,
+    push_format: Annotated[PushFormat | None, typer.Option()] = None,
+    pull_format: Annotated[PullFormat | None, typer.Option()] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+) -> None:
+    """What a step would take on other hosts and links, what would limit it, and what would help."""
+    from deploy.predict.inputs import Wishes, scenario_for
+    from deploy.predict.plan import plan as make_plan
+
+    wishes = Wishes(
+        model=model,
+        model_bytes=model_bytes,
+        compute_ms=compute_ms,
+        gflops=gflops,
+        device_gflops=device_gflops,
+        batch=batch,
+        workers=workers,
+        servers=servers,
+        bandwidth=bandwidth,
+        latency_ms=latency_ms,
+        cores=cores,
+        colocate=colocate,
+        stragglers=tuple(straggler or ()),
+        push_format=push_format.value if push_format else None,
+        pull_format=pull_format.value if pull_format else None,
+    )
+    found = make_plan(scenario_for(wishes, run_name))
+    typer.echo(json_text.dumps(found.to_dict(), indent=2) if json else found.text())

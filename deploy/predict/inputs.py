@@ -1,0 +1,170 @@
+"""From what a user says, or a run has recorded, to a scenario."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deploy.config import load
+from deploy.measure.ledger_file import LedgerStep, read_ledger
+from deploy.predict.calibrate import FORWARD, fit
+from deploy.predict.scenario import Hosts, Scenario, equal_tensors, tensors_of
+from deploy.rundir import RunDirectory
+from ps.config import CommConfig, PullFormat, PushFormat
+from ps.errors import ConfigError
+from ps.layout import TensorSpec
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "400MB", "8MiB" or "1.5GB". Raises ConfigError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKMG])(i?)B", text)
+    if not match:
+        raise ConfigError(f"{text!r} is no size: for example 400MB or 8MiB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** ("KMG".index(match[2].upper()) + 1))
+
+
+def parse_straggler(text: str) -> tuple[int, float]:
+    """Rank and factor of "rank=2,factor=1.5". Raises ConfigError."""
+    match = re.fullmatch(r"rank=(\d+),factor=(\d+(?:\.\d+)?)", text)
+    if not match or float(match[2]) < 1:
+        raise ConfigError(f"{text!r} is no straggler: for example rank=2,factor=1.5, with a factor from 1")
+    return int(match[1]), float(match[2])
+
+
+def tensors_named(model: str) -> tuple[TensorSpec, ...]:
+    """Tensors of a well-known model ("resnet50"), of a file of weights, or of a task's model ("package.module:Task"). Raises ConfigError."""
+    from workers.shapes import MODELS
+
+    if model in MODELS:
+        return tensors_of(MODELS[model]())
+    if model.endswith(".safetensors"):
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(model, framework="np") as file:
+                return tensors_of({name: file.get_slice(name).get_shape() for name in file.keys()})  # noqa: SIM118 - no dictionary
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{model} cannot be read as weights: {error}") from error
+    if ":" not in model:
+        raise ConfigError(f"{model} is no model: {', '.join(MODELS)}, a file of weights (.safetensors), or a task (package.module:Task)")
+    return _tensors_of_task(model, {})
+
+
+def _tensors_of_task(name: str, fields: dict[str, Any]) -> tuple[TensorSpec, ...]:
+    from workers.binding import specs_of
+    from workers.task import load_task
+
+    return specs_of(load_task(name, fields).model())
+
+
+def scenario_of_run(run: RunDirectory) -> Scenario:
+    """What a run was, with the costs and the compute that its ledger shows. Raises ConfigError."""
+    config = load(run.config)
+    steps = list(read_ledger(run.comm))
+    task = config.task
+    specs = _tensors_of_task(task.name, task.fields) if task else equal_tensors(_pushed_bytes(steps, run.path))
+    return fit(
+        steps,
+        Scenario(
+            specs=specs,
+            forward_s=0.0,
+            backward_s=0.0,
+            num_workers=config.scaling.num_workers,
+            num_servers=config.scaling.num_servers,
+            comm=config.comm,
+            overlap=config.train.overlap,
+            hosts="one",
+            computes_on_host=not config.scaling.use_gpu,
+        ),
+    )
+
+
+def _pushed_bytes(steps: Sequence[LedgerStep], path: Path) -> int:
+    for step in steps:
+        if step.workers:
+            return sum(traffic.push_bytes for traffic in step.workers[0].shards)
+    raise ConfigError(f"{path} has no step of a worker in its ledger: nothing to plan from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the user has asked for; None: as the run was, or the default."""
+
+    model: str | None = None
+    model_bytes: str | None = None
+    compute_ms: float | None = None
+    """Of one sample, forward and backward."""
+    gflops: float | None = None
+    """Of one sample, forward and backward."""
+    device_gflops: float | None = None
+    batch: int | None = None
+    """Of one worker."""
+    workers: int | None = None
+    servers: int | None = None
+    bandwidth: str | None = None
+    latency_ms: float | None = None
+    cores: float | None = None
+    colocate: bool = False
+    stragglers: Sequence[str] = ()
+    push_format: PushFormat | None = None
+    pull_format: PullFormat | None = None
+
+
+def scenario_for(wishes: Wishes, run_name: str | None) -> Scenario:
+    """By hand, or a run's (`run_name`) with what is wished changed. Raises ConfigError."""
+    base = _by_hand(wishes) if run_name is None else _like_run(wishes, scenario_of_run(RunDirectory.open(run_name)))
+    samples = wishes.batch or base.samples
+    try:
+        comm = replace(
+            base.comm,
+            bandwidth=wishes.bandwidth or base.comm.bandwidth,
+            push_format=wishes.push_format or base.comm.push_format,
+            pull_format=wishes.pull_format or base.comm.pull_format,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    has_hosts = wishes.bandwidth is not None or wishes.colocate
+    hosts: Hosts = "colocated" if wishes.colocate else "apart" if has_hosts or run_name is None else base.hosts
+    return replace(
+        base,
+        samples=float(samples),
+        forward_s=base.forward_s * samples / base.samples,
+        backward_s=base.backward_s * samples / base.samples,
+        num_workers=wishes.workers or base.num_workers,
+        num_servers=wishes.servers or base.num_servers,
+        comm=comm,
+        hosts=hosts,
+        latency_s=base.latency_s if wishes.latency_ms is None else wishes.latency_ms / 1e3,
+        cores_per_host=wishes.cores or base.cores_per_host,
+        stragglers=dict(map(parse_straggler, wishes.stragglers)),
+    )
+
+
+def _like_run(wishes: Wishes, found: Scenario) -> Scenario:
+    if named := [name for name in ("model", "model_bytes", "compute_ms", "gflops", "device_gflops") if getattr(wishes, name) is not None]:
+        raise ConfigError(f"--{named[0].replace('_', '-')} beside a run, which tells it: leave one of them out")
+    return found
+
+
+def _by_hand(wishes: Wishes) -> Scenario:
+    """One sample per worker."""
+    if (wishes.model is None) == (wishes.model_bytes is None):
+        raise ConfigError("give a run, or one of --model and --model-bytes")
+    if wishes.compute_ms is not None:
+        compute_s = wishes.compute_ms / 1e3
+    elif wishes.gflops is not None and wishes.device_gflops is not None:
+        compute_s = wishes.gflops / wishes.device_gflops
+    else:
+        raise ConfigError("give --compute-ms, or --gflops of a sample and --device-gflops: how long does a worker compute?")
+    return Scenario(
+        specs=tensors_named(wishes.model) if wishes.model is not None else equal_tensors(parse_size(wishes.model_bytes or "")),
+        forward_s=FORWARD * compute_s,
+        backward_s=(1 - FORWARD) * compute_s,
+        num_workers=2,
+        num_servers=2,
+        comm=CommConfig(),
+        cores_per_host=math.inf,
+        computes_on_host=wishes.device_gflops is None,
+    )

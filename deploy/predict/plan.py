@@ -1,0 +1,166 @@
+"""What a scenario's step takes, what limits it, and what would help: `pserver plan`. Pure."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from deploy.measure.text import counted, seconds, size
+from deploy.predict import floors
+from deploy.predict.scenario import Scenario, layers_of
+from deploy.predict.simulate import Prediction, simulate
+from ps.config import PullFormat, PushFormat
+
+BUCKET_BYTES = 25 << 20
+"""Gradients that DDP reduces together."""
+WORTH = 0.02
+"""Part of the step below which nothing is worth a change."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Answers; times in seconds."""
+
+    scenario: Scenario
+    step: Prediction
+    floor_s: float
+    """No parameter server on these links can be quicker; 0 where no link has a rate."""
+    ring_s: float
+    """The step under ring all-reduce in buckets, on the workers' links."""
+    halved: Mapping[str, float]
+    """The step if a resource cost half as much, or without a rank's delay, by its name; the bottleneck first."""
+    by_servers: Mapping[int, float]
+    """The step by number of servers, in the scenario's formats."""
+    by_format: Mapping[str, float]
+    """The step by formats, "push/pull", with the best number of servers."""
+
+    @property
+    def bottleneck(self) -> str:
+        name, step_s = next(iter(self.halved.items()))
+        return name if step_s < (1 - WORTH) * self.step.step_s else "nothing alone"
+
+    @property
+    def best_servers(self) -> int:
+        """The fewest that are as good as any, but for what is not felt."""
+        return min(servers for servers, step_s in self.by_servers.items() if step_s <= (1 + WORTH) * min(self.by_servers.values()))
+
+    @property
+    def best_format(self) -> str:
+        return min(self.by_format, key=lambda name: self.by_format[name])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "workers": self.scenario.num_workers,
+            "servers": self.scenario.num_servers,
+            "model_bytes": self.scenario.model_bytes,
+            "step_s": self.step.step_s,
+            "compute_s": self.step.compute_s,
+            "exposed_s": self.step.exposed_s,
+            "samples_per_s": self.step.samples_per_s,
+            "efficiency": self.step.efficiency,
+            "floor_s": self.floor_s,
+            "ring_step_s": self.ring_s,
+            "bottleneck": self.bottleneck,
+            "step_s_if_halved": dict(self.halved),
+            "step_s_by_servers": {str(servers): step_s for servers, step_s in self.by_servers.items()},
+            "best_servers": self.best_servers,
+            "step_s_by_format": dict(self.by_format),
+            "best_format": self.best_format,
+            "busy": dict(self.step.busy),
+        }
+
+    def text(self) -> str:
+        """For people."""
+        of, step = self.scenario, self.step
+        wire = f", {of.pacing.window_frames} frames of {of.pacing.frame_bytes / 1024:.0f} KiB on their way"
+        lines = [
+            f"{counted(of.num_workers, 'worker')}, {counted(of.num_servers, 'server')}, {size(of.model_bytes)}{wire}",
+            f"step {seconds(step.step_s)}: compute {seconds(step.compute_s)}, exposed {seconds(step.exposed_s)}",
+            f"{step.samples_per_s:.4g} samples/s, efficiency {step.efficiency:.0%}",
+            f"floor of the exchange on these links {seconds(self.floor_s)}; ring all-reduce would take {seconds(self.ring_s)} per step",
+            f"bottleneck: {self.bottleneck}",
+            *(f"  {'without' if name.endswith('delay') else 'half of'} {name}: {seconds(step_s)}" for name, step_s in self.halved.items()),
+            "servers: " + ", ".join(f"{servers} {seconds(step_s)}" for servers, step_s in self.by_servers.items()) + f"; best {self.best_servers}",
+            f"formats with {counted(self.best_servers, 'server')}: "
+            + ", ".join(f"{name} {seconds(step_s)}" for name, step_s in self.by_format.items())
+            + f"; best {self.best_format}",
+        ]
+        return "\n".join(lines)
+
+
+def plan(scenario: Scenario) -> Plan:
+    """Simulates the scenario, what halving each resource would give, and other numbers of servers and formats."""
+    step = simulate(scenario)
+    halved = {name: simulate(other).step_s for name, other in _halved(scenario).items()}
+    by_servers = {
+        servers: step.step_s if servers == scenario.num_servers else simulate(replace(scenario, num_servers=servers)).step_s
+        for servers in _server_counts(scenario)
+    }
+    found = Plan(scenario, step, _floor_s(scenario), ring_step_s(scenario), dict(sorted(halved.items(), key=lambda item: item[1])), by_servers, {})
+    at_best = replace(scenario, num_servers=found.best_servers)
+    asked = (scenario.comm.push_format, scenario.comm.pull_format)
+    by_format = {"/".join(asked): by_servers[found.best_servers]}
+    others: list[tuple[PushFormat, PullFormat]] = [("fp32", "fp32"), ("bf16", "bf16")]
+    for push, pull in others:
+        if (push, pull) != asked:
+            comm = replace(at_best.comm, push_format=push, pull_format=pull)
+            by_format[f"{push}/{pull}"] = simulate(replace(at_best, comm=comm)).step_s
+    return replace(found, by_format=by_format)
+
+
+def _halved(scenario: Scenario) -> dict[str, Scenario]:
+    """The scenario with one resource at half its cost, or without one rank's delay, which can be mended whole."""
+    ranks, shards = range(scenario.num_workers), range(scenario.num_servers)
+    workers = {rank: 2 * scenario.worker_link(rank) for rank in ranks}
+    rates = {shard: f"{16 * scenario.server_link(shard) / 1e3}kbit" for shard in shards if math.isfinite(scenario.server_link(shard))}
+    wide = replace(scenario.comm, server_bandwidth=rates)
+    found = {"compute": replace(scenario, forward_s=scenario.forward_s / 2, backward_s=scenario.backward_s / 2)}
+    if math.isfinite(min(workers.values())):
+        if scenario.hosts == "colocated":
+            found["time on links of all hosts"] = replace(scenario, worker_links=workers, comm=wide)
+        else:
+            found["time on workers' links"] = replace(scenario, worker_links=workers)
+    if rates and scenario.hosts != "colocated":
+        found["time on servers' links"] = replace(scenario, comm=wide)
+    found["work on frames, sums and updates"] = replace(scenario, costs=scenario.costs.scaled(0.5))
+    if scenario.latency_s:
+        found["latency"] = replace(scenario, latency_s=scenario.latency_s / 2)
+    if math.isfinite(scenario.cores_per_host):
+        found["sharing of cores"] = replace(scenario, cores_per_host=2 * scenario.cores_per_host)
+    for rank in scenario.stragglers:
+        found[f"rank {rank}'s delay"] = replace(scenario, stragglers={other: by for other, by in scenario.stragglers.items() if other != rank})
+    return found
+
+
+def _server_counts(scenario: Scenario) -> list[int]:
+    """From a quarter to four times as many, but no more than hosts for them."""
+    most = scenario.num_workers if scenario.hosts == "colocated" else 4 * scenario.num_servers
+    counts = {max(1, round(scenario.num_servers * factor)) for factor in (0.25, 0.5, 1, 2, 4)}
+    return sorted(count for count in counts if count <= most)
+
+
+def _floor_s(scenario: Scenario) -> float:
+    """Of push and pull at once, by the closed forms; wire bytes."""
+    wire = scenario.model_bytes * scenario.costs.wire_overhead
+    worker = min(map(scenario.worker_link, range(scenario.num_workers)))
+    server = min(map(scenario.server_link, range(scenario.num_servers)))
+    if scenario.hosts == "colocated":
+        return floors.colocated_s(wire, scenario.num_workers, scenario.num_servers, worker)
+    return floors.one_way_s(wire, scenario.num_workers, scenario.num_servers, worker, server)
+
+
+def ring_step_s(scenario: Scenario) -> float:
+    """A step under DDP: forward, then buckets of gradients reduced one after the other while backward goes on, then the optimizer on every worker."""
+    layers = layers_of(scenario.specs)
+    slowest = max(scenario.stragglers.values(), default=1.0)
+    link = min(map(scenario.worker_link, range(scenario.num_workers)))
+    now_s, free_s, bucket = scenario.forward_s * slowest, 0.0, 0.0
+    for layer in reversed(range(len(layers))):
+        now_s += scenario.backward_s * slowest * layers.shares[layer]
+        bucket += layers.num_bytes[layer]
+        if bucket >= BUCKET_BYTES or not layer:
+            exchange_s = floors.ring_s(bucket * scenario.costs.wire_overhead, scenario.num_workers, link)
+            free_s = max(now_s, free_s) + exchange_s + 2 * (scenario.num_workers - 1) * scenario.latency_s
+            bucket = 0.0
+    return max(now_s, free_s) + scenario.costs.apply_byte_s * scenario.model_bytes
