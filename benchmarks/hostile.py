@@ -22,7 +22,7 @@ MUST_TLS = 3.0
 MOST_MB = 200.0
 WORKERS = 2
 TENSORS = 16
-FLOODS = {"silent": 1000, "slow": 200, "push": 8, "calls": 4}
+FLOODS = {"silent": 1000, "slow": 200, "push": 8, "rude": 8, "calls": 4}
 """Connections at once, by kind of flood."""
 
 

@@ -1,9 +1,10 @@
-"""Who should not be there: `python -m benchmarks.peers.flood KIND HOST:PORT TLS COUNT` floods a port until it is ended. Knows HTTP/2 and nothing
-of gRPC's library, which would be polite. Prints a line when all connections have been tried.
+"""Who should not be there: `python -m benchmarks.peers.flood KIND HOST:PORT TLS COUNT` floods a port until it is ended. Mostly without gRPC's
+library, which keeps to windows. Prints a line when all connections have been tried.
 
 silent  connections that say nothing
 slow    connections that say one byte of a call after the other, twice a second
-push    unauthenticated streams of 100 MB, window or not, again and again
+push    unauthenticated streams of 100 MB, again and again, as far as gRPC's library lets them go
+rude    the same, window or not, on a new connection each time
 calls   unauthenticated calls, as many as are answered
 """
 
@@ -13,16 +14,19 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable
 
+import grpc.aio
+
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 DATA, HEADERS = 0, 1
 END_STREAM, END_HEADERS = 1, 4
 PUSH_BYTES = 100_000_000
+MESSAGE_BYTES = 1_000_000
 PART_BYTES = 16_384
 SLOW_S = 0.5
 BURST = 50
-PAUSE_S = {"silent": SLOW_S, "slow": SLOW_S, "push": 0.01, "calls": 0.01}
+PAUSE_S = {"silent": SLOW_S, "slow": SLOW_S, "rude": 0.01, "calls": 0.01}
 """Before a connection that has ended is made again."""
 
 
@@ -50,7 +54,16 @@ async def slow(stream: Stream) -> None:
                 return
 
 
-async def push(stream: Stream) -> None:
+async def push(address: str, tried: asyncio.Event) -> None:
+    async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        while True:
+            with contextlib.suppress(grpc.RpcError):
+                async for _ in channel.stream_stream("/pserver.Shard/Steps")(iter([bytes(MESSAGE_BYTES)] * (PUSH_BYTES // MESSAGE_BYTES))):
+                    pass
+            tried.set()
+
+
+async def rude(stream: Stream) -> None:
     reading = asyncio.create_task(stream[0].read())
     stream[1].write(HELLO + call(1, "/pserver.Shard/Steps"))
     part = frame(DATA, 0, 1, bytes(PART_BYTES))
@@ -72,7 +85,7 @@ async def calls(stream: Stream) -> None:
             return
 
 
-KINDS: dict[str, Callable[[Stream], Awaitable[None]]] = {"silent": silent, "slow": slow, "push": push, "calls": calls}
+KINDS: dict[str, Callable[[Stream], Awaitable[None]]] = {"silent": silent, "slow": slow, "rude": rude, "calls": calls}
 
 
 async def again_and_again(kind: str, host: str, port: int, tls: ssl.SSLContext | None, tried: asyncio.Event) -> None:
@@ -92,7 +105,8 @@ async def again_and_again(kind: str, host: str, port: int, tls: ssl.SSLContext |
 async def flood(kind: str, address: str, tls: ssl.SSLContext | None, count: int) -> None:
     host, _, port = address.rpartition(":")
     tried = [asyncio.Event() for _ in range(count)]
-    tasks = [asyncio.create_task(again_and_again(kind, host, int(port), tls, event)) for event in tried]
+    work = [push(address, event) if kind == "push" else again_and_again(kind, host, int(port), tls, event) for event in tried]
+    tasks = [asyncio.create_task(one) for one in work]
     await asyncio.gather(*(event.wait() for event in tried))
     print("all are there", flush=True)
     await asyncio.gather(*tasks)

@@ -16,8 +16,8 @@ from tests.ps.test_tls import OVER_GRPC, contribute, model, trained
 
 ROOT = Path(__file__).parents[2]
 MOST_GROWTH_MB = 150.0
-FLOODS = {"silent": 1000, "slow": 100, "push": 100, "calls": 4}
-HANDSHAKES = FLOODS | {"push": 4}
+FLOODS = {"silent": 1000, "slow": 100, "push": 8, "rude": 100, "calls": 4}
+HANDSHAKES = FLOODS | {"rude": 4}
 """Encrypted, nobody gets as far as to push: all that is done is the handshake, and the machine is the flooders' too."""
 STEPS = 3
 
