@@ -13,6 +13,7 @@ from deploy.predict.scenario import Scenario, equal_tensors, layers_of, tensors_
 from deploy.predict.simulate import simulate
 from ps.config import CommConfig
 from ps.errors import ConfigError
+from workers.shapes import gpt2
 
 FREE = Costs(**{name: 0.0 for name in vars(Costs()) if name.endswith("_s")}, wire_overhead=1.0)
 MB = 1 << 20
@@ -134,6 +135,15 @@ def test_classes_of_equal_hosts_give_what_all_hosts_give(workers: int, servers: 
         cores_per_host=8,
     )
     assert simulate(all_of_them).step_s == pytest.approx(simulate(all_of_them, together=False).step_s, rel=0.015)
+
+
+def test_ten_thousand_workers_are_few_events() -> None:
+    many = scenario(
+        specs=tensors_of(gpt2()), num_workers=10_000, num_servers=1_000, comm=CommConfig(bandwidth="25gbit"), costs=Costs(), cores_per_host=16
+    )
+    found = simulate(many)
+    assert found.num_events < 50_000  # 20 microseconds each
+    assert found.step_s > floors.one_way_s(many.model_bytes, 10_000, 1_000, 25e9 / 8, 25e9 / 8)
 
 
 @settings(max_examples=6, deadline=None)
