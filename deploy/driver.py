@@ -6,13 +6,14 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import grpc
 
 from deploy.books import Books, metrics_of
+from deploy.callbacks import comm_metrics
 from deploy.checkpoints import CheckpointKeeper
 from deploy.config import Config, apply_batch_rule
 from deploy.console import Console
@@ -60,8 +61,9 @@ class Driver:
         console: Console,
         timeouts: Timeouts,
         rival: RivalSettings | None = None,
+        tell: Callable[[Mapping[str, float], int], None] = lambda metrics, step: None,
     ) -> None:
-        """`rival`: workers compare with DDP in place of training."""
+        """`rival`: workers compare with DDP in place of training. `tell` is called with metrics and the step they are of."""
         self._beginning, self._rundir = beginning, (rundir := beginning.rundir)
         written, (config, self._batch_rule) = config, apply_batch_rule(config)
         self._config = config
@@ -69,6 +71,7 @@ class Driver:
         self._console = console
         self._timeouts = timeouts
         self._rival = rival
+        self._tell = tell
         self._run_id = f"{rundir.name}-{secrets.token_hex(4)}"
         self.books = Books(config, rundir)
         self.recovery = Recovery(config.failure.max_failures)
@@ -253,6 +256,7 @@ class Driver:
             self._say(f"warning: training goes on, but {self._ledger.defect}")
         window = self._ledger.take_window()
         self._say(log_line(self._ledger.written + 1, window))
+        self._tell(comm_metrics(window), self._ledger.written + 1)
         if window.diverged:
             frames = counted(window.diverged, "frame")
             self._say(f"warning: {frames} came again with other bytes than before; the first ones stand (train.exact = false)")
@@ -312,5 +316,6 @@ class Driver:
         row = self.books.history[-1]
         self._console.epoch(row["epoch"], metrics_of(row), mid_epoch_step=None if self.books.ends_epoch(row) else row["step"])
         log.info("epoch %d: %s", row["epoch"], row)
+        self._tell(metrics_of(row), row["step"])
         self._log_at = epoch.version
         return decision.stop

@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from deploy.books import metrics_of
+from deploy.callbacks import Callbacks, MakeCallback, load_callbacks
 from deploy.config import Config, FailureConfig, RunConfig, ScalingConfig, TaskConfig, to_toml
 from deploy.console import Console
 from deploy.driver import Driver
@@ -114,13 +115,14 @@ class Trainer:
         Raises ConfigError for what is wrong before a run directory exists.
         """
         config = self._config
+        makes = load_callbacks(config.run.callbacks)
         beginning = begin(config, self._what())
         try:
-            return self._fit(beginning)
+            return self._fit(beginning, makes)
         finally:
             beginning.rundir.unlock()
 
-    def _fit(self, beginning: Beginning) -> Result:
+    def _fit(self, beginning: Beginning, makes: Sequence[MakeCallback]) -> Result:
         config, rundir = self._config, beginning.rundir
         rundir.write_config(to_toml(config))
         if beginning.generation > 1:
@@ -131,10 +133,11 @@ class Trainer:
             for note in beginning.notes:
                 console.line(note)
                 logging.getLogger(__name__).info("%s", note)
-            driver = None
+            driver = callbacks = None
             error: Exception | None = None
             try:
-                driver = Driver(config, beginning, self._make_launcher(rundir, console), console, self._timeouts)
+                callbacks = Callbacks([(name, make(rundir.path)) for name, make in zip(config.run.callbacks, makes, strict=True)])
+                driver = Driver(config, beginning, self._make_launcher(rundir, console), console, self._timeouts, tell=callbacks.tell)
                 driver.run(interrupted)
             except KeyboardInterrupt:
                 error = Stopped(_where_it_stands(rundir, driver))
@@ -142,6 +145,8 @@ class Trainer:
                 error = caught
                 logging.getLogger(__name__).exception("the run fails")
             with uninterrupted():
+                if callbacks:
+                    callbacks.close()
                 window = driver.window if driver else Window()
                 summary = _summary(config, beginning, driver, window, error, time.monotonic() - started)
                 rundir.write_summary(summary.to_dict())

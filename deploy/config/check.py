@@ -43,6 +43,7 @@ _TEXTS = {
     "comm.port_range": "20000-20100",
     "run.name": "first",
     "run.storage_path": "runs",
+    "run.callbacks": "tensorboard",
 }
 """Examples of keys that are strings; of those in a table by the table's key."""
 

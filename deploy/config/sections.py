@@ -64,6 +64,9 @@ class RunConfig:
     begins."""
     allow_drift: bool = False
     """A run may be resumed with settings or versions that change its bits, for example another number of workers."""
+    callbacks: tuple[str, ...] = ()
+    """Who is told the metrics: "tensorboard", or "package.module:make" or "path/file.py:make", a function that takes the run directory and
+    returns a callable (metrics, step)."""
 
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", self.name):
