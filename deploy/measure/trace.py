@@ -12,8 +12,8 @@ from deploy.measure.ledger_file import LedgerStep
 from deploy.measure.window import SPANS
 from ps.ledger import ServerRow, ShardTraffic, WorkerRow
 
-MAX_EVENTS = 400_000
-"""Of a trace, about 60 MB: browsers open that."""
+MAX_EVENTS = 200_000
+"""Of a trace, about 25 MB: browsers open that, and a run does not end seconds later for it."""
 Event = dict[str, Any]
 
 _NAMES = {span: span.removesuffix("_s").replace("_", " ") for span in SPANS}

@@ -3,16 +3,20 @@
 import json
 from pathlib import Path
 
-from deploy.measure.ledger_file import read_ledger
+from deploy.measure.ledger_file import LedgerTail, read_ledger
 from deploy.measure.trace import trace
 from deploy.rundir import RunDirectory, write_atomic
 from ps.errors import ConfigError
+
+LAST_BYTES = 16 << 20
+"""Of a ledger: holds more steps than a trace of the last ones."""
 
 
 def write_trace(run: RunDirectory, *, first: int | None = None) -> Path:
     """The run's trace file, anew. Raises ConfigError if it has no such step or its ledger is damaged, OSError if it cannot be written."""
     summary = run.read_summary() or {}
-    made = trace(read_ledger(run.comm), summary.get("failures", ()), first=first)
+    steps = read_ledger(run.comm) if first is not None else LedgerTail(run.comm, last_bytes=LAST_BYTES).poll()
+    made = trace(steps, summary.get("failures", ()), first=first)
     if not made["traceEvents"]:
         raise ConfigError(f"{run.comm} has no step" + (f" from {first} on" if first is not None else ": nothing to draw"))
     write_atomic(run.trace, json.dumps(made, separators=(",", ":"), allow_nan=False).encode())

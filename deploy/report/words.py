@@ -100,7 +100,11 @@ def recoveries(summary: Mapping[str, Any] | None) -> list[str]:
     """A sentence per death."""
     return [
         f"{death['process']} {death['reason']} at step {death['step']}; "
-        + (f"its successor was there after {seconds(death['back_after_s'])}" if death["back_after_s"] is not None else "it was not replaced in time")
+        + (
+            f"its successor was there after {seconds(death['back_after_s'])}"
+            if death["back_after_s"] is not None
+            else "no successor was back before the end"
+        )
         + "."
         for death in (summary or {}).get("failures", ())
     ]

@@ -7,6 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from deploy.launch.base import ProcessKey
+from deploy.measure.recorded import read_run
+from deploy.report.page import page
 from deploy.result import Result
 from deploy.rundir import RunDirectory
 from ps.config import OptimizerConfig
@@ -47,7 +49,19 @@ def run(
         result = made.fit()
     assert not segments_of(result.path)
     faults.check_fired()
+    assert_shown(result.path)
     return result
+
+
+def assert_shown(path: Path) -> None:
+    """The run's trace and its report have every death, whether it was made good or not."""
+    run = RunDirectory(path)
+    deaths = (run.read_summary() or {})["failures"]
+    if run.trace.exists():  # not of a run that ended before its first step
+        marks = [event["args"] for event in json.loads(run.trace.read_text())["traceEvents"] if event["ph"] == "i"]
+        assert marks == deaths
+    shown = page(read_run(run))
+    assert all(f"<li>{death['process']} " in shown for death in deaths)
 
 
 def bits_of(result: Result) -> dict[str, Any]:

@@ -133,7 +133,8 @@ def test_the_command_writes_the_trace_of_a_run_whose_driver_was_killed(
     [
         pytest.param([], [], "", "comm.jsonl has no step: nothing to draw", id="a run that ended before its first step"),
         pytest.param([step_of(0)], ["--from", "7"], "", "comm.jsonl has no step from 7 on", id="steps that are not there"),
-        pytest.param([step_of(0)], [], '{"step":1,"rows":[{"kind":"worker"}]}\n', "comm.jsonl, line 2 is no line of the ledger", id="a damaged line"),
+        pytest.param([step_of(0)], ["--from", "0"], "7\n", "comm.jsonl, line 2 is no line of the ledger", id="a damaged line among all"),
+        pytest.param([step_of(0)], [], '{"step":1,"rows":[{"kind":"worker"}]}\n', "comm.jsonl is no line of the ledger", id="a damaged line"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_one_line(
