@@ -47,9 +47,11 @@ class LedgerTail:
         self._rest = b""
 
     def poll(self) -> list[LedgerStep]:
-        """The whole lines since the last call. Raises ConfigError as `read_ledger`."""
+        """The whole lines since the last call; all of a ledger that a resumed run has cut. Raises ConfigError as `read_ledger`."""
         if not self._path.is_file():
             return []
+        if self._offset is not None and self._path.stat().st_size < self._offset:
+            self._offset, self._rest = None, b""
         with self._path.open("rb") as file:
             if self._offset is None:
                 self._offset = max(0, self._path.stat().st_size - self._last_bytes)

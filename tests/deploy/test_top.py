@@ -56,6 +56,15 @@ def test_of_a_long_ledger_only_the_end_is_read(tmp_path: Path, lines: list[bytes
     assert [step.step for step in tail.poll()] == [18, 19]
 
 
+def test_a_ledger_that_a_resumed_run_has_cut_is_read_anew(tmp_path: Path, lines: list[bytes]) -> None:
+    ledger = tmp_path / "comm.jsonl"
+    ledger.write_bytes(b"".join(lines) + b'{"step"')
+    tail = LedgerTail(ledger, last_bytes=1 << 20)
+    assert len(tail.poll()) == 20
+    ledger.write_bytes(b"".join(lines[:5]))
+    assert [step.step for step in tail.poll()] == [0, 1, 2, 3, 4]
+
+
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     ledger = tmp_path / "comm.jsonl"
     ledger.write_text("{}\n")
