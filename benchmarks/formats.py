@@ -55,7 +55,7 @@ class Outcome:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=256, help="samples per worker")
     parser.add_argument("--channels", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
