@@ -4,6 +4,7 @@ import os
 import signal
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Self
 
 from deploy.launch.base import ProcessKey
@@ -44,11 +45,11 @@ class Faults:
         return all((self._folder / f"fired-{index}").exists() for index in range(len(self._planned)))
 
     def arm(self, folder: Path) -> dict[str, list[Armed]]:
-        """By the name of the process, "worker-1"; what fires is noted in the folder."""
-        self._folder = folder
+        """By the name of the process, "worker-1"; what fires is noted in a folder inside of `folder`."""
+        self._folder = Path(mkdtemp(prefix=".fired-", dir=folder))
         armed: dict[str, list[Armed]] = {}
         for index, (victim, (place, hits), number) in enumerate(self._planned):
-            armed.setdefault(f"{victim.role}-{victim.index}", []).append((place, hits, number, str(folder / f"fired-{index}")))
+            armed.setdefault(f"{victim.role}-{victim.index}", []).append((place, hits, number, str(self._folder / f"fired-{index}")))
         return armed
 
     def check_fired(self) -> None:

@@ -11,14 +11,15 @@ from deploy.launch.base import ProcessKey
 from deploy.result import Result
 from deploy.rundir import RunDirectory
 from ps.errors import ConfigError, ProcessDied
+from tests.deploy.faults import S0, S1, W0, W1, Faults, Point
 from tests.deploy.forked import ForkedLauncher, trainer
-from tests.deploy.killing import NOISY, OPTIMIZERS, S0, W0, W1, Point, bits_of, deaths_of, run, undisturbed
+from tests.deploy.killing import NOISY, OPTIMIZERS, bits_of, deaths_of, run, undisturbed
 
 FAILS: dict[str, Any] = {"every_steps": 2, "num_to_keep": 3, "max_failures": 0, "name": "run"}
 
 
 def failed(storage: Path, victim: ProcessKey, place: Point, **options: Any) -> Result:
-    result = run(storage, "adam", {victim: [place]}, **{**FAILS, **options})
+    result = run(storage, "adam", Faults().kill(victim, place), **{**FAILS, **options})
     assert isinstance(result.error, ProcessDied), result.error
     return result
 
@@ -28,11 +29,11 @@ def log_of(result: Result) -> str:
 
 
 def resumed(storage: Path, **options: Any) -> Result:
-    return run(storage, "adam", {}, **{**FAILS, "resume": "auto", **options})
+    return run(storage, "adam", Faults(), **{**FAILS, "resume": "auto", **options})
 
 
 def test_the_newest_ones_are_kept_and_the_best_and_nothing_half_done(tmp_path: Path) -> None:
-    result = run(tmp_path, "adam", {}, every_epochs=1, num_to_keep=1, validate_every=2)
+    result = run(tmp_path, "adam", Faults(), every_epochs=1, num_to_keep=1, validate_every=2)
     rundir = RunDirectory(result.path)
     best = json.loads(rundir.summary.read_text())["best"]["version"]
     assert rundir.checkpoint_versions() == sorted({best, 12})
@@ -111,7 +112,7 @@ def test_a_run_that_has_finished_is_not_resumed_and_one_that_was_never_begun_beg
 
 def test_a_server_killed_while_it_cuts_costs_a_checkpoint_and_no_bit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        result = run(tmp_path, "adam", {S0: [("shard.cut", 3)], ProcessKey("server", 1): [("checkpoint.written", 2)]}, every_steps=2, num_to_keep=9)
+        result = run(tmp_path, "adam", Faults().kill(S0, ("shard.cut", 3)).kill(S1, ("checkpoint.written", 2)), every_steps=2, num_to_keep=9)
     assert bits_of(result) == undisturbed("adam")
     assert deaths_of(result) == ["server 0", "server 1"]
     kept = RunDirectory(result.path).checkpoint_versions()
@@ -121,7 +122,7 @@ def test_a_server_killed_while_it_cuts_costs_a_checkpoint_and_no_bit(tmp_path: P
 
 def test_servers_killed_while_they_are_given_a_checkpoint_get_it_again(tmp_path: Path) -> None:
     failed(tmp_path, W0, ("worker.landed", 60))
-    faults: dict[ProcessKey, list[Point]] = {S0: [("store.restored", 1)], ProcessKey("server", 1): [("shard.made", 1), ("store.restored", 1)]}
+    faults = Faults().kill(S0, ("store.restored", 1)).kill(S1, ("shard.made", 1), ("store.restored", 1))
     result = run(tmp_path, "adam", faults, **{**FAILS, "max_failures": None, "resume": "auto"})
     assert deaths_of(result) == ["server 0", "server 1", "server 1"]
     assert bits_of(result) == undisturbed("adam")

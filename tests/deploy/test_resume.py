@@ -17,8 +17,9 @@ from deploy.rundir import RunDirectory
 from ps.config import Timeouts
 from ps.decisions import EarlyStoppingConfig, PlateauConfig
 from ps.errors import ConfigError, ProcessDied
+from tests.deploy.faults import S0, W0, W1, Faults, Point
 from tests.deploy.forked import CONTEXT
-from tests.deploy.killing import S0, W0, W1, Point, bits_of, run
+from tests.deploy.killing import bits_of, run
 from tests.deploy.leftovers import nothing_left
 
 FAILS: dict[str, Any] = {"every_steps": 2, "num_to_keep": 20, "max_failures": 0, "name": "run"}
@@ -50,17 +51,17 @@ CASES: dict[str, tuple[dict[str, Any], ProcessKey, Point]] = {
 @cache
 def undisturbed(case: str) -> dict[str, Any]:
     with TemporaryDirectory() as storage:
-        return bits_of(run(Path(storage), faults={}, **CASES[case][0]))
+        return bits_of(run(Path(storage), faults=Faults(), **CASES[case][0]))
 
 
 def resume(storage: Path, **options: Any) -> Result:
-    return run(storage, faults={}, resume="auto", **{**FAILS, **options})
+    return run(storage, faults=Faults(), resume="auto", **{**FAILS, **options})
 
 
 def failed(storage: Path, case: str, **changes: Any) -> Result:
     """A run of the case whose victim's first death ends it."""
     options, victim, place = CASES[case]
-    result = run(storage, faults={victim: [place]}, **{**FAILS, **options, **changes})
+    result = run(storage, faults=Faults().kill(victim, place), **{**FAILS, **options, **changes})
     assert isinstance(result.error, ProcessDied), result.error
     return result
 
@@ -80,7 +81,7 @@ def steps_of(path: Path) -> list[int]:
 
 def test_on_other_numbers_of_servers_too(tmp_path: Path) -> None:
     for num_servers, sent in ((5, 30), (1, 12), (3, 20)):
-        result = run(tmp_path, "adam", {W0: [("worker.sent", sent)]}, **{**FAILS, "num_servers": num_servers, "resume": "auto"})
+        result = run(tmp_path, "adam", Faults().kill(W0, ("worker.sent", sent)), **{**FAILS, "num_servers": num_servers, "resume": "auto"})
         assert isinstance(result.error, ProcessDied), result.error
     result = resume(tmp_path, optimizer="adam", num_servers=2)
     assert bits_of(result) == undisturbed("a server dies")
@@ -91,7 +92,7 @@ def _drive(storage: Path) -> None:
     """A driver in a process of its own, with none of our pytest."""
     from tests.deploy.killing import run
 
-    run(storage, "adam", {}, name="run", every_steps=2, timeouts=Timeouts(heartbeat_s=0.2, orphan_after_s=1.0), epochs=20)
+    run(storage, "adam", Faults(), name="run", every_steps=2, timeouts=Timeouts(heartbeat_s=0.2, orphan_after_s=1.0), epochs=20)
 
 
 def test_a_driver_killed_in_mid_run_and_another_one_goes_on(tmp_path: Path) -> None:
