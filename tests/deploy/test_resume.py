@@ -111,6 +111,6 @@ def test_a_driver_killed_in_mid_run_and_another_one_goes_on(tmp_path: Path) -> N
     with nothing_left(within_s=10):
         result = resume(tmp_path, optimizer="adam", epochs=20, max_failures=None)
     with TemporaryDirectory() as storage:
-        assert bits_of(result) == bits_of(run(Path(storage), "adam", {}, epochs=20))
+        assert bits_of(result) == bits_of(run(Path(storage), "adam", Faults(), epochs=20))
     assert steps_of(result.path) == list(range(60))
     assert f"resumed from step {at}, generation 2" in (result.path / "logs" / "driver.log").read_text()

@@ -74,8 +74,8 @@ def test_both_workers_die_at_once_and_one_again_while_it_comes_back(tmp_path: Pa
 def test_a_task_that_writes_to_a_parameter_late_costs_a_worker_its_process_but_no_bit(tmp_path: Path) -> None:
     """The model lies in its one server's memory by then; the successor sees the write in its first step, and keeps a copy."""
     how: dict[str, Any] = {"task": "tests.deploy.broken:Broken", "fields": {"how": "writes late"}, "num_servers": 1, "batch_size": 32, "epochs": 2}
-    result = run(tmp_path / "shared", "adam", {}, **how)
-    assert bits_of(result) == bits_of(run(tmp_path / "apart", "adam", {}, shared_memory=False, **how))
+    result = run(tmp_path / "shared", "adam", Faults(), **how)
+    assert bits_of(result) == bits_of(run(tmp_path / "apart", "adam", Faults(), shared_memory=False, **how))
     assert deaths_of(result) == ["worker 0", "worker 1"]
     said = (
         r'worker 0 was killed by SIGSEGV at step \d \(Fatal Python error: Segmentation fault in ".*broken\.py", line \d+ in loss\): starting it again'

@@ -17,12 +17,8 @@ FAULTS = {
     *("frame again", "frame damaged", "MalformedFrame frame", "Fenced frame", "DUPLICATE", "ALREADY_APPLIED"),
     *("forged: old incarnation", "forged: old timeline", "forged: old timeline joins", "forged: next step", "pull", "reader"),
 }
-PLACES = {"worker.settles", *(name for name in POINTS if name.startswith(("shard.", "store.")))} - {
-    "shard.made",
-    "shard.pulled",
-    "shard.cut",
-    "store.restored",
-}
+_ELSEWHERE = {"shard.made", "shard.pulled", "shard.cut", "store.restored"}
+PLACES = {"worker.settles", *(name for name in POINTS if name.startswith(("shard.", "store.")))} - _ELSEWHERE
 """The other ones are outside of what is simulated: `tests/deploy/test_worker_deaths.py`, `test_server_deaths.py`, `test_checkpoint_runs.py`."""
 
 
