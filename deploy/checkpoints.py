@@ -115,7 +115,7 @@ class CheckpointKeeper:
     def _check_digests(self, sender: Process, part: SavedPart) -> None:
         layout, (role, index) = self._reader().layout, sender
         shard = layout.shards[index] if role == "server" else None
-        expected = (len(shard), shard.num_optimizer) if shard else (len(optimizer_chunks(layout)), 0)
+        expected = (len(optimizer_chunks(layout)), 0) if shard is None else (len(shard), shard.num_optimizer)
         if (len(part.digests), len(part.state_digests)) != expected:
             raise MalformedFrame(f"{_name(sender)} brings digests of another number of chunks than its part of a checkpoint has")
 
