@@ -165,8 +165,8 @@ class Trainer:
 
 
 def _trace(rundir: RunDirectory, window: Window) -> None:
-    """A run is not worse for a trace that cannot be written."""
-    if not window.num_steps:
+    """A run is not worse for a trace that cannot be written. One without a step has none, but for that of its former driver."""
+    if not window.num_steps and not rundir.trace.exists():
         return
     try:
         write_trace(rundir)

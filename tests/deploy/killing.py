@@ -59,7 +59,7 @@ def assert_shown(path: Path) -> None:
     deaths = (run.read_summary() or {})["failures"]
     if run.trace.exists():  # not of a run that ended before its first step
         marks = [event["args"] for event in json.loads(run.trace.read_text())["traceEvents"] if event["ph"] == "i"]
-        assert marks == deaths
+        assert marks == deaths, (marks, deaths)
     shown = page(read_run(run))
     assert all(f"<li>{death['process']} " in shown for death in deaths)
 
