@@ -14,7 +14,7 @@ from deploy.console import Console
 from deploy.driver import Driver
 from deploy.launch.base import LogPath, ProcessKey
 from deploy.launch.process import ProcessLauncher
-from deploy.rundir import RunDirectory
+from deploy.resume import begin
 from deploy.virtual.cluster import VirtualCluster
 from deploy.virtual.plan import HostSpec, enter
 from ps.config import Timeouts
@@ -43,9 +43,10 @@ def command_in(places: Places, host: str, module: str, *arguments: str) -> list[
 
 def run_in_hosts(config: Config, places: Places) -> None:
     """A whole run whose processes are spread over the hosts; its driver is this process."""
-    rundir = RunDirectory.create(config.run.storage_path, config.run.name, "network")
+    beginning = begin(config, "network")
+    rundir = beginning.rundir
     with HostsLauncher(lambda key: rundir.process_log(key.role, key.index), places) as launcher, Console(quiet=True, stderr=True) as console:
-        Driver(config, rundir, launcher, console, Timeouts()).run(threading.Event())
+        Driver(config, beginning, launcher, console, Timeouts()).run(threading.Event())
 
 
 class HostsLauncher(ProcessLauncher):
