@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from deploy.launch.base import QUIET_GRPC, Ending, LogPath, ProcessKey, Role, last_words, module_path
 from deploy.launch.code import as_on_nodes, stage
 from deploy.launch.fit import Resources, check_fit, placement
+from deploy.launch.local_ray import start_local_ray
 from deploy.launch.ray_errors import death, lost_node, refused, require_listener
 from deploy.launch.storage import SharedStorage
 from ps.errors import ConfigError, ResourcesMissing
@@ -30,13 +31,6 @@ from workers.ray_actor import Place, ProcessActor, kill_process, process_at
 TARGETS: Mapping[Role, str] = {"server": "ps.server:serve", "worker": "workers.worker:work"}
 _IN_SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray for the entry point of `ray job submit`; not documented, but the only sign before `ray.init`."""
-OF_ONES_OWN: Mapping[str, Any] = {
-    "include_dashboard": False,
-    "log_to_driver": False,
-    "configure_logging": False,
-    "_node_ip_address": "127.0.0.1",
-}
-"""How a Ray is started that only this host may reach: with a token, as Ray has it by default."""
 KILL_WAIT_S = 2.0
 """Until an actor killed through Ray is gone; a stopped process never obeys Ray and is then killed by pid."""
 
@@ -199,7 +193,7 @@ class RayLauncher:
             runtime_env = None if local else self._staged(Path(folder))
             try:
                 if local:
-                    ray.init("local", num_cpus=math.ceil(num_cpus), **OF_ONES_OWN)  # logical: the operating system shares the cores
+                    start_local_ray(math.ceil(num_cpus))  # logical: the operating system shares the cores
                 else:
                     ray.init(self._address, runtime_env=runtime_env, log_to_driver=False, configure_logging=False)
             except (ConnectionError, AuthenticationError) as error:

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import ray
 
-from deploy.launch.ray import OF_ONES_OWN
+from deploy.launch.local_ray import start_local_ray
 
 
 class Notes:
@@ -39,7 +39,7 @@ def notes() -> Iterator[Notes]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """One local Ray for the whole session; logical CPUs, so that small requests always fit."""
-    context = ray.init("local", num_cpus=8, **OF_ONES_OWN)
+    context = start_local_ray(8)
     try:
         yield context.address_info["address"]
     finally:

@@ -161,7 +161,8 @@ def test_a_ray_of_ones_own_is_reached_from_this_host_with_its_token_only(ray_clu
     assert len(rays) > 3 and len(listening) > 3
     assert {address.removeprefix("::ffff:") for address, _ in listening} == {"127.0.0.1"}
     assert 8265 not in {port for _, port in listening}, "no dashboard"
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    outside |= {"HOME": str(tmp_path), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # or Ray would seek it at the outer address
     stranger = subprocess.run([sys.executable, "-c", STRANGER, ray_cluster], env=outside, capture_output=True, text=True, timeout=50, check=False)
     assert stranger.stdout.startswith("refused"), stranger.stdout + stranger.stderr
 
