@@ -178,7 +178,8 @@ class Driver:
 
     def __init__(self, folder: Path, *command: str, address: str = "") -> None:
         self.rundir = RunDirectory(folder / "runs" / "run")
-        env = {**os.environ, "PYTHONPATH": os.getcwd(), **({"RAY_ADDRESS": address} if address else {})}
+        on_loopback = {"RAY_ADDRESS": address, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # or Ray would seek it at the outer address
+        env = {**os.environ, "PYTHONPATH": os.getcwd(), **(on_loopback if address else {})}
         self._output = folder / "output.txt"
         with self._output.open("w") as file:
             self.process = subprocess.Popen([sys.executable, *command], cwd=folder, env=env, stdout=file, stderr=file, process_group=0)
