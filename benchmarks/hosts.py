@@ -12,14 +12,13 @@ from benchmarks.harness import Start
 from deploy.config import Config
 from deploy.console import Console
 from deploy.driver import Driver
-from deploy.launch.base import LogPath, ProcessKey
-from deploy.launch.process import ProcessLauncher
+from deploy.launch.base import ProcessKey
+from deploy.launch.hosts import DRIVER, HostsLauncher, Place
 from deploy.resume import begin
 from deploy.virtual.cluster import VirtualCluster
 from deploy.virtual.plan import HostSpec, enter
 from ps.config import Timeouts
 
-DRIVER = "driver"
 Places = Mapping[str, tuple[int, str]]
 """Virtual hosts by name: pid of the holder, address."""
 
@@ -45,25 +44,12 @@ def run_in_hosts(config: Config, places: Places) -> None:
     """A whole run whose processes are spread over the hosts; its driver is this process."""
     beginning = begin(config, "network")
     rundir = beginning.rundir
-    with HostsLauncher(lambda key: rundir.process_log(key.role, key.index), places) as launcher, Console(quiet=True, stderr=True) as console:
+    there = {name: Place(*place) for name, place in places.items()}
+    scaling = config.scaling
+    keys = [ProcessKey("worker", i) for i in range(scaling.num_workers)] + [ProcessKey("server", i) for i in range(scaling.num_servers)]
+    launcher = HostsLauncher(lambda key: rundir.process_log(key.role, key.index), there, {key: host_of(key.role, key.index) for key in keys})
+    with launcher, Console(quiet=True, stderr=True) as console:
         Driver(config, beginning, launcher, console, Timeouts()).run(threading.Event())
-
-
-class HostsLauncher(ProcessLauncher):
-    """Plain processes, each in the virtual host of its name."""
-
-    def __init__(self, log_path: LogPath, places: Places) -> None:
-        super().__init__(log_path)
-        self._places = places
-
-    def control_host(self) -> str:
-        return self._places[DRIVER][1]
-
-    def bind_host(self, key: ProcessKey) -> str:
-        return self._places[host_of(key.role, key.index)][1]
-
-    def command(self, key: ProcessKey) -> list[str]:
-        return enter(self._places[host_of(key.role, key.index)][0], super().command(key), str(Path.cwd()), None)
 
 
 def host_of(role: str, index: int) -> str:

@@ -88,8 +88,8 @@ def check(config: Config, num_steps: int) -> None:
         )
     if config.scaling.gpus_per_worker:
         raise ConfigError("compare has DDP over gloo, whose place is on CPUs: set scaling.use_gpu = false")
-    if config.comm.bandwidth or config.comm.server_bandwidth:
-        raise ConfigError("comm.bandwidth shapes pserver's streams but not DDP's: leave it out, and compare on links that are what they are")
+    if config.comm.shapes_streams or config.comm.latency:
+        raise ConfigError("comm.bandwidth and comm.latency are for pserver's streams but not DDP's: leave them out, and compare on links as they are")
     if num_steps < MIN_STEPS:
         raise ConfigError(f"--steps {num_steps} is too few: at least {MIN_STEPS}, of which the first {BLOCK_STEPS} are warm-up")
     check_in_torch(config.optimizer)

@@ -85,6 +85,7 @@ class Processes:
             task=task_path(self._task) if self._task else None,
             task_fields=task_fields(self._task) if self._task else {},
             train=self._train,
+            slowdown=config.scaling.slowdown.get(key.index, 1.0),
             rival=self._rival,
             optimizer=config.optimizer,
             comm=config.comm,

@@ -76,6 +76,8 @@ class Summary:
     """Totals of the ledger over the run."""
     verdict: str = ""
     """The bottleneck, with its evidence; "" if no step ended."""
+    simulated: str | None = None
+    """Hosts and links that were simulated, in words; None: nothing was."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

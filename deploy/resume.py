@@ -14,10 +14,10 @@ _FREE = frozenset(("run", "failure", "checkpoint", "security"))
 """Sections that change no bit."""
 _FREE_KEYS = frozenset(
     (
-        *(f"scaling.{key}" for key in ("num_servers", "resources_per_worker", "placement_strategy")),
+        *(f"scaling.{key}" for key in ("num_servers", "resources_per_worker", "placement_strategy", "slowdown")),
         *(f"train.{key}" for key in ("data_workers", "overlap")),
         *(f"comm.{key}" for key in ("frame_bytes", "window_frames", "out_of_order_bytes", "shared_memory")),
-        *(f"comm.{key}" for key in ("bandwidth", "server_bandwidth", "interface", "port_range")),
+        *(f"comm.{key}" for key in ("bandwidth", "server_bandwidth", "worker_bandwidth", "shaping", "latency", "interface", "port_range")),
     )
 )
 _VERSIONS = ("pserver", "torch")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Self
 
 from deploy.books import metrics_of
 from deploy.callbacks import Callbacks, MakeCallback, load_callbacks
@@ -78,6 +79,8 @@ class Trainer:
         self._address = address
         self._quiet = quiet
         self._timeouts = timeouts or Timeouts()
+        self.simulated: str | None = None
+        """What of the run's hosts and links is simulated; None: nothing."""
 
     @classmethod
     def from_config(
@@ -88,7 +91,7 @@ class Trainer:
         address: str | None = None,
         quiet: bool = False,
         timeouts: Timeouts | None = None,
-    ) -> "Trainer":
+    ) -> Self:
         """A trainer for a loaded config file."""
         return cls(
             load_task(config.task.name, config.task.fields) if config.task else None,
@@ -130,7 +133,7 @@ class Trainer:
         started = time.monotonic()
         with _log_to(rundir), Console(self._quiet, stderr=False) as console, interruptible() as interrupted:
             console.line(f"run {rundir.name}: {rundir.path}")
-            for note in beginning.notes:
+            for note in (*([self.simulated] if self.simulated else []), *beginning.notes):
                 console.line(note)
                 logging.getLogger(__name__).info("%s", note)
             driver = callbacks = None
@@ -148,7 +151,7 @@ class Trainer:
                 if callbacks:
                     callbacks.close()
                 window = driver.window if driver else Window()
-                summary = _summary(config, beginning, driver, window, error, time.monotonic() - started)
+                summary = _summary(config, beginning, driver, window, error, time.monotonic() - started, self.simulated)
                 rundir.write_summary(summary.to_dict())
                 _trace(rundir, window)
                 _show(console, summary, driver, window)
@@ -181,7 +184,9 @@ def _where_it_stands(rundir: RunDirectory, driver: Driver | None) -> str:
     return f"interrupted: {rundir.path} holds the weights of epoch {history[-1]['epoch']}"
 
 
-def _summary(config: Config, beginning: Beginning, driver: Driver | None, window: Window, error: Exception | None, wall_s: float) -> Summary:
+def _summary(
+    config: Config, beginning: Beginning, driver: Driver | None, window: Window, error: Exception | None, wall_s: float, simulated: str | None
+) -> Summary:
     books = driver.books if driver else None
     history = books.history if books else []
     return Summary(
@@ -213,6 +218,7 @@ def _summary(config: Config, beginning: Beginning, driver: Driver | None, window
         },
         comm=window.totals() if window.num_steps else {},
         verdict=closing_line(window) if window.num_steps else "",
+        simulated=simulated,
     )
 
 
@@ -223,6 +229,8 @@ def _show(console: Console, summary: Summary, driver: Driver | None, window: Win
         console.curve(name.replace("_", " "), [row[name] for row in history if name in row])
     for table in tables(window):
         console.table(table)
+    if summary.simulated:
+        console.line(summary.simulated)
     if summary.verdict:
         console.line(summary.verdict)
     if summary.params_sha256:

@@ -72,7 +72,7 @@ class Client:
         """Version 0, if it is ours to bring."""
         self._rejoin = Rejoin(len(servers), timeouts, locate, self._pause)
         self._rank_state = rank_state
-        link = Link(comm.link_bytes_per_s())
+        link = Link(comm.bucket_bytes_per_s(rank=member.rank))
         shards = layout.shards
         self._lines = [
             Line(a, shards[a.shard], link, member=member, credentials=credentials, timeouts=timeouts, comm=comm, rank_state=rank_state)

@@ -1,5 +1,6 @@
 """Settings of the server side and of the wire, one frozen dataclass per section of the config file."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -26,6 +27,7 @@ __all__ = [
     "Timeouts",
     "from_json",
     "parse_rate",
+    "parse_seconds",
     "to_json",
 ]
 
@@ -58,9 +60,17 @@ class CommConfig:
     shared_memory: bool = True
     """Payload between a worker and a server on one host stays in /dev/shm; not where `bandwidth` stands in for a link."""
     bandwidth: str | None = None
-    """Rate of every process's link in each direction, for example "200mbit", kept by a token bucket in the streams. None: not shaped."""
+    """Rate of every process's link in each direction, for example "200mbit", kept by what `shaping` says. None: not shaped."""
     server_bandwidth: dict[int, str] = field(default_factory=dict)
     """Rate of single servers by shard, in place of `bandwidth`."""
+    worker_bandwidth: dict[int, str] = field(default_factory=dict)
+    """Rate of single workers by rank, in place of `bandwidth`."""
+    shaping: Literal["streams", "links"] = "streams"
+    """What keeps to these rates: "streams": a token bucket in each process's streams, which stands in for a link; "links": the hosts' links,
+    which have these rates by themselves, as in `pserver simulate`, so that bottlenecks are named by them."""
+    latency: str | None = None
+    """How much longer every frame travels, one way, for example "2ms": it waits so long in the worker. Not between processes that share
+    memory, nor for calls that are no frames. None: as long as it travels."""
     interface: str | None = None
     """Where processes listen: an interface's name ("eth1"), an IPv4 address or a network ("10.1.0.0/16"). None: loopback, or Ray's node address."""
     port_range: str | None = None
@@ -73,18 +83,28 @@ class CommConfig:
             require(self.window_frames >= 1, "comm.window_frames", self.window_frames, ">= 1")
         require(0 < self.topk_fraction <= 1, "comm.topk_fraction", self.topk_fraction, "0 < value <= 1")
         require(self.out_of_order_bytes >= 0, "comm.out_of_order_bytes", self.out_of_order_bytes, ">= 0")
-        for key, rate in [("comm.bandwidth", self.bandwidth), *((f"comm.server_bandwidth.{i}", r) for i, r in self.server_bandwidth.items())]:
-            if rate is not None:
-                try:
-                    parse_rate(rate)
-                except ValueError as error:
-                    raise ValueError(f"{key}: {error}") from error
+        for key, rate in self._rates():
+            try:
+                parse_rate(rate)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
+        if self.latency is not None:
+            try:
+                parse_seconds(self.latency)
+            except ValueError as error:
+                raise ValueError(f"comm.latency: {error}") from error
         if self.interface is not None:
             check_interface(self.interface)
         try:
             _ = self.ports
         except ValueError as error:
             raise ValueError(f"comm.port_range: {error}") from error
+
+    def _rates(self) -> list[tuple[str, str]]:
+        """All rates that are set, by key."""
+        single = {"server_bandwidth": self.server_bandwidth, "worker_bandwidth": self.worker_bandwidth}
+        found = [(f"comm.{key}.{index}", rate) for key, rates in single.items() for index, rate in rates.items()]
+        return found if self.bandwidth is None else [("comm.bandwidth", self.bandwidth), *found]
 
     @property
     def ports(self) -> range | None:
@@ -98,13 +118,28 @@ class CommConfig:
 
     @property
     def may_share(self) -> bool:
-        """Whether payload may stay in shared memory: a shaped link would be bypassed."""
-        return self.shared_memory and self.bandwidth is None and not self.server_bandwidth
+        """Whether payload may stay in shared memory: streams that stand in for a link would be bypassed."""
+        return self.shared_memory and not self.shapes_streams
 
-    def link_bytes_per_s(self, shard: int | None = None) -> float | None:
-        """Rate of the link of server `shard` (None: of a worker) in bytes/s; None if it is not shaped."""
-        rate = self.bandwidth if shard is None else self.server_bandwidth.get(shard, self.bandwidth)
+    @property
+    def shapes_streams(self) -> bool:
+        """Whether token buckets keep streams to a rate."""
+        return self.shaping == "streams" and bool(self._rates())
+
+    def link_bytes_per_s(self, shard: int | None = None, *, rank: int | None = None) -> float | None:
+        """Rate of the link of server `shard`, of worker `rank` or of a worker in bytes/s; None if it is not shaped."""
+        single = self.server_bandwidth.get(shard) if shard is not None else None if rank is None else self.worker_bandwidth.get(rank)
+        rate = single or self.bandwidth
         return None if rate is None else parse_rate(rate)
+
+    def bucket_bytes_per_s(self, shard: int | None = None, *, rank: int | None = None) -> float | None:
+        """Rate to which the process keeps its streams itself; None if it does not."""
+        return self.link_bytes_per_s(shard, rank=rank) if self.shapes_streams else None
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds that frames wait, one way."""
+        return 0.0 if self.latency is None else parse_seconds(self.latency)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +272,14 @@ def parse_rate(text: str) -> float:
             if rate > 0:
                 return rate
     raise ValueError(f"{text!r} is no rate: write a number above 0 and kbit, mbit or gbit, for example 200mbit")
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of a time such as "2ms", "500us" or "0.1s"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", text.strip().lower())
+    if match is None:
+        raise ValueError(f"{text!r} is no time: write a number and us, ms or s, for example 2ms")
+    return float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2]]
 
 
 def to_json(value: object) -> str:

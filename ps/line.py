@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grpc
@@ -21,6 +21,7 @@ from ps.rank_state import RankState
 from ps.roles import Role
 from ps.security import call_metadata
 from ps.shared import StoreView, map_store
+from ps.transport.delay import delayed
 from ps.transport.rpc import Peer
 from ps.transport.shaping import Link
 
@@ -75,6 +76,7 @@ class Line:
         self._timeouts = timeouts
         self._connect(address)
         self._link = link
+        self._latency_s = comm.latency_s
         self._encoder = Encoder(layout, comm.push_format, rank_state)
         self._push_format, self.pull_format = comm.push_format, comm.pull_format
         self._outgoing: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -175,15 +177,19 @@ class Line:
         """Queues a frame."""
         self._outgoing.put(data)
 
+    def _travelling(self, frames: Iterable[bytes]) -> Iterable[bytes]:
+        """Frames that have a way to go as long as the settings say."""
+        return frames if self.local or not self._latency_s else delayed(frames, self._latency_s)
+
     def _to_send(self, frames: "queue.SimpleQueue[bytes]") -> Iterator[bytes]:
-        while (data := frames.get()) is not _END:
+        for data in self._travelling(iter(frames.get, _END)):
             self._link.send(len(data))
             yield data
 
     def _receive(self, stream: Any, outgoing: "queue.SimpleQueue[bytes]", on_frame: OnFrame, on_end: OnEnd) -> None:
         error: PserverError = Unreachable(f"{self._data} has ended the stream")
         try:
-            for data in stream:
+            for data in self._travelling(stream):
                 self._link.receive(len(data))
                 header, payload = frame.decode(data)
                 on_frame(self, header, payload, len(data))

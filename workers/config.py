@@ -109,6 +109,8 @@ class WorkerSettings:
     task_fields: dict[str, Any] = field(default_factory=dict)
     """Values of the task's fields, as the config file gives them."""
     train: TrainConfig
+    slowdown: float = 1.0
+    """Forward and backward take so many times as long, >= 1."""
     rival: RivalSettings | None = None
     """Compare with DDP in place of training. None: train."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -41,7 +41,7 @@ class Session:
         self.rank = settings.rank
         self.device = prepare_device(settings.rank, settings.gpus, exact=settings.train.exact)
         """Where the model must be."""
-        self.spans = Spans()
+        self.spans = Spans(slowdown=settings.slowdown)
         self.version = 0
         """Version of the parameters in the model: the next step."""
         self.started_at = 0
@@ -243,7 +243,7 @@ class Session:
             samples=contribution.samples,
             loss=contribution.loss if math.isfinite(contribution.loss) else None,
             shards=timing.shards,
-            link_bytes_per_s=self.settings.comm.link_bytes_per_s(),
+            link_bytes_per_s=self.settings.comm.link_bytes_per_s(rank=self.rank),
             pacing=self.client.pacing if self.version - 1 == self.started_at and self.client.pacing.is_measured else None,
         )
 

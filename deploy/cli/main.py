@@ -15,6 +15,7 @@ from deploy.cli.export import export
 from deploy.cli.plan import plan
 from deploy.cli.report import report
 from deploy.cli.run import run
+from deploy.cli.simulate import simulate
 from deploy.cli.top import top
 from deploy.cli.trace import trace
 from ps.errors import ConfigError, PserverError, Stopped
@@ -29,6 +30,7 @@ app.command()(export)
 app.command()(top)
 app.command()(report)
 app.command()(plan)
+app.command()(simulate)
 app.command()(diff)
 app.command()(trace)
 app.command()(certs)

@@ -39,6 +39,8 @@ _TEXTS = {
     "plateau.metric": "validation_loss",
     "comm.bandwidth": "200mbit",
     "comm.server_bandwidth": "200mbit",
+    "comm.worker_bandwidth": "200mbit",
+    "comm.latency": "2ms",
     "comm.interface": "eth1",
     "comm.port_range": "20000-20100",
     "run.name": "first",

@@ -33,6 +33,8 @@ class ScalingConfig:
     """Ray resources of one worker by name, >= 0, for example { CPU = 2 }."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How Ray places the workers: together or apart, as far as possible or strictly. Servers are spread, with STRICT_PACK all are on one node."""
+    slowdown: dict[int, float] = field(default_factory=dict)
+    """Ranks whose forward and backward take so many times as long, >= 1, for they wait in between: simulates slow hosts."""
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "num_servers"):
@@ -41,6 +43,11 @@ class ScalingConfig:
         for name, amount in self.resources_per_worker.items():
             if amount < 0:
                 raise ValueError(f"scaling.resources_per_worker.{name} = {amount} is out of range: >= 0")
+        for rank, factor in self.slowdown.items():
+            if not 0 <= rank < self.num_workers:
+                raise ValueError(f"scaling.slowdown.{rank} names no rank: 0 <= rank < scaling.num_workers = {self.num_workers}")
+            if factor < 1:
+                raise ValueError(f"scaling.slowdown.{rank} = {factor} is out of range: >= 1")
 
     @property
     def gpus_per_worker(self) -> float:
@@ -118,6 +125,9 @@ class Config:
         for shard in self.comm.server_bandwidth:
             if not 0 <= shard < self.scaling.num_servers:
                 raise ValueError(f"comm.server_bandwidth.{shard} names no server: 0 <= shard < scaling.num_servers = {self.scaling.num_servers}")
+        for rank in self.comm.worker_bandwidth:
+            if not 0 <= rank < self.scaling.num_workers:
+                raise ValueError(f"comm.worker_bandwidth.{rank} names no rank: 0 <= rank < scaling.num_workers = {self.scaling.num_workers}")
 
     def _check_watched(self) -> None:
         """The names of a task's metrics begin alike, so that a wrong one shows before the first epoch has passed."""

@@ -1,7 +1,7 @@
 """Which launcher a run has."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +14,19 @@ LauncherName = Literal["ray", "process"]
 
 
 def make_launcher(
-    name: LauncherName, config: Config, rundir: RunDirectory, code: str, *, address: str | None, say: Callable[[str], None]
+    name: LauncherName,
+    config: Config,
+    rundir: RunDirectory,
+    code: str,
+    *,
+    address: str | None,
+    say: Callable[[str], None],
+    hosts: Mapping[ProcessKey, str] | None = None,
 ) -> Launcher:
-    """The launcher called `name` for the processes of `config`; `code`: name of the task or loop, whose folder travels."""
+    """The launcher called `name` for the processes of `config`; `code`: name of the task or loop, whose folder travels.
+
+    `hosts`: virtual host of every process, for Ray on such hosts. None: Ray places them.
+    """
 
     def log_path(key: ProcessKey) -> Path:
         return rundir.process_log(key.role, key.index)
@@ -39,6 +49,7 @@ def make_launcher(
         use_gpu=scaling.use_gpu,
         resources_per_worker=scaling.resources_per_worker,
         placement_strategy=scaling.placement_strategy,
+        hosts=hosts,
         code=code_folder(code),
         shared_storage=config.run.shared_storage,
         say=say,

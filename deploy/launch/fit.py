@@ -11,8 +11,15 @@ Resources = Mapping[str, float]
 
 REMEDY = {"GPU": "set scaling.use_gpu = false, lower scaling.num_workers or add nodes with GPUs"}
 _REMEDY = "lower scaling.num_workers, scaling.num_servers or scaling.resources_per_worker, or add nodes"
+HOST_SHARE = 0.001
+"""What a process takes of the resource that is its virtual host's alone."""
 _EPSILON = 1e-9
 """Three times 0.333… is one GPU."""
+
+
+def host_resource(host: str) -> str:
+    """Ray resource that only the node on virtual host `host` has."""
+    return f"pserver-{host}"
 
 
 def check_fit(bundles: Sequence[Resources], nodes: Sequence[Resources], strategy: str) -> None:

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from deploy.launch.base import QUIET_GRPC, Ending, LogPath, ProcessKey, Role, last_words, module_path
 from deploy.launch.code import as_on_nodes, stage
-from deploy.launch.fit import Resources, check_fit, placement
+from deploy.launch.fit import HOST_SHARE, Resources, check_fit, host_resource, placement
 from deploy.launch.local_ray import start_local_ray
 from deploy.launch.ray_errors import death, lost_node, refused, require_listener
 from deploy.launch.storage import SharedStorage
@@ -52,13 +52,15 @@ class RayLauncher:
         use_gpu: bool = False,
         resources_per_worker: Mapping[str, float] | None = None,
         placement_strategy: str = "PACK",
+        hosts: Mapping[ProcessKey, str] | None = None,
         code: Path | None = None,
         shared_storage: bool = True,
         say: Callable[[str], None] | None = None,
         timeout_s: float = 10.0,
         targets: Mapping[Role, str] = TARGETS,
     ) -> None:
-        """`code`: folder of the user's code, which travels to the nodes of a given cluster. `shared_storage`: whether all nodes must
+        """`hosts`: nodes that have a resource of their name (`host_resource`), for each process. `code`: folder of the user's code, which travels to
+        the nodes of a given cluster. `shared_storage`: whether all nodes must
         see the folder of the logs. `say`: shows a line to the user.
         `timeout_s`: until others must have freed what fits into the cluster but is in use."""
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -74,6 +76,8 @@ class RayLauncher:
         per_worker = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {}), **(resources_per_worker or {})}
         self._bundles = {ProcessKey("worker", rank): dict(per_worker) for rank in range(num_workers)}
         self._bundles |= {ProcessKey("server", shard): {"CPU": 1.0} for shard in range(num_servers)}
+        for key, host in (hosts or {}).items():
+            self._bundles[key][host_resource(host)] = HOST_SHARE
         self._strategy = placement_strategy
         self._timeout_s = timeout_s
         self._targets = targets

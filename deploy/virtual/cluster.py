@@ -66,10 +66,12 @@ class VirtualCluster:
 
     def command(self, host: str, argv: Sequence[str], cwd: str | Path | None = None) -> Command:
         """`argv` as a command that runs in `host`, in `cwd` (None: the current folder)."""
-        namespace = self.plan.namespace(host)
-        limited = self._quotas and self.plan.hosts[self.plan.index(host)].cpus is not None
-        procs = str(self._quotas.procs(namespace)) if self._quotas and limited else None
-        return enter(self.holder_pid(host), argv, str(cwd or Path.cwd()), procs)
+        return enter(self.holder_pid(host), argv, str(cwd or Path.cwd()), self.cgroup_procs(host))
+
+    def cgroup_procs(self, host: str) -> str | None:
+        """The file to which a process writes its pid to be held to the CPU quota of `host`; None if there is none."""
+        limited = self.plan.hosts[self.plan.index(host)].cpus is not None
+        return str(self._quotas.procs(self.plan.namespace(host))) if self._quotas and limited else None
 
     def popen(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import subprocess
@@ -15,6 +16,7 @@ from tempfile import mkstemp
 from types import TracebackType
 from typing import IO, Self
 
+from deploy.launch.fit import host_resource
 from deploy.virtual.cluster import VirtualCluster
 from ps.errors import ResourcesMissing
 
@@ -76,6 +78,7 @@ class RayNodes:
             *(sys.executable, "-m", "ray.scripts.scripts", "start", *options),
             f"--node-ip-address={self.cluster.address(host)}",
             f"--num-cpus={self.cpus.get(host, cpus)}",
+            f"--resources={json.dumps({host_resource(host): 1})}",
             f"--object-store-memory={_OBJECT_STORE_BYTES}",
             "--disable-usage-stats",
         ]

@@ -84,7 +84,7 @@ def test_a_worker_that_dies_under_ddp_ends_the_comparison_by_its_name(tmp_path: 
 REFUSED = [
     (lambda config: replace(config, task=None, train=replace(config.train, loop="mine:train")), "compare needs a task"),
     (lambda config: replace(config, scaling=ScalingConfig(use_gpu=True)), "use_gpu = false"),
-    (lambda config: replace(config, comm=CommConfig(bandwidth="200mbit")), "comm.bandwidth shapes pserver's streams"),
+    (lambda config: replace(config, comm=CommConfig(bandwidth="200mbit")), "comm.bandwidth and comm.latency are for pserver's streams"),
     (lambda config: replace(config, optimizer=OptimizerConfig(momentum=0.9, momentum_form="ema")), "no class in torch.optim"),
 ]
 

@@ -94,3 +94,24 @@ def test_a_servers_own_rate_goes_before_the_common_one() -> None:
     comm = FULL.comm
     assert [comm.link_bytes_per_s(shard) for shard in (None, 0, 1)] == [25e6, 25e6, 1.25e6]
     assert CommConfig(server_bandwidth={1: "8kbit"}).link_bytes_per_s(0) is None
+
+
+def test_rates_of_single_workers_and_what_keeps_to_them() -> None:
+    comm = CommConfig(bandwidth="200mbit", worker_bandwidth={1: "8mbit"})
+    assert [comm.link_bytes_per_s(rank=rank) for rank in (None, 0, 1)] == [25e6, 25e6, 1e6]
+    assert comm.bucket_bytes_per_s(rank=1) == 1e6 and not comm.may_share
+    links = dataclasses.replace(comm, shaping="links")
+    assert links.link_bytes_per_s(rank=1) == 1e6
+    assert links.bucket_bytes_per_s(rank=1) is None and links.may_share
+    assert CommConfig(latency="2ms").may_share
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("2ms", 0.002), ("500us", 0.0005), ("0.1s", 0.1)])
+def test_latencies_are_times(text: str, seconds: float) -> None:
+    assert CommConfig(latency=text).latency_s == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["2", "ms", "-1ms", "2 minutes"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="comm.latency: .* is no time: write a number and us, ms or s, for example 2ms"):
+        CommConfig(latency=text)

@@ -71,6 +71,16 @@ def test_a_thin_link_is_found_out_at_join(caplog: pytest.LogCaptureFixture) -> N
         assert f"rank 0: {member.client.pacing}" in caplog.text
 
 
+def test_a_latency_is_felt_both_ways_and_not_where_memory_is_shared() -> None:
+    with cluster(1, 2, comm=CommConfig(shared_memory=False, latency="20ms")) as servers:
+        (member,) = joined(servers, nn.Linear(64, 64))
+        assert 0.04 <= member.client.pacing.delay_s < 0.2
+        exchange(member, 0, 1.0)
+    with cluster(1, 1, comm=CommConfig(latency="10s")) as servers:
+        (member,) = joined(servers, nn.Linear(64, 64))
+        exchange(member, 0, 1.0)
+
+
 @pytest.mark.parametrize("comm", [CommConfig(shared_memory=False, frame_bytes=4096, window_frames=2), CommConfig()])
 def test_no_link_is_measured_where_the_settings_or_the_memory_say_enough(comm: CommConfig, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "ps.client")
