@@ -137,10 +137,12 @@ def _all_links(window: Window) -> tuple[str, str]:
 
 
 def _rank_links(window: Window, transfer_s: float) -> tuple[str, str]:
-    """The ranks' own links, which are all shaped to one rate."""
+    """The ranks' own links, or one that is thinner than those of the others."""
     assert window.rank_link
     rate = sum(_rank_floor_s(window, way) for way in ("push", "pull")) * window.rank_link / transfer_s / 2
-    return "links of all workers", f"{megabytes_per_s(rate)} of {megabytes_per_s(window.rank_link)} MB/s each way"
+    rank = _apart({rank: 1 / link if link else 0.0 for rank, link in window.rank_links.items()})
+    whose = "links of all workers" if rank is None else f"rank {rank}'s link"
+    return whose, f"{megabytes_per_s(rate)} of {megabytes_per_s(window.rank_link)} MB/s each way"
 
 
 def _rank_link(window: Window) -> tuple[str, str] | None:

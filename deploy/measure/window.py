@@ -60,8 +60,8 @@ class Window:
         """By shard: fields of its rows; the traffic of all ranks together; its times as the rank saw them that was served longest."""
         self.links: dict[int, float | None] = {}
         """By shard: rate its link is shaped to, bytes/s; None if it is not."""
-        self.rank_link: float | None = None
-        """Rate the links of the ranks are shaped to, bytes/s; None if they are not."""
+        self.rank_links: dict[int, float | None] = {}
+        """By rank: rate its link is shaped to, bytes/s; None if it is not."""
         self.diverged = 0
         """Frames that came again with other bytes."""
         self._lags: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])  # sums of first and second powers
@@ -98,6 +98,11 @@ class Window:
     def waits(self) -> dict[int, float]:
         """Seconds per step that the most patient rank waited, by the rank it waited for."""
         return self._per_step(self._waits)
+
+    @property
+    def rank_link(self) -> float | None:
+        """Rate of the thinnest link of a rank, bytes/s; None if none is shaped."""
+        return min((rate for rate in self.rank_links.values() if rate), default=None)
 
     def is_steady_lag(self, rank: int) -> bool:
         """Whether what the rank spends more than the others on its own parts is no noise of a few steps."""
@@ -138,7 +143,7 @@ class Window:
         for row in rows:
             for name in (*SPANS, "step_s", "exposed_s", "samples"):
                 self.ranks[row.rank].add(name, getattr(row, name))
-            self.rank_link = row.link_bytes_per_s
+            self.rank_links[row.rank] = row.link_bytes_per_s
         for name in ("step_s", "exposed_s"):
             self.steps.add(name, statistics.fmean(getattr(row, name) for row in rows))
         for shard in {traffic.shard for row in rows for traffic in row.shards}:

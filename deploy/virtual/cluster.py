@@ -44,7 +44,7 @@ class VirtualCluster:
         self._claim = _first_free()
         self.plan = ClusterPlan(self._claim.tag, self._specs)
         try:
-            self._undertaker = _undertaker()
+            self._undertaker = _undertaker(self._claim.tag)
             for command in self.plan.network():
                 _execute(command)
             self._limit_cpus()
@@ -168,12 +168,12 @@ def _first_free() -> Claim:
     return found
 
 
-def _undertaker() -> subprocess.Popen[bytes]:
+def _undertaker(tag: int) -> subprocess.Popen[bytes]:
     """A process that removes the cluster when this one ends without having done so."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
-        [sys.executable, "-m", "deploy.virtual.remove"],
+        [sys.executable, "-m", "deploy.virtual.remove", str(tag)],
         stdin=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path},
         start_new_session=True,

@@ -1,6 +1,6 @@
 """Removal of virtual clusters: one's own, and those whose owner was killed.
 
-As a program it waits until its standard input ends, which is when the owner does, and then removes what is left.
+As a program it waits until its standard input ends, which is when the owner of the tag in its argument does, and then removes what is left.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from deploy.virtual.owner import claim, known_tags, owner_of
 
 NAMESPACES = Path("/run/netns")
 _GONE_S = 10.0
+_DYING_S = 1.0
+"""Until a dead owner's lock is free: its files are closed in any order."""
 
 
 def remove_abandoned() -> list[int]:
     """Removes every cluster without a living owner; their tags."""
     removed = []
-    for tag in sorted({*known_tags(), *(tag for name in _names() if (tag := owner_of(name)) is not None)}):
+    for tag in sorted(_tags()):
         if owned := claim(tag):
             try:
                 remove(tag)
@@ -32,6 +34,11 @@ def remove_abandoned() -> list[int]:
                 owned.release()
             removed.append(tag)
     return removed
+
+
+def _tags() -> set[int]:
+    """Of all clusters that there are."""
+    return {*known_tags(), *(tag for name in _names() if (tag := owner_of(name)) is not None)}
 
 
 def remove(tag: int) -> None:
@@ -90,7 +97,12 @@ def _names() -> list[str]:
 def main() -> None:
     """Entry point of the program that outlives the owner."""
     sys.stdin.buffer.read()
-    remove_abandoned()
+    deadline = time.monotonic() + _DYING_S
+    while True:
+        remove_abandoned()
+        if int(sys.argv[1]) not in _tags() or time.monotonic() > deadline:
+            return
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,14 @@ PLANTED = [
         id="more servers than workers on links of one rate",
     ),
     pytest.param(
+        step_of(
+            [*ranks(2, compute_s=0.05, send_s=0.02, receive_s=0.03, link_bytes_per_s=40.0 * MB), THIN | {"link_bytes_per_s": 10.0 * MB}],
+            [{"link_bytes_per_s": 40.0 * MB}] * 3,
+        ),
+        "rank 2's link 8.6 of 10.0 MB/s each way",
+        id="one rank's link thin, rate known",
+    ),
+    pytest.param(
         step_of(ranks(4, **THIN), [{"push_s": 0.4, "busy_s": 0.4}] * 2), "transport of all shards 22.9 MB/s in, 22.9 MB/s out", id="all links thin"
     ),
     pytest.param(

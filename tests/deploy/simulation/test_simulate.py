@@ -1,0 +1,106 @@
+"""`pserver simulate`: real runs on virtual hosts, and on streams that stand in for links."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.cli.main import main
+from deploy.measure.ledger_file import read_ledger
+from deploy.simulation import run
+from deploy.virtual import owner
+from deploy.virtual.remove import NAMESPACES
+from ps.errors import ResourcesMissing
+from tests.deploy.forked import ForkedTrainer
+
+CONFIG = """
+[task]
+name = "digits"
+hidden = 64
+[train]
+max_steps = {steps}
+batch_size = 16
+[run]
+storage_path = "{storage}"
+name = "{name}"
+"""
+
+
+def config_file(folder: Path, name: str, steps: int = 8) -> str:
+    path = folder / f"{name}.toml"
+    path.write_text(CONFIG.format(storage=folder / "runs", name=name, steps=steps))
+    return str(path)
+
+
+def simulated(folder: Path, name: str, *options: str) -> dict[str, Any]:
+    """The summary of a simulated run."""
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", config_file(folder, name), *options])
+    assert ended.value.code == 0
+    return json.loads((folder / "runs" / name / "summary.json").read_text())
+
+
+@pytest.mark.root
+def test_the_same_bits_on_hosts_with_links_and_on_streams_in_place_of_links(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = ["--bandwidth", "50mbit", "--latency", "1ms", "--straggler", "rank=1,factor=3"]
+    on_hosts = simulated(tmp_path, "hosts", *links, "--colocate", "--host", "worker-1:bandwidth=20mbit,cpus=2")
+    assert on_hosts["simulated"].startswith("simulated: 2 workers and 2 servers on 2 hosts (network namespaces")
+    assert "links 50mbit, worker-1 20mbit; 1ms more one way" in on_hosts["simulated"]
+    printed = capfd.readouterr().out.splitlines()
+    assert printed[-3] == on_hosts["simulated"] and printed[-2] == on_hosts["verdict"] and "bottleneck: " in printed[-2]
+    workers = [row for step in read_ledger(tmp_path / "runs" / "hosts" / "comm.jsonl") for row in step.workers]
+    assert {(row.rank, traffic.shard) for row in workers for traffic in row.shards if traffic.local} == {(0, 0), (1, 1)}
+    assert {row.link_bytes_per_s for row in workers if row.rank == 1} == {2.5e6}
+    assert min(row.pacing.delay_s for row in workers if row.pacing) >= 0.002
+    assert left_here() == []
+
+    def refuse() -> None:
+        raise ResourcesMissing("a virtual cluster needs root")
+
+    monkeypatch.setattr(run, "check_machine", refuse)
+    monkeypatch.setattr(run, "SimulatedTrainer", ForkedTrainer)
+    on_streams = simulated(tmp_path, "streams", *links)
+    assert on_streams["simulated"].startswith("simulated WITHOUT virtual hosts, TOKEN BUCKETS in pserver's own streams in place of links: ")
+    assert on_streams["simulated"].endswith("; a virtual cluster needs root")
+    assert on_streams["params_sha256"] == on_hosts["params_sha256"]
+
+
+@pytest.mark.root
+def test_a_killed_command_leaves_no_process_and_no_host(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from deploy.cli.main import main; main()", "simulate", config_file(tmp_path, "killed", 10_000)]
+    before = left_here()
+    with subprocess.Popen([*command, "--bandwidth", "1mbit"], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()}) as process:
+        assert process.stdout
+        assert any(b"simulated: " in line for line in process.stdout)
+        (namespaces,) = {name.rpartition("-")[0] for name in left_here() if name.endswith("-driver")} - {name.rpartition("-")[0] for name in before}
+        process.kill()
+        rest = process.stdout.read()  # ends when nobody is left who could write
+    assert process.returncode == -signal.SIGKILL and b"params_sha256" not in rest
+    deadline = time.monotonic() + 10
+    while any(name.startswith(namespaces) for name in left_here()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert left_here() == before
+
+
+@pytest.mark.root
+def test_an_error_of_the_run_is_the_commands(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    taken = tmp_path / "runs" / "again"
+    taken.mkdir(parents=True)
+    (taken / "config.toml").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", config_file(tmp_path, "again")])
+    assert ended.value.code == 2
+    assert capfd.readouterr().err == f"error: {taken} exists: choose another run.name, or remove it\n"
+
+
+def left_here() -> list[str]:
+    """Namespaces of virtual clusters."""
+    return sorted(path.name for path in NAMESPACES.iterdir() if owner.owner_of(path.name) is not None) if NAMESPACES.is_dir() else []
