@@ -58,6 +58,7 @@ class Processes:
             exact=config.train.exact,
             security=config.security,
             saving=self._saving(key),
+            metrics=config.metrics,
             timeouts=self._timeouts,
         )
 
@@ -91,5 +92,6 @@ class Processes:
             comm=config.comm,
             security=config.security,
             saving=self._saving(key),
+            metrics=config.metrics,
             timeouts=self._timeouts,
         )

@@ -10,7 +10,7 @@ from deploy.rundir import RunDirectory
 from ps.checkpoints.load import Checkpoint
 from ps.errors import CheckpointDamaged, ConfigError
 
-_FREE = frozenset(("run", "failure", "checkpoint", "security"))
+_FREE = frozenset(("run", "failure", "checkpoint", "security", "metrics"))
 """Sections that change no bit."""
 _FREE_KEYS = frozenset(
     (

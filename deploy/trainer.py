@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 from deploy.books import metrics_of
@@ -21,9 +22,10 @@ from deploy.measure.window import Window
 from deploy.result import Result, Summary, versions
 from deploy.resume import Beginning, begin
 from deploy.rundir import RunDirectory
-from ps.config import CheckpointConfig, CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig, Timeouts
+from ps.config import CheckpointConfig, CommConfig, MetricsConfig, OptimizerConfig, ScheduleConfig, SecurityConfig, Timeouts
 from ps.decisions import EarlyStoppingConfig, PlateauConfig
 from ps.errors import ConfigError, Stopped
+from ps.metrics import Meter, metered, tell_run
 from workers.config import TrainConfig
 from workers.task import Task, load_task, task_fields, task_path
 
@@ -52,6 +54,7 @@ class Trainer:
         security: SecurityConfig | None = None,
         checkpoint: CheckpointConfig | None = None,
         failure: FailureConfig | None = None,
+        metrics: MetricsConfig | None = None,
         launcher: LauncherName = "ray",
         address: str | None = None,
         quiet: bool = False,
@@ -73,6 +76,7 @@ class Trainer:
             security=security or SecurityConfig(),
             checkpoint=checkpoint or CheckpointConfig(),
             failure=failure or FailureConfig(),
+            metrics=metrics or MetricsConfig(),
             run=run_config or RunConfig(),
         )
         self._launcher: LauncherName = launcher
@@ -106,6 +110,7 @@ class Trainer:
             security=config.security,
             checkpoint=config.checkpoint,
             failure=config.failure,
+            metrics=config.metrics,
             launcher=launcher,
             address=address,
             quiet=quiet,
@@ -140,8 +145,10 @@ class Trainer:
             error: Exception | None = None
             try:
                 callbacks = Callbacks([(name, make(rundir.path)) for name, make in zip(config.run.callbacks, makes, strict=True)])
-                driver = Driver(config, beginning, self._make_launcher(rundir, console), console, self._timeouts, tell=callbacks.tell)
-                driver.run(interrupted)
+                with metered(config.metrics, 0) as meter:
+                    tell = partial(_tell, callbacks, meter)
+                    driver = Driver(config, beginning, self._make_launcher(rundir, console), console, self._timeouts, tell=tell)
+                    driver.run(interrupted)
             except KeyboardInterrupt:
                 error = Stopped(_where_it_stands(rundir, driver))
             except Exception as caught:
@@ -165,6 +172,12 @@ class Trainer:
 
     def _make_launcher(self, rundir: RunDirectory, console: Console) -> Launcher:
         return make_launcher(self._launcher, self._config, rundir, self._what(), address=self._address, say=console.line)
+
+
+def _tell(callbacks: Callbacks, meter: Meter | None, metrics: Mapping[str, float], step: int) -> None:
+    callbacks.tell(metrics, step)
+    if meter:
+        tell_run(meter, metrics, step)
 
 
 def _trace(rundir: RunDirectory, window: Window) -> None:

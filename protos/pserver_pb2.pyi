@@ -513,12 +513,16 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., step: _Optional[int] = ..., rows: _Optional[_Iterable[str]] = ..., exchanging: bool = ..., doing: _Optional[str] = ..., waits_for: _Optional[_Iterable[int]] = ..., stacks: _Optional[str] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("stop", "wants_stacks")
+    __slots__ = ("stop", "wants_stacks", "came_s", "answered_s")
     STOP_FIELD_NUMBER: _ClassVar[int]
     WANTS_STACKS_FIELD_NUMBER: _ClassVar[int]
+    CAME_S_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_S_FIELD_NUMBER: _ClassVar[int]
     stop: bool
     wants_stacks: bool
-    def __init__(self, stop: bool = ..., wants_stacks: bool = ...) -> None: ...
+    came_s: float
+    answered_s: float
+    def __init__(self, stop: bool = ..., wants_stacks: bool = ..., came_s: _Optional[float] = ..., answered_s: _Optional[float] = ...) -> None: ...
 
 class ReportRequest(_message.Message):
     __slots__ = ("member", "event", "version", "validation_names", "validation_sums", "training_names", "training_sums", "error_type", "error", "traceback")

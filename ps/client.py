@@ -33,6 +33,7 @@ from ps.rejoin import Locate, Rejoin
 from ps.shared import MemberSegment, StoreView
 from ps.step_clock import StepClock, StepTiming
 from ps.store import EMPTY
+from ps.transport.counters import WireMeter
 from ps.transport.shaping import Link
 from ps.waiter import Waiter
 
@@ -88,6 +89,7 @@ class Client:
         self._exchange = self._planned()
         self._relay = NormRelay(len(shards))
         self._clock = StepClock(member.rank, len(shards))
+        self._wire = WireMeter()
         self._contribution: Contribution
         """What is pushed in the step."""
         self._in_place: StoreView | None = None
@@ -243,9 +245,11 @@ class Client:
         self._settle_rank_state()
         with self._changed:
             timing = self._clock.finish()
-            for line in self._lines:
-                timing.shards[line.index].local = line.local
-            return timing
+        for line in self._lines:
+            traffic = timing.shards[line.index]
+            traffic.local = line.local
+            traffic.push_wire_bytes, traffic.pull_wire_bytes = self._wire.take(line.address.data)
+        return timing
 
     def share(self) -> tuple[Bytes, Bytes] | None:
         """Flat layouts of the even and the odd versions in the server's own memory, which from now on are not copied when they land.
@@ -320,7 +324,7 @@ class Client:
         with self._changed:
             if line.opened != opened:  # the line broke meanwhile: the frame is ready again
                 return
-            self._clock.sent(shard, index, payload_bytes, 0 if line.pushes_shared else sum(len(one.data) for one in frames), encode_s)
+            self._clock.sent(shard, index, payload_bytes, encode_s)
             for one in frames:
                 line.send(one.data)
                 hit("worker.sent")
@@ -366,10 +370,10 @@ class Client:
                 self._error = error
             self._changed.notify_all()
 
-    def _take(self, line: Line, header: pb.FrameHeader, payload: Bytes, wire_bytes: int) -> None:
+    def _take(self, line: Line, header: pb.FrameHeader, payload: Bytes) -> None:
         """A frame from a shard, in the line's receiving thread."""
         if header.kind == pb.PARAMS:
-            self._land(line, header, payload, wire_bytes)
+            self._land(line, header, payload)
         elif header.kind == pb.NORMS:
             self._learn_norms(header)
         else:
@@ -391,7 +395,7 @@ class Client:
             self._clock.received(line.index, index, header.clock_s)
             self._exchange.receipt(line.index, index)
 
-    def _land(self, line: Line, header: pb.FrameHeader, payload: Bytes, wire_bytes: int) -> None:
+    def _land(self, line: Line, header: pb.FrameHeader, payload: Bytes) -> None:
         run = frame.checked_run(header, payload, line.layout, with_payload=not header.shared, wire=line.pull_format)
         version = int(header.step)
         with self._changed:
@@ -403,7 +407,7 @@ class Client:
         elif line.store is None or not (line.store.holds(version, run) if self._in_place else line.store.land(version, run, into)):
             return  # gone: a newer incarnation of this rank has gone on
         with self._changed:
-            self._clock.landed(line.index, header, frame.payload_bytes(line.layout, run, line.pull_format), 0 if header.shared else wire_bytes)
+            self._clock.landed(line.index, header, frame.payload_bytes(line.layout, run, line.pull_format))
             self._exchange.landed(line.index, run)
             hit("worker.landed")
             self._waiter.news()

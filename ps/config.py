@@ -17,6 +17,7 @@ __all__ = [
     "CheckpointConfig",
     "CommConfig",
     "GroupConfig",
+    "MetricsConfig",
     "OptimizerConfig",
     "PullFormat",
     "PushFormat",
@@ -174,6 +175,21 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """Endpoints for monitoring; unencrypted, for whoever reaches them."""
+
+    port: int | None = None
+    """The driver serves http://host:port/metrics for Prometheus, server S the S-th port after it, worker R the R-th after those; inside Ray,
+    servers and workers hand their metrics to Ray's own agent instead. None: there are none."""
+    host: str = "127.0.0.1"
+    """Address to listen on; "0.0.0.0": all of a host."""
+
+    def __post_init__(self) -> None:
+        if self.port is not None:
+            require(1 <= self.port <= 65535, "metrics.port", self.port, "1 <= value <= 65535")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Saving:
     """Where a process leaves its part of checkpoints."""
 
@@ -244,6 +260,7 @@ class ServerSettings:
     security: SecurityConfig = field(default_factory=SecurityConfig)
     saving: Saving | None = None
     """None: there are no checkpoints."""
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     timeouts: Timeouts = field(default_factory=Timeouts)
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 import math
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -177,7 +178,9 @@ class Heart:
             last = self._ended.is_set()
             unsent += self._rows.take()
             try:
+                left_s = time.time()
                 reply = self._client.heartbeat(self._progress(), unsent, stacks)
+                self._rows.clocks.add(left_s, reply.came_s, reply.answered_s, time.time())
                 answered, unsent, stacks = self._clock(), [], ""
                 if reply.stop:
                     self._tell("the driver asks to stop")

@@ -123,6 +123,7 @@ class ControlServicer:
         return pb.RegisterReply(incarnation=incarnation, generation=self._generation, servers=servers)
 
     def heartbeat(self, request: pb.HeartbeatRequest, context: grpc.ServicerContext) -> pb.HeartbeatReply:
+        came_s = time.time()
         with as_status(context):
             role = _role(request.role)
             check_heartbeat(request, self._control.num_workers, self._control.num_servers)
@@ -137,6 +138,7 @@ class ControlServicer:
             self._on_rows((role, request.index), list(request.rows))
             if request.role == pb.WORKER:
                 self._on_step(request.index, request.step)
+            reply.came_s, reply.answered_s = came_s, time.time()
         return reply
 
     def report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportReply:

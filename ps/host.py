@@ -160,7 +160,7 @@ class ShardHost:
         self._model, self._layout, self._memory = model, layout, memory
         self._offer = offer_store(memory.segment, store) if settings.comm.may_share else None
         log.info("shard %d: %d chunks, %d bytes, %.3f of the mean", settings.shard, len(mine), mine.size_bytes, _share(layout, settings.shard))
-        self.stats.steps_per_epoch = model.plan.steps_per_epoch
+        self.stats.steps_per_epoch, self.stats.num_optimizer = model.plan.steps_per_epoch, mine.num_optimizer
         saving = settings.saving
         cuts = saved_cuts(store, layout, model.plan, saving, lambda: self.saver) if saving else None
         return Shard(layout, store, settings, model.plan, self.stats, cuts)

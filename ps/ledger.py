@@ -3,15 +3,14 @@
 import json
 import re
 import threading
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from ps.clocks import ClockOffset
 from ps.pacing import Pacing
-
-WIRE_OVERHEAD = 1.045
-"""Wire bytes per byte handed to gRPC over TCP, until they are measured: HTTP/2, TCP and IP headers with acknowledgements."""
 
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 """What a float holds too: sums of them overflow nowhere."""
@@ -29,9 +28,9 @@ class ShardTraffic:
     pull_bytes: Count = 0
     """Payload down."""
     push_wire_bytes: Count = 0
-    """Estimate of the bytes on the link, up."""
+    """Up on the link since the row before, or since the connection began, as the interface counts it: with headers, and what was sent again."""
     pull_wire_bytes: Count = 0
-    """Estimate of the bytes on the link, down."""
+    """Down, likewise."""
     push_s: float = 0.0
     """Time in which a frame was on its way up: from its place in the stream to its receipt, by the server's clock."""
     pull_s: float = 0.0
@@ -63,7 +62,11 @@ class WorkerRow:
     rank: Count
     step: Count
     time_s: float
-    """End of the step, seconds since the epoch."""
+    """End of the step by the host's clock, seconds since the epoch."""
+    clock_offset_s: float | None = None
+    """The driver's clock less the host's; None while it is not known."""
+    clock_error_s: float | None = None
+    """The offset is no further off than that."""
     step_s: float
     """From when all of version `step` had landed to when all of the next one had: its backward, and the next step's forward."""
     data_wait_s: float = 0.0
@@ -72,7 +75,7 @@ class WorkerRow:
     copy_s: float = 0.0
     """Gradients gathered into frames."""
     encode_s: float = 0.0
-    """Digests and headers."""
+    """Digests, headers, and whatever else the training thread does for the exchange but wait."""
     send_s: float = 0.0
     """Blocked because the window was full."""
     barrier_wait_s: float = 0.0
@@ -107,7 +110,11 @@ class ServerRow:
     step: Count
     """Step whose contributions were applied."""
     time_s: float
-    """When the last chunk was applied, seconds since the epoch."""
+    """When the last chunk was applied by the host's clock, seconds since the epoch."""
+    clock_offset_s: float | None = None
+    """The driver's clock less the host's; None while it is not known."""
+    clock_error_s: float | None = None
+    """The offset is no further off than that."""
     ingress_bytes: Count = 0
     """Payload received for the step."""
     egress_bytes: Count = 0
@@ -132,6 +139,10 @@ class ServerRow:
     """Rate the link is shaped to; None if it is not."""
     diverged: int = 0
     """Frames that came again with other bytes, while the first ones stood (`train.exact = false`)."""
+    rank_squares: float | None = None
+    """Squared norms of the ranks' gradients on this shard, summed over the ranks; None but for every so many steps."""
+    mean_square: float | None = None
+    """Squared norm of the step's mean gradient on this shard, in the same steps."""
 
 
 _KIND = re.compile(r'\{"kind": ?"(worker|server)", ?')
@@ -159,10 +170,16 @@ class RowBuffer:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _lines
         self._lines: list[str] = []
+        self.on_row: Callable[[WorkerRow | ServerRow], None] = lambda row: None
+        """Told every row, in the thread that adds it."""
+        self.clocks = ClockOffset()
+        """The driver's clock against ours; the heart adds to it, every row tells it."""
         self.urgent = threading.Event()
         """Set to have the rows sent at once: an epoch has ended."""
 
     def add(self, row: WorkerRow | ServerRow) -> None:
+        row.clock_offset_s, row.clock_error_s = self.clocks.at(row.time_s)
+        self.on_row(row)
         with self._lock:
             self._lines.append(to_line(row))
 
@@ -171,6 +188,14 @@ class RowBuffer:
         with self._lock:
             lines, self._lines = self._lines, []
         return lines
+
+
+def aligned(row: WorkerRow | ServerRow) -> WorkerRow | ServerRow:
+    """The row with `time_s` by the driver's clock. An offset that may be none is taken for none: processes of one host keep their order."""
+    offset_s, error_s = row.clock_offset_s, row.clock_error_s
+    if offset_s is None or error_s is None or abs(offset_s) <= error_s:
+        return row
+    return replace(row, time_s=row.time_s + offset_s)
 
 
 def covered(spans: list[tuple[float, float]]) -> float:

@@ -29,8 +29,8 @@ _END = b""
 PROBED = -2
 """In place of a frame's index: the receipt is for a probe."""
 
-OnFrame = Callable[["Line", pb.FrameHeader, Bytes, int], None]
-"""(line, header, payload, bytes received): called in the line's receiving thread."""
+OnFrame = Callable[["Line", pb.FrameHeader, Bytes], None]
+"""(line, header, payload): called in the line's receiving thread."""
 OnEnd = Callable[["Line", PserverError], None]
 """The stream that was open has ended: Unreachable if the connection broke, else what the server raised."""
 
@@ -192,7 +192,7 @@ class Line:
             for data in self._travelling(stream):
                 self._link.receive(len(data))
                 header, payload = frame.decode(data)
-                on_frame(self, header, payload, len(data))
+                on_frame(self, header, payload)
         except grpc.RpcError as broken:
             error = from_rpc_error(broken, str(self._data))
         except PserverError as ours:

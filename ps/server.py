@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from ps.key_files import settings_of_server
 from ps.ledger import RowBuffer
 from ps.logs import configure_logging
 from ps.memory import keep_freed_memory
+from ps.metrics import Meter, metered, tell_row
 from ps.roles import DRIVER
 from ps.security import RunGuard, StreamGuard, check_plaintext
 from ps.segments import run_mark
@@ -122,20 +124,22 @@ SWITCH_INTERVAL_S = 3e-4
 """Python's default of 5 ms is as long as a thread sums and updates megabytes: threads that have done so would wait for each other."""
 
 
-def serve(settings_json: str) -> int:
-    """Runs a server until it is asked to end; the exit code."""
+def serve(settings_json: str, meter: Meter | None = None) -> int:
+    """Runs a server until it is asked to end; the exit code. `meter`: where metrics go, if there shall be any, in place of an endpoint."""
     settings = from_json(ServerSettings, settings_json)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     keep_freed_memory()
     torch.set_num_threads(1)  # slices of a kernel must not depend on the machine; the streams' threads work in parallel
-    with run_mark(settings.run_id):
-        _serve(settings)
+    with run_mark(settings.run_id), metered(settings.metrics, 1 + settings.shard, meter) as meter:
+        _serve(settings, meter)
     return 0
 
 
-def _serve(settings: ServerSettings) -> None:
+def _serve(settings: ServerSettings, meter: Meter | None) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)  # strangers' connections are files too
     server = build_server(settings)
+    if meter:
+        server.rows.on_row = partial(tell_row, meter)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: server.host.yield_place(signal.Signals(number).name))

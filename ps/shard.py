@@ -16,11 +16,13 @@ from ps import frame
 from ps.answers import Answers
 from ps.barrier import Barrier, Offer, Verdict
 from ps.checkpoints.cut import Cuts
+from ps.codecs import is_lossy
 from ps.config import ServerSettings
 from ps.errors import ConfigError, Diverged, EarlyPush, Fenced, MalformedFrame, ModelMismatch, NonFinite, PserverError, Stopped
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.layout import Layout, Run
+from ps.noise import NormSamples
 from ps.pending import Part, PendingPayload
 from ps.plan import Plan
 from ps.push import Push
@@ -74,7 +76,8 @@ class Shard:
         state = ShardState(self._index, self.layout, store, stats, self._barrier, self._two_phase, self._streams, self._changed)
         self.answers = Answers(state, settings.comm.pull_format)
         self.updater = Updater(layout, store, settings.optimizer, settings.schedule, plan)
-        self.work = Work(state, self._pending, self.updater, self.answers, self.end, cuts)
+        norms = NormSamples(layout, self.layout, settings.num_workers, exact=not is_lossy(settings.comm.push_format))
+        self.work = Work(state, self._pending, self.updater, self.answers, self.end, cuts, norms)
 
     # -- members ---------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """What a server counts of each step for the ledger."""
 
+import math
 import threading
 import time
 
@@ -21,11 +22,15 @@ class ServerStats:
         self._last_rank = 0
         self._newest = -1
         self._aggregate_s = 0.0
+        self._squares = [0.0, 0.0, 0]
+        """Of the ranks' gradients and of the mean; chunks of the mean that are in it."""
         self._cpu_s = time.process_time()
         """At the last row."""
         self._log = ServerLog()
         self.steps_per_epoch = 1
-        """Set by the first member that joins."""
+        """Set by the first member that joins, as `num_optimizer`."""
+        self.num_optimizer = 0
+        """Chunks of the shard that an optimizer updates."""
 
     def _row(self, step: int) -> ServerRow:
         if step not in self._open:
@@ -64,6 +69,17 @@ class ServerStats:
         with self._lock:
             self._aggregate_s += seconds
 
+    def contributed(self, square: float) -> None:
+        """The squared norm of one contribution, of those steps in which norms are taken."""
+        with self._lock:
+            self._squares[0] += square
+
+    def averaged(self, square: float, num_chunks: int) -> None:
+        """The squared norm of so many chunks of the mean, likewise."""
+        with self._lock:
+            self._squares[1] += square
+            self._squares[2] += num_chunks
+
     def applied(self, step: int, seconds: float, *, is_last: bool) -> None:
         """A run has been applied and its answers encoded; `is_last`: the shard has the next version."""
         with self._lock:
@@ -83,6 +99,10 @@ class ServerStats:
         self._newest = row.step
         ended, row.time_s = time.monotonic(), time.time()
         row.aggregate_s, self._aggregate_s = self._aggregate_s, 0.0
+        ranks, mean, chunks = self._squares
+        if chunks and chunks == self.num_optimizer and math.isfinite(ranks + mean):  # else a former process has seen the rest
+            row.rank_squares, row.mean_square = ranks, mean
+        self._squares = [0.0, 0.0, 0]
         row.cpu_s, self._cpu_s = (now := time.process_time()) - self._cpu_s, now
         spans = sorted((first, last) for first, last in zip(self._first, self._last, strict=True) if first is not None)
         row.ingress_s = covered(spans)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from protos import pserver_pb2 as pb
-from ps.ledger import WIRE_OVERHEAD, ShardTraffic, covered
+from ps.ledger import ShardTraffic, covered
 
 
 @dataclass
@@ -71,13 +71,12 @@ class StepClock:
         else:
             self._wait_s += seconds
 
-    def sent(self, shard: int, frame: int, payload_bytes: int, wire_bytes: int, encode_s: float = 0.0) -> None:
+    def sent(self, shard: int, frame: int, payload_bytes: int, encode_s: float = 0.0) -> None:
         """A frame has been handed to the stream, after it took `encode_s` to make."""
         its = self._shards[shard]
         its.traffic.encode_s += encode_s
         its.sent_s[frame] = self._clock()
         its.traffic.push_bytes += payload_bytes
-        its.traffic.push_wire_bytes += int(wire_bytes * WIRE_OVERHEAD)
 
     def received(self, shard: int, frame: int, server_clock_s: float) -> None:
         """The receipt of a frame has come."""
@@ -87,11 +86,10 @@ class StepClock:
             its.received_s = max(its.received_s, server_clock_s)
             its.intervals.append((its.sent_s[frame], max(its.sent_s[frame], server_clock_s + its.offset_s), True))
 
-    def landed(self, shard: int, header: pb.FrameHeader, payload_bytes: int, wire_bytes: int) -> None:
+    def landed(self, shard: int, header: pb.FrameHeader, payload_bytes: int) -> None:
         """An answer is in place."""
         its = self._shards[shard]
         its.traffic.pull_bytes += payload_bytes
-        its.traffic.pull_wire_bytes += int(wire_bytes * WIRE_OVERHEAD)
         its.last = header
         its.landed_s = self._clock()
         its.intervals.append((min(its.landed_s, header.clock_s + its.offset_s), its.landed_s, False))

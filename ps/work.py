@@ -15,6 +15,7 @@ from ps.checkpoints.cut import Cuts
 from ps.errors import PserverError
 from ps.failpoints import hit
 from ps.layout import Run
+from ps.noise import NormSamples
 from ps.norms import StepFactor
 from ps.pending import Part, PendingPayload
 from ps.reduction import Accumulators
@@ -35,6 +36,7 @@ class Work:
         answers: Answers,
         fail: Callable[[PserverError], None],
         cuts: Cuts | None,
+        norms: NormSamples,
     ) -> None:
         self._state = state
         self._layout = state.layout
@@ -45,6 +47,7 @@ class Work:
         self._answers = answers
         self._fail = fail
         self._cuts = cuts
+        self._norms = norms
         self._sums = Accumulators(state.layout, state.barrier.num_workers)
         self._read: Counter[int] = Counter()
         """How many threads add to what each rank has lent."""
@@ -88,6 +91,8 @@ class Work:
         with self._changed:
             lenders = self._sums.lenders(action.run)
             self._read.update(lenders)
+        if self._norms.takes(int(self._store.words[action.run.first]), action.run):
+            self._state.stats.contributed(sum(map(self._norms.of_part, parts)))
         for part in parts:
             self._sums.add(action.rank, part, action.weight, is_first=action.is_first)
         hit("shard.summed")
@@ -111,6 +116,9 @@ class Work:
         if self._sums.lenders(complete.run):
             with self._changed:
                 self._sums.settle(complete.run)
+        if self._norms.takes(step, complete.run):
+            square = self._norms.of_sums(complete.run, self._sums.of(complete.run), complete.weight) if complete.weight else 0.0
+            self._state.stats.averaged(square, len(complete.run))
         if complete.weight:
             self._updater.to_mean(step, complete.run, self._sums.of(complete.run), complete.weight)
         with self._changed:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ps.config import CommConfig, OptimizerConfig, Saving, ScheduleConfig, SecurityConfig, Timeouts
+from ps.config import CommConfig, MetricsConfig, OptimizerConfig, Saving, ScheduleConfig, SecurityConfig, Timeouts
 from ps.credentials import Credentials, Tls
 
 
@@ -118,6 +118,7 @@ class WorkerSettings:
     security: SecurityConfig = field(default_factory=SecurityConfig)
     saving: Saving | None = None
     """None: there are no checkpoints."""
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     timeouts: Timeouts = field(default_factory=Timeouts)
 
     @property

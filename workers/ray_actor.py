@@ -11,8 +11,10 @@ from pathlib import Path
 
 import psutil
 import ray
+from ray.util.metrics import Counter, Gauge
 
 from ps.logs import configure_logging
+from ps.metrics import Meter, Metric
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,37 @@ class ProcessActor:
         configure_logging()
         module, _, function = target.partition(":")
         try:
-            code: int = getattr(import_module(module), function)(_with_host(settings_json))
+            code: int = getattr(import_module(module), function)(_with_host(settings_json), *_meters(settings_json))
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
         return code
+
+
+class RayMeter(Meter):
+    """Metrics on their way to Ray's agent on this node, which Prometheus reads; Ray puts `ray_` before their names."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, Counter | Gauge] = {}
+
+    def tell(self, metric: Metric, value: float, *labels: str) -> None:
+        family = self._families.get(metric.name)
+        if family is None:
+            make = Counter if metric.kind == "counter" else Gauge
+            family = self._families[metric.name] = make(metric.name, metric.help, metric.labels)
+        tags = dict(zip(metric.labels, labels, strict=True))
+        if isinstance(family, Gauge):
+            family.set(value, tags)
+        elif value > 0:
+            family.inc(value, tags)
+
+
+def _meters(settings_json: str) -> list[Meter]:
+    """One, if the run has metrics."""
+    metrics = json.loads(settings_json).get("metrics", {})
+    return [] if metrics.get("port") is None else [RayMeter()]
 
 
 def process_at(pid: int, start_s: float) -> psutil.Process | None:

@@ -229,7 +229,8 @@ class Session:
         now, time_s = time.monotonic(), time.time()
         timing.end(now)
         own = {f"{name}_s": seconds.get(name, 0.0) for name in ("data_wait", "compute", "copy", "install")}
-        exchange = {f"{name}_s": getattr(timing, f"{name}_s") for name in ("encode", "send", "barrier_wait", "apply", "receive")}
+        waits = {f"{name}_s": getattr(timing, f"{name}_s") for name in ("send", "barrier_wait", "apply", "receive")}
+        exchange = {"encode_s": seconds.get("exchange", 0.0) - sum(waits.values()), **waits}
         return WorkerRow(
             rank=self.rank,
             step=self.version - 1,

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 import traceback
+from functools import partial
 
 import torch
 
@@ -14,6 +15,7 @@ from ps.failpoints import hit
 from ps.ledger import RowBuffer
 from ps.logs import configure_logging
 from ps.memory import keep_freed_memory
+from ps.metrics import Meter, metered, tell_row
 from ps.roles import DRIVER
 from ps.segments import run_mark
 from ps.server import SWITCH_INTERVAL_S, environment
@@ -33,14 +35,14 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
-        self._rows = RowBuffer()
+        self.rows = RowBuffer()
         self._session: Session | None = None
         self._stop_reason: str | None = None
         peer = Peer(DRIVER, settings.control_address, settings.credentials, settings.timeouts)
         self._control = ControlClient(peer, "worker", settings.rank)
         self._heart = Heart(
             self._control,
-            self._rows,
+            self.rows,
             lambda: self._session.progress if self._session else Progress(0, doing="starts"),
             self.stop,
             every_s=settings.timeouts.heartbeat_s,
@@ -59,7 +61,7 @@ class Worker:
         log.info("rank %d of run %s works with %d servers", settings.rank, settings.run_id, len(servers))
         self._heart.start()
         try:
-            self._session = session = Session(settings, self._control, servers, self._rows)
+            self._session = session = Session(settings, self._control, servers, self.rows)
             if self._stop_reason:
                 raise Stopped(self._stop_reason)
             with operations_named():
@@ -107,11 +109,14 @@ class Worker:
             self._session.stop(reason)
 
 
-def work(settings_json: str) -> int:
-    """Runs a worker to its end; the exit code."""
-    worker = Worker(from_json(WorkerSettings, settings_json))
+def work(settings_json: str, meter: Meter | None = None) -> int:
+    """Runs a worker to its end; the exit code. `meter`: where metrics go, if there shall be any, in place of an endpoint."""
+    settings = from_json(WorkerSettings, settings_json)
+    worker = Worker(settings)
     try:
-        with run_mark(worker.settings.run_id):
+        with run_mark(settings.run_id), metered(settings.metrics, 1 + settings.num_servers + settings.rank, meter) as meter:
+            if meter:
+                worker.rows.on_row = partial(tell_row, meter)
             worker.run()
     except Stopped as reason:
         log.info("stopped: %s", reason)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ps.config import CheckpointConfig, CommConfig, OptimizerConfig, ScheduleConfig, SecurityConfig
+from ps.config import CheckpointConfig, CommConfig, MetricsConfig, OptimizerConfig, ScheduleConfig, SecurityConfig
 from ps.decisions import EarlyStoppingConfig, PlateauConfig
 from workers.config import TrainConfig
 
@@ -110,6 +110,7 @@ class Config:
     security: SecurityConfig = field(default_factory=SecurityConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     failure: FailureConfig = field(default_factory=FailureConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:

@@ -121,9 +121,9 @@ def _bytes(first: Recorded, second: Recorded, names: Sequence[str]) -> Table:
     for name in TRAFFIC:
         one, other = (its[name] for its in both)
         if one or other:
-            label = name.removesuffix("_bytes").replace("_", " ") + ("*" if "wire" in name else "")
+            label = name.removesuffix("_bytes").replace("_", " ")
             rows.append([label, size(one), size(other), _percent(other / one) if one else ""])
-    return Table("Bytes per step of all workers (* on links, estimated)", ["", *names, ""], rows)
+    return Table("Bytes per step of all workers (wire: on links, with headers)", ["", *names, ""], rows)
 
 
 def _bytes_per_step(recorded: Recorded) -> dict[str, float]:

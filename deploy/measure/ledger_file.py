@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ps.errors import ConfigError
-from ps.ledger import ServerRow, WorkerRow, from_line
+from ps.ledger import ServerRow, WorkerRow, aligned, from_line
 
 
 @dataclass(frozen=True)
 class LedgerStep:
-    """The rows of one step; some may be missing."""
+    """The rows of one step, by the driver's clock; some may be missing."""
 
     step: int
     workers: list[WorkerRow]
@@ -67,7 +67,7 @@ class LedgerTail:
 def _parse(line: str, where: str) -> LedgerStep:
     try:
         found = json.loads(line)
-        rows = [from_line(json.dumps(row)) for row in found["rows"]]
+        rows = [aligned(from_line(json.dumps(row))) for row in found["rows"]]
         step = int(found["step"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{where} is no line of the ledger: it is damaged, or of another version of pserver") from error

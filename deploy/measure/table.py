@@ -62,7 +62,7 @@ def _workers(window: Window) -> Table:
 
 
 def _shards(window: Window) -> Table:
-    columns = ["", "pushed", "pulled", "wire up*", "wire down*", "up", "down", "sum", "apply", "wait"]
+    columns = ["", "pushed", "pulled", "wire up", "wire down", "up", "down", "sum", "apply", "wait"]
     sums = dict.fromkeys(TRAFFIC, 0.0)
     rows = []
     for shard, means in sorted(window.shards.items()):
@@ -71,4 +71,4 @@ def _shards(window: Window) -> Table:
         spans = [seconds(means[name]) for name in ("push_s", "pull_s", "aggregate_s", "apply_s", "wait_s")]
         rows.append([f"shard {shard}", *(size(totals[name]) for name in TRAFFIC), *spans])
     rows.append(["total", *(size(sums[name]) for name in TRAFFIC), *[""] * 5])
-    return Table(f"Bytes over {counted(window.num_steps, 'step')} and seconds per step, by shard (* estimated)", columns, rows)
+    return Table(f"Bytes over {counted(window.num_steps, 'step')} and seconds per step, by shard", columns, rows)

@@ -1,7 +1,7 @@
 """The ledger as a Chrome trace, which Perfetto opens: where every worker and server was at every moment. Pure.
 
 A worker's row tells how long its training thread spent on what, but not when: within a step its spans are drawn in the order
-of SPANS. From when to when bytes were on their way, and a server had contributions, is measured. Times are each host's own clock.
+of SPANS. From when to when bytes were on their way, and a server had contributions, is measured. Times are by the driver's clock.
 """
 
 from collections import deque
@@ -32,10 +32,18 @@ def trace(steps: Iterable[LedgerStep], failures: Sequence[Mapping[str, Any]] = (
         "displayTimeUnit": "ms",
         "otherData": {
             "steps": f"{kept[0].step} to {kept[-1].step}" if kept else "none",
+            "clocks": _clocks(rows),
             "order": "the spans of a training thread are drawn in a fixed order within their step",
         },
         "traceEvents": list(_events(rows, failures)),
     }
+
+
+def _clocks(rows: Sequence[WorkerRow | ServerRow]) -> str:
+    errors = [row.clock_error_s for row in rows if row.clock_error_s is not None]
+    if len(errors) < len(rows):
+        return "some hosts' own"
+    return f"the driver's, to {1e3 * max(errors, default=0.0):.2g} ms"
 
 
 def _first_that_fit(steps: Iterable[LedgerStep]) -> list[LedgerStep]:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
+from deploy.predict.noise import GradientNoise
 from ps.ledger import ServerRow, WorkerRow
 
 Key = TypeVar("Key")
@@ -62,6 +63,8 @@ class Window:
         """By shard: rate its link is shaped to, bytes/s; None if it is not."""
         self.rank_links: dict[int, float | None] = {}
         """By rank: rate its link is shaped to, bytes/s; None if it is not."""
+        self.noise = GradientNoise()
+        """What norms of gradients say of the batch."""
         self.diverged = 0
         """Frames that came again with other bytes."""
         self._lags: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])  # sums of first and second powers
@@ -74,15 +77,18 @@ class Window:
         self.num_steps += 1
         self.first_step = step if self.first_step is None else self.first_step
         self.last_step = step
-        workers = []
+        workers: list[WorkerRow] = []
+        servers: list[ServerRow] = []
         for row in rows:
             if isinstance(row, WorkerRow):
                 workers.append(row)
             else:
+                servers.append(row)
                 self.diverged += row.diverged
                 self._add_server(row)
         if workers:
             self._add_workers(workers)
+            self._add_norms(workers, servers)
 
     @property
     def path(self) -> dict[str, float]:
@@ -128,6 +134,7 @@ class Window:
             "exposed_s": self.steps["exposed_s"],
             "exposed_share": self.exposed_share,
             **{name: sum(shard[name] for shard in shards.values()) for name in TRAFFIC},
+            "noise_scale": self.noise.scale,
             "shards": shards,
         }
 
@@ -155,6 +162,14 @@ class Window:
             for name in _TIMES:
                 self.shards[shard].add(name, max(getattr(traffic, name) for traffic in traffics))
         self._add_path(rows)
+
+    def _add_norms(self, workers: Sequence[WorkerRow], servers: Sequence[ServerRow]) -> None:
+        """Of a step in which all shards have taken norms. A rank's batch is the harmonic mean of all: noise goes with one over the samples."""
+        of_ranks = [row.rank_squares for row in servers if row.rank_squares is not None]
+        of_mean = [row.mean_square for row in servers if row.mean_square is not None]
+        batches = [row.samples for row in workers if row.samples]
+        if of_mean and len(of_mean) == len(of_ranks) == len(self.shards) and len(workers) == len(self.ranks) and len(batches) > 1:
+            self.noise.add(statistics.harmonic_mean(batches), sum(of_ranks) / len(batches), sum(batches), sum(of_mean))
 
     def _add_path(self, rows: Sequence[WorkerRow]) -> None:
         """Follows the barrier to its end: the rank that waited least kept all others waiting."""

@@ -18,6 +18,8 @@ class GradientNoise:
         if not 0 <= memory < 1:
             raise ValueError(f"memory = {memory} is out of range: 0 <= value < 1")
         self._memory = memory
+        self.num_steps = 0
+        """Steps that have been added."""
         self._weight = 0.0
         self._signal = 0.0
         self._noise = 0.0
@@ -26,6 +28,7 @@ class GradientNoise:
         """One step: samples of each batch, and the squared norm of the mean gradient over them (mean over ranks for the small ones)."""
         if not 0 < small_batch < big_batch:
             raise ValueError(f"batches of {small_batch} and {big_batch} samples: 0 < small < big, which takes two ranks")
+        self.num_steps += 1
         signal = (big_batch * big_square - small_batch * small_square) / (big_batch - small_batch)
         noise = (small_square - big_square) / (1 / small_batch - 1 / big_batch)
         self._weight = self._memory * self._weight + 1 - self._memory

@@ -95,7 +95,7 @@ def plan(scenario: Scenario) -> Plan:
     halved = {name: simulate(other).step_s for name, other in _halved(scenario).items()}
     by_servers = {
         servers: step.step_s if servers == scenario.num_servers else simulate(replace(scenario, num_servers=servers)).step_s
-        for servers in _server_counts(scenario)
+        for servers in server_counts(scenario)
     }
     found = Plan(scenario, step, _floor_s(scenario), ring_step_s(scenario), dict(sorted(halved.items(), key=lambda item: item[1])), by_servers, {})
     at_best = replace(scenario, num_servers=found.best_servers)
@@ -133,7 +133,7 @@ def _halved(scenario: Scenario) -> dict[str, Scenario]:
     return found
 
 
-def _server_counts(scenario: Scenario) -> list[int]:
+def server_counts(scenario: Scenario) -> list[int]:
     """From a quarter to four times as many, but no more than hosts for them."""
     most = scenario.num_workers if scenario.hosts == "colocated" else 4 * scenario.num_servers
     counts = {max(1, round(scenario.num_servers * factor)) for factor in (0.25, 0.5, 1, 2, 4)}

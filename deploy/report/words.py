@@ -7,7 +7,8 @@ from typing import Any
 from deploy.measure.recorded import Recorded
 from deploy.measure.text import counted, seconds, size
 from deploy.measure.verdict import verdict
-from deploy.measure.window import Window
+from deploy.measure.window import TRAFFIC, Window
+from deploy.predict.changes import Outlook
 
 REMEDIES = {
     "data loading": "load ahead with train.data_workers, or make the data cheaper to load",
@@ -19,6 +20,8 @@ REMEDIES = {
 }
 """What shortens a part of the step, by its name in PARTS."""
 NUM_WHAT_IFS = 3
+WORTH_MORE = 0.75
+"""Part of the steps that remains with twice the batch; 0.5 is the best, 1 the worst: at the noise scale it is this."""
 
 
 def outcome(recorded: Recorded) -> str:
@@ -64,6 +67,44 @@ def what_ifs(window: Window) -> list[str]:
     ]
 
 
+def outlook(found: Outlook | None, window: Window) -> list[str]:
+    """The best changes with the steps that the model of the step predicts, and ring all-reduce beside them."""
+    if found is None:
+        return []
+    said = [
+        f"{change.what}: a step of about {seconds(change.step_s)} in place of {seconds(found.step_s)} ({1 - change.step_s / found.step_s:.0%} less)."
+        for change in found.changes
+    ] or ["No single change that the model of the step knows would shorten it by as much as 2%."]
+    if len(window.ranks) > 1:
+        said.append(_beside_ring(found))
+    return said
+
+
+def _beside_ring(found: Outlook) -> str:
+    if found.ring_s is None:
+        return "Plain DDP: on one host there are no links to reckon with; pserver compare measures both."
+    quicker = "it would be faster" if found.ring_s < 0.95 * found.step_s else "it would not be faster"
+    return (
+        f"Plain DDP: {seconds(found.ring_s)} at best, by ring all-reduce on these links beside the same compute: "
+        f"{quicker} than the {seconds(found.step_s)} here."
+    )
+
+
+def noise(window: Window) -> str:
+    """The gradient noise scale, and what more workers would do."""
+    scale = window.noise.scale
+    batch = sum(means["samples"] for means in window.ranks.values())
+    if scale is None or not batch:
+        return ""
+    fewer = (1 + scale / (2 * batch)) / (1 + scale / batch)
+    advice = "more workers help" if fewer < WORTH_MORE else "more workers help little" if fewer < 0.9 else "fewer will do too"
+    return (
+        f"The gradient noise scale is about {scale:.2g} samples, from the norms of {counted(window.noise.num_steps, 'step')}; all workers "
+        f"together have {batch:.4g} in a step. Twice the workers, each with as many samples as now, would need {fewer:.0%} of the steps "
+        f"for the same loss: {advice}."
+    )
+
+
 def turning_point(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The row with the lowest validation loss, if a later one is higher: from there on the model learns its training data by heart."""
     rows = [row for row in history if isinstance(loss := row.get("validation_loss"), int | float) and math.isfinite(loss)]
@@ -91,9 +132,9 @@ def curves(history: Sequence[Mapping[str, Any]]) -> str:
 def traffic(recorded: Recorded) -> str:
     """Bytes of the run."""
     window = recorded.window
-    pushed, pulled, wire = (sum(sums[name] for sums in recorded.series.traffic.values()) for name in ("push_bytes", "pull_bytes", "push_wire_bytes"))
-    where = f"about {size(wire)} of what was pushed went over links" if wire else "none of it over links: payload stayed in shared memory"
-    return f"{size(pushed)} pushed and {size(pulled)} pulled in {counted(window.num_steps, 'step')}; {where}."
+    pushed, pulled, up, down = (sum(sums[name] for sums in recorded.series.traffic.values()) for name in TRAFFIC)
+    moved = f"{size(pushed)} pushed and {size(pulled)} pulled in {counted(window.num_steps, 'step')}"
+    return f"{moved}; {size(up)} up and {size(down)} down on the workers' connections, with headers and what was sent again."
 
 
 def recoveries(summary: Mapping[str, Any] | None) -> list[str]:

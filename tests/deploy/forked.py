@@ -17,7 +17,7 @@ from deploy.launch.process import ProcessLauncher
 from deploy.result import Result
 from deploy.rundir import RunDirectory
 from deploy.trainer import Trainer
-from ps.config import CheckpointConfig, CommConfig, OptimizerConfig, Timeouts
+from ps.config import CheckpointConfig, CommConfig, MetricsConfig, OptimizerConfig, Timeouts
 from ps.decisions import EarlyStoppingConfig, PlateauConfig
 from tests.deploy.faults import Armed, arm
 from workers.config import TrainConfig
@@ -93,7 +93,7 @@ def trainer(storage: Path, task: str | None, fields: dict[str, Any] | None = Non
     """For a task by its name, or None and the option `loop`.
 
     `options` are `optimizer`, `early_stopping`, `plateau`, `timeouts` and fields of the sections train, scaling, comm, checkpoint,
-    failure and run, which share none.
+    failure, metrics and run, which share none.
     """
 
     def of(section: Any) -> dict[str, Any]:
@@ -109,6 +109,7 @@ def trainer(storage: Path, task: str | None, fields: dict[str, Any] | None = Non
         checkpoint=CheckpointConfig(**of(CheckpointConfig)),
         early_stopping=options.get("early_stopping", EarlyStoppingConfig()),
         plateau=options.get("plateau", PlateauConfig()),
+        metrics=MetricsConfig(**of(MetricsConfig)),
         run=RunConfig(storage_path=str(storage), **of(RunConfig)),
     )
     return ForkedTrainer.from_config(config, quiet=True, timeouts=options.get("timeouts", Timeouts(heartbeat_s=0.2)))

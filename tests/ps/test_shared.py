@@ -61,14 +61,6 @@ def test_mixed_members_agree() -> None:
         assert (members[0].bound.landing[1] == members[1].bound.landing[1]).all()
 
 
-def test_the_ledger_counts_payload_and_no_wire() -> None:
-    with cluster(1, 1) as servers:
-        member = servers.member(0, Net())
-        start(member)
-        traffic = _exchange(member).shards[0]
-        assert traffic.push_bytes and traffic.pull_bytes and traffic.push_wire_bytes == traffic.pull_wire_bytes == 0
-
-
 def _copy(members: list[Member]) -> None:
     for member in members[1:]:
         for mine, first in zip(member.bound.landing, members[0].bound.landing, strict=True):

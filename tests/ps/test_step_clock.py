@@ -8,15 +8,15 @@ def test_traffic_is_told_how_long_before_the_end_of_the_step_its_ends_lie() -> N
     """Shard 0's clock is 100 s ahead of ours, its receipts take no time; nothing goes to shard 1."""
     now = 10.0
     clock = StepClock(0, 2, clock=lambda: now)
-    clock.sent(0, 7, 1000, 1000)
+    clock.sent(0, 7, 1000)
     now = 10.5
-    clock.sent(0, 8, 1000, 1000)
+    clock.sent(0, 8, 1000)
     now = 11.0
     clock.received(0, 7, 111.0)
     now = 12.0
     clock.received(0, 8, 112.0)
     now = 13.0
-    clock.landed(0, pb.FrameHeader(clock_s=112.5, complete_s=112.0), 2000, 2000)
+    clock.landed(0, pb.FrameHeader(clock_s=112.5, complete_s=112.0), 2000)
     timing = clock.finish()
     timing.end(now=15.0)
     used, unused = timing.shards

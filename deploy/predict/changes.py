@@ -1,0 +1,108 @@
+"""What would make a run's steps shorter, and how long they would be then; and whether ring all-reduce would be quicker. Pure.
+
+The model of the step is asked twice, for the run as it was and with one change; their ratio, times the measured step, is the prediction:
+what the model does not know of the machine is in both.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from deploy.measure.ledger_file import LedgerStep
+from deploy.predict.calibrate import WARMUP
+from deploy.predict.plan import WORTH, ring_step_s, server_counts
+from deploy.predict.scenario import Scenario
+from deploy.predict.simulate import simulate
+from ps.config import SHARED_FRAME_BYTES
+
+NUM_CHANGES = 3
+MOST_FRAMES = 128
+LAGS = 1.15
+"""How many times the others' compute a rank's must be to be a straggler."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of the run, and the step then."""
+
+    what: str
+    step_s: float
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Times in seconds."""
+
+    step_s: float
+    """Median, as measured, of the steps after the first few."""
+    model_s: float
+    """What the model says of the run as it was."""
+    changes: Sequence[Change]
+    """The best ones, the best first; those that nobody would feel are left out."""
+    ring_s: float | None
+    """The step under ring all-reduce on the workers' links, by the formula; None where no link has a rate."""
+
+
+def outlook(scenario: Scenario, steps: Sequence[LedgerStep]) -> Outlook | None:
+    """Of a run that was like `scenario`; None without steps of all workers."""
+    whole = [step for step in steps[WARMUP:] if len(step.workers) == scenario.num_workers]
+    if not whole:
+        return None
+    measured_s = statistics.median(statistics.fmean(row.step_s for row in step.workers) for step in whole)
+    scenario = replace(_on_links(scenario, steps), stragglers=_stragglers(whole))
+    scenario = _coarse(scenario)
+    model_s = simulate(scenario).step_s
+    found = [Change(what, measured_s * simulate(other).step_s / model_s) for what, other in _candidates(scenario).items()]
+    best_servers = min((c for c in found if c.what.startswith("scaling.num_servers")), key=lambda change: change.step_s, default=None)
+    felt = [c for c in found if c.step_s <= (1 - WORTH) * measured_s and (c is best_servers or not c.what.startswith("scaling.num_servers"))]
+    has_links = scenario.comm.bandwidth is not None
+    return Outlook(measured_s, model_s, sorted(felt, key=lambda change: change.step_s)[:NUM_CHANGES], ring_step_s(scenario) if has_links else None)
+
+
+def _on_links(scenario: Scenario, steps: Sequence[LedgerStep]) -> Scenario:
+    """Where no worker found a server on its host, hosts are apart, with the links that the workers have measured."""
+    rows = [row for step in steps for row in step.workers]
+    rates = [row.pacing.link_bytes_per_s for row in rows if row.pacing and row.pacing.link_bytes_per_s]
+    if scenario.comm.bandwidth is not None or not rates or any(traffic.local for row in rows for traffic in row.shards):
+        return scenario
+    return replace(scenario, hosts="apart", comm=replace(scenario.comm, bandwidth=f"{round(8 * min(rates) / 1e3)}kbit"))
+
+
+def _coarse(scenario: Scenario) -> Scenario:
+    """With frames of at least a MOST_FRAMES-th of the model: what more would cost is in the measured step, and takes seconds to simulate."""
+    frame_bytes = min(max(scenario.pacing.frame_bytes, scenario.model_bytes // MOST_FRAMES), SHARED_FRAME_BYTES)
+    return replace(scenario, comm=replace(scenario.comm, frame_bytes=frame_bytes))
+
+
+def _stragglers(steps: Sequence[LedgerStep]) -> Mapping[int, float]:
+    seconds: dict[int, list[float]] = {}
+    for step in steps:
+        for row in step.workers:
+            seconds.setdefault(row.rank, []).append(row.compute_s)
+    compute = {rank: statistics.median(values) for rank, values in seconds.items()}
+    typical = statistics.median(compute.values())
+    return {rank: value / typical for rank, value in compute.items() if typical and value > LAGS * typical}
+
+
+def _candidates(scenario: Scenario) -> dict[str, Scenario]:
+    """What a user can change, by how it is said."""
+    comm, link = scenario.comm, scenario.comm.link_bytes_per_s()
+    found: dict[str, Scenario] = {}
+    if comm.push_format == "fp32" and comm.pull_format == "fp32":
+        found['comm.push_format = "bf16" and comm.pull_format = "bf16"'] = replace(
+            scenario, comm=replace(comm, push_format="bf16", pull_format="bf16")
+        )
+    for count in server_counts(scenario):
+        if count != scenario.num_servers and all(shard < count for shard in comm.server_bandwidth):
+            found[f"scaling.num_servers = {count}"] = replace(scenario, num_servers=count)
+    if not scenario.overlap:
+        found["train.overlap = true"] = replace(scenario, overlap=True)
+    if link is not None and not comm.server_bandwidth:
+        found["links of twice the rate"] = replace(scenario, comm=replace(comm, bandwidth=f"{round(16 * link / 1e3)}kbit"))
+    for rank in scenario.stragglers:
+        others = {other: factor for other, factor in scenario.stragglers.items() if other != rank}
+        found[f"rank {rank} as quick as the others"] = replace(scenario, stragglers=others)
+    found["compute in half the time (train.autocast, a quicker device)"] = replace(
+        scenario, forward_s=scenario.forward_s / 2, backward_s=scenario.backward_s / 2
+    )
+    return found

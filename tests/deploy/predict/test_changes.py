@@ -1,0 +1,74 @@
+"""Predicted changes of a run."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deploy.measure.ledger_file import LedgerStep
+from deploy.measure.window import Window
+from deploy.predict.changes import outlook
+from deploy.predict.scenario import Scenario, equal_tensors
+from deploy.report.page import write_report
+from deploy.report.words import outlook as words_of
+from ps.config import CommConfig
+from ps.pacing import Pacing
+from tests.deploy.ledgers import step_of, write_run
+
+
+def steps_of(num_workers: int, length: float) -> list[LedgerStep]:
+    return [step_of(step, num_workers, 2, length=length) for step in range(10)]
+
+
+def window_of(steps: list[LedgerStep]) -> Window:
+    window = Window()
+    for step in steps:
+        window.add(step.step, step.rows)
+    return window
+
+
+def thin(**options: object) -> Scenario:
+    """4 MB on links of 20 Mbit/s: nothing else matters."""
+    comm = CommConfig(bandwidth="20mbit")
+    base = Scenario(specs=equal_tensors(4_000_000), forward_s=0.01, backward_s=0.02, num_workers=4, num_servers=2, comm=comm)
+    return replace(base, **options)  # type: ignore[arg-type]
+
+
+def test_on_thin_links_more_servers_and_fewer_bytes_shorten_the_step_as_the_bytes_say() -> None:
+    """4 workers on 2 servers need 2 M/B; 16-bit formats and twice as many servers half of it, and ring all-reduce 1.5 M/B."""
+    steps = steps_of(4, length=3.6)
+    found = outlook(thin(), steps)
+    assert found is not None and found.step_s == pytest.approx(3.6)
+    assert found.model_s == pytest.approx(2 * 4e6 * 1.045 / 2.5e6, rel=0.1)
+    names = [change.what for change in found.changes]
+    assert 'comm.push_format = "bf16" and comm.pull_format = "bf16"' in names and len(names) == 3
+    assert len([name for name in names if name.startswith("scaling.num_servers")]) == 1
+    assert [change.step_s for change in found.changes] == sorted(change.step_s for change in found.changes)
+    assert all(change.step_s == pytest.approx(1.8, rel=0.15) for change in found.changes)
+    assert found.ring_s == pytest.approx(1.5 * 4e6 * 1.045 / 2.5e6, rel=0.1)
+    said = words_of(found, window_of(steps))
+    assert len(said) == 4 and said[-1].startswith("Plain DDP: 2.5") and "it would be faster than the 3.60 s here" in said[-1]
+
+
+def test_a_straggler_is_mended_and_links_are_those_that_workers_have_measured() -> None:
+    steps = steps_of(4, length=0.3)
+    slow = [replace(s, workers=[replace(r, compute_s=r.compute_s * (3 if r.rank == 2 else 1)) for r in s.workers]) for s in steps]
+    first = [replace(r, pacing=Pacing(link_bytes_per_s=1.25e9, delay_s=1e-4)) for r in slow[0].workers]
+    scenario = thin(comm=CommConfig(), forward_s=0.1, backward_s=0.2, hosts="one", cores_per_host=float(os.cpu_count() or 1))
+    found = outlook(scenario, [replace(slow[0], workers=first), *slow[1:]])
+    assert found is not None and found.ring_s is not None
+    assert "rank 2 as quick as the others" in [change.what for change in found.changes]
+    local = [replace(s, workers=[replace(r, shards=[replace(t, local=True) for t in r.shards]) for r in s.workers]) for s in slow]
+    found = outlook(scenario, local)
+    assert found is not None and found.ring_s is None
+    assert outlook(scenario, steps[:2]) is None, "the first steps are no typical ones"
+
+
+def test_the_report_of_a_run_has_predictions_and_one_without_its_task_has_none(tmp_path: Path) -> None:
+    steps = [step_of(step) for step in range(10)]
+    run = write_run(tmp_path, "whole", steps)
+    assert "Plain DDP" in write_report(run).read_text()
+    run.config.write_text(run.config.read_text().replace('"digits"', '"nosuch.module:Task"'))
+    text = write_report(run).read_text()
+    assert "Plain DDP" not in text and "What there is to gain" in text
