@@ -26,6 +26,7 @@ from ps.frame import Bytes
 from ps.host import ShardHost
 from ps.layout import Run
 from ps.pacing import MAX_FRAME_BYTES
+from ps.receipts import HeldReceipts, Receipt
 from ps.security import member_of
 from ps.shard import Shard
 from ps.streams import Stream
@@ -130,23 +131,34 @@ class DataPort:
         async with as_stream_status(context):
             shard = self._host.shard()
             member = member_of(context)
-            outbox: Outbox[bytes | PserverError | None] = Outbox()
+            outbox: Outbox[bytes | Receipt | PserverError | None] = Outbox()
+            held = HeldReceipts(partial(outbox.put, b""))
             stream = Stream(send=outbox.put, end=outbox.put, lands_shared=member.lands_shared)
             shard.open_stream(member, stream)
             unread_bytes = shard.layout.size_bytes + UNREAD_BYTES
-            reader = asyncio.create_task(self._read(shard, member, requests, stream, partial(outbox.below, unread_bytes)))
+            reader = asyncio.create_task(self._read(shard, member, requests, stream, outbox.put, partial(outbox.below, unread_bytes)))
             try:
                 while (item := await outbox.get()) is not None:
                     if isinstance(item, PserverError):
                         raise item
-                    await self._link.sending(len(item))
-                    await context.write(item)
+                    if isinstance(item, Receipt):
+                        held.hold(item)
+                        continue
+                    for data in held.before(item):
+                        await self._link.sending(len(data))
+                        await context.write(data)
             finally:
                 reader.cancel()
                 shard.close_stream(member, stream)
 
     async def _read(
-        self, shard: Shard, member: pb.Member, requests: AsyncIterator[bytes], stream: Stream, answers_are_read: Callable[[], Awaitable[None]]
+        self,
+        shard: Shard,
+        member: pb.Member,
+        requests: AsyncIterator[bytes],
+        stream: Stream,
+        hold: Callable[[Receipt], None],
+        answers_are_read: Callable[[], Awaitable[None]],
     ) -> None:
         """Takes the stream's frames until it ends; an error ends it, after a receipt that names the verdict."""
         header = pb.FrameHeader()
@@ -155,24 +167,26 @@ class DataPort:
                 await answers_are_read()
                 await self._link.receiving(len(data))
                 header, payload = frame.decode(data)
-                await self._take(shard, member, header, payload, stream)
+                await self._take(shard, member, header, payload, stream, hold)
             stream.end(None)
         except PserverError as error:
             log.warning("stream of rank %d ends: %s", member.rank, error)
             verdict = _VERDICTS.get(type(error))
             if verdict:
-                stream.send(_receipt(header, verdict, str(error)))
+                stream.send(frame.encode(_receipt(header, verdict, str(error))))
             stream.end(error)
         except Exception as error:
             log.exception("stream of rank %d fails", member.rank)
             reason = " ".join(repr(error).split())
             shard.end(PserverError(f"server {shard.layout.index} failed on a frame of rank {member.rank}: {reason}; see its log"))
 
-    async def _take(self, shard: Shard, member: pb.Member, header: pb.FrameHeader, payload: Bytes, stream: Stream) -> None:
+    async def _take(
+        self, shard: Shard, member: pb.Member, header: pb.FrameHeader, payload: Bytes, stream: Stream, hold: Callable[[Receipt], None]
+    ) -> None:
         if header.HasField("member") and header.member != member:
             raise Fenced(f"a frame of rank {header.member.rank} incarnation {header.member.incarnation} on the stream of rank {member.rank}")
         if header.kind == pb.PROBE:
-            stream.send(_receipt(header, Verdict.ACCEPTED))
+            stream.send(frame.encode(_receipt(header, Verdict.ACCEPTED)))
         elif header.kind == pb.ORDER:
             shard.share_order(member, header)
         elif header.kind == pb.NORMS:
@@ -180,11 +194,11 @@ class DataPort:
         elif header.kind not in (pb.PUSH, pb.ABSENT):
             raise MalformedFrame(f"frame of kind {header.kind} on the Steps stream")
         elif self._is_brief(shard, header):
-            rest = self._push(shard, member, header, payload, stream, may_wait=False)
+            rest = self._push(shard, member, header, payload, lambda receipt: hold(Receipt(receipt.SerializeToString())), may_wait=False)
             if rest:
                 await self._in_thread(rest)
         else:
-            await self._in_thread(self._push, shard, member, header, payload, stream)
+            await self._in_thread(self._push, shard, member, header, payload, lambda receipt: stream.send(frame.encode(receipt)))
 
     def _is_brief(self, shard: Shard, header: pb.FrameHeader) -> bool:
         size = len(shard.layout)
@@ -192,7 +206,13 @@ class DataPort:
         return not shard.is_two_phase and shard.layout.payload_bytes(run) <= INLINE_BYTES
 
     def _push(
-        self, shard: Shard, member: pb.Member, header: pb.FrameHeader, payload: Bytes, stream: Stream, may_wait: bool = True
+        self,
+        shard: Shard,
+        member: pb.Member,
+        header: pb.FrameHeader,
+        payload: Bytes,
+        send_receipt: Callable[[pb.FrameHeader], None],
+        may_wait: bool = True,
     ) -> Callable[[], object] | None:
         """A checked contribution; with `may_wait` false, what is left to be done where waiting is allowed."""
         wire = self._comm.push_format
@@ -204,11 +224,9 @@ class DataPort:
             raise MalformedFrame(f"step {header.step} of a run that starts at 0")
         if not 0.0 <= header.weight < float("inf"):
             raise MalformedFrame(f"weight {header.weight} is not a number from 0")
-        return shard.push(member, header, run, payload, lambda verdict: stream.send(_receipt(header, verdict)), may_wait=may_wait)
+        return shard.push(member, header, run, payload, lambda verdict: send_receipt(_receipt(header, verdict)), may_wait=may_wait)
 
 
-def _receipt(header: pb.FrameHeader, verdict: Verdict, detail: str = "") -> bytes:
-    reply = pb.FrameHeader(
-        kind=pb.RECEIPT, step=header.step, sequence=header.sequence, verdict=pb.Verdict.Name(verdict), detail=detail, clock_s=time.monotonic()
-    )
-    return frame.encode(reply)
+def _receipt(header: pb.FrameHeader, verdict: Verdict, detail: str = "") -> pb.FrameHeader:
+    name = pb.Verdict.Name(verdict)
+    return pb.FrameHeader(kind=pb.RECEIPT, step=header.step, sequence=header.sequence, verdict=name, detail=detail, clock_s=time.monotonic())

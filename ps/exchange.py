@@ -131,8 +131,10 @@ class Exchange:
         new = self._tensors[shard][run.span][~self._landed[shard][run.span]]
         self._landed[shard][run.span] = True
         self._missing -= len(new)
-        tensors, counts = np.unique(new, return_counts=True)
-        self._missing_of[tensors] -= counts
+        if len(new) and (new == new[0]).all():  # as in most runs, and a tenth of what sorting costs
+            self._missing_of[new[0]] -= len(new)
+        else:
+            np.subtract.at(self._missing_of, new, 1)
 
     def stream_ended(self, shard: int) -> None:
         """Credits on the stream return; what has not landed must be pushed again on the next one."""

@@ -23,6 +23,7 @@ Bytes = npt.NDArray[np.uint8]
 EXACT = "fp32"
 """The format that is none: elements in their own type. Empty in a header."""
 _HEADER_TAG = b"\x0a"  # field 1, length-delimited
+_RECEIPT_TAG = b"\x1a"  # field 3, length-delimited
 _PAYLOAD_TAG = b"\x7a"  # field 15, length-delimited
 _PADDING_TAG = b"\x12"  # field 2, length-delimited
 PAYLOAD_ALIGN = 16
@@ -65,11 +66,41 @@ def encode_coded(header: pb.FrameHeader, payload: Bytes, layout: ShardLayout, ru
     return encode(header, [payload])
 
 
-def decode(data: bytes) -> tuple[pb.FrameHeader, Bytes]:
-    """Header and payload; the payload is a read-only view of `data`. Raises MalformedFrame."""
-    if data[:1] != _HEADER_TAG:
+def with_receipts(receipts: Sequence[bytes], data: bytes) -> bytes:
+    """A message of receipts, as serialized headers, and a frame or b""."""
+    parts = [part for receipt in receipts for part in (_RECEIPT_TAG, _varint(len(receipt)), receipt)]
+    padding = -(sum(map(len, parts)) + 2) % PAYLOAD_ALIGN
+    return b"".join([*parts, _PADDING_TAG, bytes([padding]), bytes(padding), data])
+
+
+def receipts_of(data: bytes) -> tuple[list[pb.FrameHeader], int]:
+    """Receipts that a message begins with, and where its frame begins; at its end, if it has none. Raises MalformedFrame."""
+    receipts, at = [], 0
+    while data[at : at + 1] == _RECEIPT_TAG:
+        receipt, at = _header(data, at + 1)
+        receipts.append(receipt)
+    return receipts, _skip_padding(data, at) if receipts else 0
+
+
+def decode(data: bytes, at: int = 0) -> tuple[pb.FrameHeader, Bytes]:
+    """Header and payload of the frame that begins there; the payload is a read-only view of `data`. Raises MalformedFrame."""
+    if data[at : at + 1] != _HEADER_TAG:
         raise MalformedFrame("frame does not begin with a header: is the sender's version of pserver the same?")
-    size, at = _read_varint(data, 1)
+    header, at = _header(data, at + 1)
+    if at == len(data):
+        return header, np.empty(0, np.uint8)
+    at = _skip_padding(data, at)
+    if data[at : at + 1] != _PAYLOAD_TAG:
+        raise MalformedFrame("frame has something other than a payload after its header")
+    size, at = _read_varint(data, at + 1)
+    if at + size != len(data):
+        raise MalformedFrame(f"frame announces a payload of {size} bytes and brings {len(data) - at}")
+    return header, np.frombuffer(data, np.uint8, offset=at)
+
+
+def _header(data: bytes, at: int) -> tuple[pb.FrameHeader, int]:
+    """The header whose length is written at `at`, and where it ends."""
+    size, at = _read_varint(data, at)
     if size > MAX_HEADER_BYTES or at + size > len(data):
         raise MalformedFrame(f"frame of {len(data)} bytes announces a header of {size} bytes")
     header = pb.FrameHeader()
@@ -77,18 +108,16 @@ def decode(data: bytes) -> tuple[pb.FrameHeader, Bytes]:
         header.ParseFromString(data[at : at + size])
     except DecodeError as error:
         raise MalformedFrame(f"frame header cannot be parsed: {error}") from error
-    at += size
-    if at == len(data):
-        return header, np.empty(0, np.uint8)
-    if data[at : at + 1] == _PADDING_TAG:
-        padding, at = _read_varint(data, at + 1)
-        at += padding
-    if data[at : at + 1] != _PAYLOAD_TAG:
-        raise MalformedFrame("frame has something other than a payload after its header")
-    size, at = _read_varint(data, at + 1)
-    if at + size != len(data):
-        raise MalformedFrame(f"frame announces a payload of {size} bytes and brings {len(data) - at}")
-    return header, np.frombuffer(data, np.uint8, offset=at)
+    return header, at + size
+
+
+def _skip_padding(data: bytes, at: int) -> int:
+    if data[at : at + 1] != _PADDING_TAG:
+        return at
+    padding, at = _read_varint(data, at + 1)
+    if at + padding > len(data):
+        raise MalformedFrame(f"frame of {len(data)} bytes announces {padding} bytes of padding")
+    return at + padding
 
 
 def payload_parts(memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool) -> list[Bytes]:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict
 
-FRAME_S = 0.0055
+FRAME_S = 0.011
 """What a frame should take on the link."""
 MIN_FRAME_BYTES = 32 << 10
 MAX_FRAME_BYTES = 1 << 20

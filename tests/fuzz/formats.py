@@ -82,6 +82,16 @@ def _read_frame(data: bytes, wire: str) -> None:
         assert len(frame.exact_payload(header, payload, _SHARD, run)) == _SHARD.payload_bytes(run)
 
 
+def _read_receipts(data: bytes, _: Path) -> None:
+    receipts, at = frame.receipts_of(data)
+    assert at <= len(data) and len(receipts) <= len(data) // 2
+
+
+def _receipts() -> bytes:
+    headers = [pb.FrameHeader(kind=pb.RECEIPT, sequence=i, verdict=pb.ACCEPTED, clock_s=1.0).SerializeToString() for i in range(3)]
+    return frame.with_receipts(headers, frame.encode(pb.FrameHeader(kind=pb.READY)))
+
+
 def _read_payload(data: bytes, wire: str) -> None:
     """The codec alone: digests of a frame would keep most of it from being tried."""
     payload = np.frombuffer(data, np.uint8)
@@ -325,6 +335,7 @@ FORMATS = [
         )
         for wire in CODECS
     ),
+    Format("receipts of a message", _receipts, _read_receipts),
     Format("Join request", JOIN.SerializeToString, _read_join, (DecodeError,)),
     Format("member of a stream", pb.Member(incarnation=1).SerializeToString, lambda data, _: member_from(data)),
     Format("segment of a member", lambda: _offer().SerializeToString(), _read_offer, (DecodeError,)),

@@ -83,10 +83,11 @@ class Raw:
         for i, frame in enumerate(self._backlog):
             if frame.header.kind == kind:
                 return self._backlog.pop(i)
-        for frame in self._down:
-            if frame.header.kind == kind:
-                return frame
-            self._backlog.append(frame)
+        for message in self._down:
+            self._backlog += [pb.Frame(header=receipt) for receipt in message.receipts]
+            self._backlog.append(message)
+            if any(frame.header.kind == kind for frame in self._backlog):
+                return self.receive(kind)
         raise EOFError("the stream has ended without an error")
 
     def verdict(self) -> str:

@@ -166,3 +166,32 @@ def test_chunks_land_where_they_belong_in_both_memories() -> None:
             frame.land(np.concatenate(frame.payload_parts(local, shard, run, flat=False)), flat, shard, run, flat=True)
     for spec, at in zip(SPECS, layout.tensor_flat.tolist(), strict=True):
         np.testing.assert_array_equal(flat[at : at + spec.num_bytes], source[at : at + spec.num_bytes])
+
+
+@given(st.lists(st.integers(1, 2**40), min_size=1, max_size=20), st.booleans())
+def test_receipts_come_back_before_the_frame_they_went_with_which_stays_aligned(sequences: list[int], alone: bool) -> None:
+    receipts = [pb.FrameHeader(kind=pb.RECEIPT, sequence=sequence, clock_s=0.5) for sequence in sequences]
+    data = b"" if alone else frame.encode(*push_of_one_chunk())
+    message = frame.with_receipts([receipt.SerializeToString() for receipt in receipts], data)
+    found, at = frame.receipts_of(message)
+    assert found == receipts and message[at:] == data and at % frame.PAYLOAD_ALIGN == 0
+    assert list(pb.Frame.FromString(message).receipts) == receipts
+    if not alone:
+        assert pb.Frame.FromString(message).payload == frame.decode(message, at)[1].tobytes() == push_of_one_chunk()[1][0].tobytes()
+
+
+def push_of_one_chunk() -> tuple[pb.FrameHeader, list[Bytes]]:
+    header, payload = push(Run(0, 1))
+    return header, [payload]
+
+
+@given(st.integers(0, 60))
+def test_receipts_that_end_too_soon_are_malformed(length: int) -> None:
+    receipts = [pb.FrameHeader(kind=pb.RECEIPT, sequence=i, clock_s=1.0).SerializeToString() for i in (1, 2, 3)]
+    with contextlib.suppress(MalformedFrame):
+        found, at = frame.receipts_of(frame.with_receipts(receipts, b"")[:length])
+        assert len(found) <= 3 and at >= 0
+
+
+def test_a_frame_without_receipts_has_none() -> None:
+    assert frame.receipts_of(frame.encode(*push_of_one_chunk())) == ([], 0)

@@ -285,3 +285,14 @@ def test_a_probe_is_answered_before_anything_is_pushed(pair: Pair) -> None:
     pair.zero.send(pb.Frame(header=pb.FrameHeader(kind=pb.PROBE, sequence=5), payload=bytes(1000)))
     assert pair.zero.receive(pb.RECEIPT).header.sequence == 5
     pair.step(0)
+
+
+def test_receipts_go_with_the_answer_in_one_message(pair: Pair) -> None:
+    for chunk in range(2):
+        pair.zero.push(0, chunk, GRAD[chunk])
+        assert pair.zero.verdict() == "ACCEPTED"  # it does not wait for the other rank
+    pair.one.push(0, 0, GRAD[0])
+    pair.one.push(0, 1, GRAD[1])
+    messages = [next(pair.one._down) for _ in range(2)]
+    assert [(message.header.kind, len(message.receipts)) for message in messages] == [(pb.PARAMS, 1), (pb.PARAMS, 1)]
+    assert [receipt.sequence for message in messages for receipt in message.receipts] == [1, 2]
