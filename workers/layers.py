@@ -79,11 +79,12 @@ class Layers:
 
     def start(self) -> None:
         """Before a forward: installs what has landed and waits for what no layer waits for."""
-        missing = self._pending.intersection(self._landing.missing())
-        self._install([i for i in self._pending if i not in missing])
-        self._need(self._at_start)
-        self._withheld = sorted(self._pending)
-        self._bound.withhold(self._withheld)
+        with self._spans.span("install"):
+            missing = self._pending.intersection(self._landing.missing())
+            self._install([i for i in self._pending if i not in missing])
+            self._need(self._at_start)
+            self._withheld = sorted(self._pending)
+            self._bound.withhold(self._withheld)
 
     def finish(self) -> None:
         """Everything has landed: installs what is left."""

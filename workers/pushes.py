@@ -64,7 +64,7 @@ class Pushes:
         self._divisor = weight if divide else None
         self._times = {}
         if sums is None or self._late is None:
-            self._before = [self._bound.tensor(i).clone() for i in self._buffers]
+            self._keep_buffers()
             return
         early = [i for i in self._buffers if i not in self._late]
         with self._spans.span("copy"):
@@ -72,8 +72,12 @@ class Pushes:
                 self._bound.collect(i, None)
             early.append(self._bound.collect_sums(sums))
             self._bound.mover.wait()
-        self._before = [self._bound.tensor(i).clone() for i in self._buffers]
+        self._keep_buffers()
         self._exchange.ready(early, present=True)
+
+    def _keep_buffers(self) -> None:
+        with self._spans.span("copy"):
+            self._before = [self._bound.tensor(i).clone() for i in self._buffers]
 
     def _made(self, tensor: int) -> None:
         """The hook of a gradient that is complete."""
@@ -104,8 +108,8 @@ class Pushes:
     def end(self) -> None:
         """The step's backward is over: pushes what has not left."""
         self._is_open = False
-        self._check_buffers()
         with self._spans.span("copy"):
+            self._check_buffers()
             rest = self._bound.gather(self._weight, divide=self._divisor is not None, sums=self._sums)
         self._push_copied()  # `gather` has waited for the copies
         for present in (True, False):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from deploy.measure.ledger_file import LedgerStep
 from deploy.predict.calibrate import WARMUP
-from deploy.predict.plan import WORTH, ring_step_s, server_counts
+from deploy.predict.plan import WORTH, floor_s, ring_step_s, server_counts
 from deploy.predict.scenario import Scenario
 from deploy.predict.simulate import simulate
 from ps.config import SHARED_FRAME_BYTES
@@ -39,6 +39,8 @@ class Outlook:
     """What the model says of the run as it was."""
     changes: Sequence[Change]
     """The best ones, the best first; those that nobody would feel are left out."""
+    floor_s: float
+    """What the bytes need on these links, by the closed forms; 0 where no link has a rate."""
     ring_s: float | None
     """The step under ring all-reduce on the workers' links, by the formula; None where no link has a rate."""
 
@@ -56,7 +58,8 @@ def outlook(scenario: Scenario, steps: Sequence[LedgerStep]) -> Outlook | None:
     best_servers = min((c for c in found if c.what.startswith("scaling.num_servers")), key=lambda change: change.step_s, default=None)
     felt = [c for c in found if c.step_s <= (1 - WORTH) * measured_s and (c is best_servers or not c.what.startswith("scaling.num_servers"))]
     has_links = scenario.comm.bandwidth is not None
-    return Outlook(measured_s, model_s, sorted(felt, key=lambda change: change.step_s)[:NUM_CHANGES], ring_step_s(scenario) if has_links else None)
+    best = sorted(felt, key=lambda change: change.step_s)[:NUM_CHANGES]
+    return Outlook(measured_s, model_s, best, floor_s(scenario), ring_step_s(scenario) if has_links else None)
 
 
 def _on_links(scenario: Scenario, steps: Sequence[LedgerStep]) -> Scenario:

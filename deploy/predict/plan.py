@@ -97,7 +97,7 @@ def plan(scenario: Scenario) -> Plan:
         servers: step.step_s if servers == scenario.num_servers else simulate(replace(scenario, num_servers=servers)).step_s
         for servers in server_counts(scenario)
     }
-    found = Plan(scenario, step, _floor_s(scenario), ring_step_s(scenario), dict(sorted(halved.items(), key=lambda item: item[1])), by_servers, {})
+    found = Plan(scenario, step, floor_s(scenario), ring_step_s(scenario), dict(sorted(halved.items(), key=lambda item: item[1])), by_servers, {})
     at_best = replace(scenario, num_servers=found.best_servers)
     asked = (scenario.comm.push_format, scenario.comm.pull_format)
     by_format = {"/".join(asked): by_servers[found.best_servers]}
@@ -140,7 +140,7 @@ def server_counts(scenario: Scenario) -> list[int]:
     return sorted(count for count in counts if count <= most)
 
 
-def _floor_s(scenario: Scenario) -> float:
+def floor_s(scenario: Scenario) -> float:
     """Of push and pull at once, by the closed forms; wire bytes."""
     wire = scenario.model_bytes * scenario.costs.wire_overhead
     worker = min(map(scenario.worker_link, range(scenario.num_workers)))

@@ -75,6 +75,10 @@ def outlook(found: Outlook | None, window: Window) -> list[str]:
         f"{change.what}: a step of about {seconds(change.step_s)} in place of {seconds(found.step_s)} ({1 - change.step_s / found.step_s:.0%} less)."
         for change in found.changes
     ] or ["No single change that the model of the step knows would shorten it by as much as 2%."]
+    if found.floor_s:
+        compute_s = max(means["compute_s"] for means in window.ranks.values())
+        floor = f"The bytes alone need {seconds(found.floor_s)} on these links, the slowest rank's compute {seconds(compute_s)}"
+        said.append(f"{floor}: the longer of the two is {max(found.floor_s, compute_s) / found.step_s:.0%} of the step.")
     if len(window.ranks) > 1:
         said.append(_beside_ring(found))
     return said

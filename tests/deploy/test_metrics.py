@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.util.metrics import Counter
 
 from deploy.launch.base import Ending, ProcessKey
 from ps.config import MetricsConfig
@@ -16,6 +17,7 @@ from ps.metrics import RUN, metered, tell_row
 from ps.prometheus import Endpoint
 from tests.deploy.forked import ForkedLauncher, ForkedTrainer, trainer
 from tests.deploy.ledgers import step_of
+from workers.ray_actor import RayMeter
 
 DASHBOARD = Path("deploy/cluster/grafana.json")
 
@@ -77,6 +79,18 @@ def test_what_is_injected_takes_the_place_of_the_endpoint() -> None:
         assert meter is told
     with metered(MetricsConfig(), 0, told) as meter:
         assert meter is None
+
+
+def test_ray_is_handed_what_the_dashboard_asks_for() -> None:
+    """It puts `ray_` before the names (seen at its agent), and nothing is sent without a cluster."""
+    meter = RayMeter()
+    for row in step_of(0).rows:
+        tell_row(meter, row)
+    named = {f"ray_{name}_total" if isinstance(family, Counter) else f"ray_{name}" for name, family in meter._families.items()}
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    asked = {name for panel in panels for target in panel["targets"] for name in re.findall(r'__name__=~"([^"]+)"', target["expr"])}
+    asked = {name for name in asked if "pserver_run" not in name}  # the driver's, which is no actor
+    assert named == {next(name for name in named if re.fullmatch(expression, name)) for expression in asked}
 
 
 class Watched(ForkedLauncher):

@@ -29,9 +29,9 @@ def window_of(steps: list[LedgerStep]) -> Window:
 
 
 def thin(**options: object) -> Scenario:
-    """4 MB on links of 20 Mbit/s: nothing else matters."""
-    comm = CommConfig(bandwidth="20mbit")
-    base = Scenario(specs=equal_tensors(4_000_000), forward_s=0.01, backward_s=0.02, num_workers=4, num_servers=2, comm=comm)
+    """1 MB on links of 5 Mbit/s: nothing else matters."""
+    comm = CommConfig(bandwidth="5mbit")
+    base = Scenario(specs=equal_tensors(1_000_000), forward_s=0.01, backward_s=0.02, num_workers=4, num_servers=2, comm=comm)
     return replace(base, **options)  # type: ignore[arg-type]
 
 
@@ -40,15 +40,17 @@ def test_on_thin_links_more_servers_and_fewer_bytes_shorten_the_step_as_the_byte
     steps = steps_of(4, length=3.6)
     found = outlook(thin(), steps)
     assert found is not None and found.step_s == pytest.approx(3.6)
-    assert found.model_s == pytest.approx(2 * 4e6 * 1.045 / 2.5e6, rel=0.1)
+    assert found.model_s == pytest.approx(2 * 1e6 * 1.045 / 0.625e6, rel=0.1)
     names = [change.what for change in found.changes]
     assert 'comm.push_format = "bf16" and comm.pull_format = "bf16"' in names and len(names) == 3
     assert len([name for name in names if name.startswith("scaling.num_servers")]) == 1
     assert [change.step_s for change in found.changes] == sorted(change.step_s for change in found.changes)
     assert all(change.step_s == pytest.approx(1.8, rel=0.15) for change in found.changes)
-    assert found.ring_s == pytest.approx(1.5 * 4e6 * 1.045 / 2.5e6, rel=0.1)
+    assert found.ring_s == pytest.approx(1.5 * 1e6 * 1.045 / 0.625e6, rel=0.1)
     said = words_of(found, window_of(steps))
-    assert len(said) == 4 and said[-1].startswith("Plain DDP: 2.5") and "it would be faster than the 3.60 s here" in said[-1]
+    assert found.floor_s == pytest.approx(2 * 1e6 * 1.045 / 0.625e6)
+    assert said[-2].endswith("the longer of the two is 93% of the step.")
+    assert len(said) == 5 and said[-1].startswith("Plain DDP: 2.5") and "it would be faster than the 3.60 s here" in said[-1]
 
 
 def test_a_straggler_is_mended_and_links_are_those_that_workers_have_measured() -> None:
