@@ -4,9 +4,9 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
-PER_S = 100.0
-"""Refusals a second; whoever asks again as soon as it is refused takes no more than that of the processor."""
-AT_ONCE = 100
+PER_S = 10.0
+"""Refusals a second, each of which takes a millisecond or two; whoever asks again as soon as it is refused takes no more of the processor."""
+AT_ONCE = 20
 """Of them without a wait."""
 MOST_S = 2.0
 """Nobody waits longer."""

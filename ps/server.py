@@ -55,7 +55,8 @@ class Server:
         self.host.recover()
         callers = settings.run_id, settings.secret
         link = Link(settings.comm.bucket_bytes_per_s(settings.shard))
-        self._data = StreamServer(StreamGuard(*callers), DataPort(self.host, link, settings.comm, settings.num_workers).handlers())
+        handlers = DataPort(self.host, link, settings.comm, settings.num_workers).handlers()
+        self._data = StreamServer(StreamGuard(*callers), handlers, settings.host)
         self._control = new_server("control", RunGuard(*callers), num_roles=settings.num_workers + 3)  # driver, reader, itself
         self._control.add_generic_rpc_handlers((ControlPort(self.host).handlers(),))
         self._health = health.HealthServicer()

@@ -17,7 +17,7 @@ from ps.config import Timeouts
 from ps.credentials import Credentials, Tls
 from ps.errors import ConfigError, Unreachable, from_rpc_error
 from ps.roles import Role
-from ps.security import CALLS_AT_ONCE, MOST_WAITING, Metadata, RunGuard, call_metadata
+from ps.security import CALLS_AT_ONCE, MOST_WAITING, Metadata, RunGuard, call_metadata, is_loopback
 
 MAX_MESSAGE_BYTES = 16 << 20
 """Largest message either end accepts: a frame with its header, or a Join with the digests of 60 GB of parameters."""
@@ -40,10 +40,12 @@ _SERVER = [
     ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
 ]
-STREAM_OPTIONS = [*_SERVER, ("grpc.max_concurrent_streams", 100)]
-"""Of servers of streams; of each connection's, a process needs a few."""
-_SHORT_CALLS = [("grpc.http2.bdp_probe", 0), ("grpc.max_concurrent_streams", 2 * CALLS_AT_ONCE)]
-"""A connection that sends much is not given megabytes to send, one that calls much no more calls than it can have in progress."""
+_SMALL_WINDOW = ("grpc.http2.bdp_probe", 0)
+"""A connection that sends much is not given megabytes to send."""
+_STREAMS = [*_SERVER, ("grpc.max_concurrent_streams", 100)]
+"""Of each connection's, a process needs a few."""
+_SHORT_CALLS = [_SMALL_WINDOW, ("grpc.max_concurrent_streams", 2 * CALLS_AT_ONCE)]
+"""A connection that calls much is given no more calls than it can have in progress."""
 _BACKOFF = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 1000), ("grpc.max_reconnect_backoff_ms", 2000)]
 _CLIENT = [*_COMMON, *_BACKOFF, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
 
@@ -52,6 +54,11 @@ def new_server(name: str, guard: RunGuard, *, num_roles: int) -> grpc.Server:
     """A server whose every method is guarded, with a thread for every call that so many roles may have in progress, and some to refuse others."""
     pool = futures.ThreadPoolExecutor(max_workers=num_roles * CALLS_AT_ONCE + MOST_WAITING + 4, thread_name_prefix=name)
     return grpc.server(pool, interceptors=[guard], options=[*_SERVER, *_SHORT_CALLS])
+
+
+def stream_options(host: str) -> list[tuple[str, int]]:
+    """Of a server of streams that listens on `host`: windows grow where a link may have a delay, which is where strangers get no connection."""
+    return [*_STREAMS, _SMALL_WINDOW] if is_loopback(host) else _STREAMS
 
 
 class Bindable(Protocol):

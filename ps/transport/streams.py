@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 
 from ps.security import StreamGuard
-from ps.transport.rpc import STREAM_OPTIONS
+from ps.transport.rpc import stream_options
 
 T = TypeVar("T")
 
@@ -69,9 +69,11 @@ def _own_bytes() -> int:
 class StreamServer:
     """A server of streams, every method guarded. Its methods are called from other threads than the loop's."""
 
-    def __init__(self, guard: StreamGuard, handler: grpc.GenericRpcHandler) -> None:
+    def __init__(self, guard: StreamGuard, handler: grpc.GenericRpcHandler, host: str) -> None:
+        """`host`: where it will listen."""
+
         async def make() -> grpc.aio.Server:
-            server = grpc.aio.server(interceptors=[guard], options=STREAM_OPTIONS)
+            server = grpc.aio.server(interceptors=[guard], options=stream_options(host))
             server.add_generic_rpc_handlers((handler,))
             return server
 
