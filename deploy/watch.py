@@ -13,7 +13,7 @@ from deploy.rundir import RunDirectory
 from ps.config import Timeouts
 from ps.control import Control
 from ps.control_service import ControlServicer
-from ps.errors import ProcessDied, Unreachable, by_name
+from ps.errors import MISCONFIGURED, ConfigError, ProcessDied, PserverError, Unreachable, by_name
 
 POLL_S = 0.1
 _DEATH_S = 5.0
@@ -128,7 +128,7 @@ class Watch:
             self._control.lose(key.role, key.index)
         reason = self._killed.pop(key, ending.reason)
         if ending.code and not has_registered:
-            raise self._death(key, reason, ending, "")  # it would only fail again
+            raise self._refusal(key, reason, ending)  # it would only fail again
         if ending.lost_host and key.role == "server":
             raise self._death(key, reason, ending, "its part of the parameters was in that host's memory")
         why_not = self._recovery.died(key, reason, step, time.monotonic())
@@ -138,6 +138,12 @@ class Watch:
         self._say(f"{key} {reason} at step {step}{crash}: starting it again")
         self._restarted[key] = incarnation, time.monotonic()
         self._restart(key)
+
+    def _refusal(self, key: ProcessKey, reason: str, ending: Ending) -> PserverError:
+        """A process has ended before it could begin."""
+        if key.role == "server" and ending.code == MISCONFIGURED and ending.last_words:
+            return ConfigError(f"{key}: {ending.last_words.splitlines()[-1].removeprefix('error: ')}")
+        return self._death(key, reason, ending, "")
 
     def _has_registered(self, key: ProcessKey) -> bool:
         """Whether the process that runs under this name has."""

@@ -30,6 +30,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
+MISCONFIGURED = 2
+"""Exit code of a process whose settings, or whose host, do not let it begin."""
+
 
 class PserverError(Exception):
     """Root of all errors that pserver raises for its users."""

@@ -26,7 +26,7 @@ from ps.config import ServerSettings, from_json
 from ps.control_client import ControlClient, Heart, Progress
 from ps.control_port import ControlPort
 from ps.data_port import DataPort
-from ps.errors import ConfigError, PserverError, Stopped
+from ps.errors import MISCONFIGURED, ConfigError, PserverError, Stopped
 from ps.failpoints import hit
 from ps.host import ShardHost
 from ps.key_files import settings_of_server
@@ -126,14 +126,26 @@ SWITCH_INTERVAL_S = 3e-4
 
 
 def serve(settings_json: str, meter: Meter | None = None) -> int:
-    """Runs a server until it is asked to end; the exit code. `meter`: where metrics go, if there shall be any, in place of an endpoint."""
-    settings = from_json(ServerSettings, settings_json)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    keep_freed_memory()
-    torch.set_num_threads(1)  # slices of a kernel must not depend on the machine; the streams' threads work in parallel
-    with run_mark(settings.run_id), metered(settings.metrics, 1 + settings.shard, meter) as meter:
-        _serve(settings, meter)
+    """Runs a server until it is asked to end; the exit code, and what ended it as a line on stderr. `meter`: where metrics go, if there
+    shall be any, in place of an endpoint."""
+    try:
+        settings = from_json(ServerSettings, settings_json)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        keep_freed_memory()
+        torch.set_num_threads(1)  # slices of a kernel must not depend on the machine; the streams' threads work in parallel
+        with run_mark(settings.run_id), metered(settings.metrics, 1 + settings.shard, meter) as meter:
+            _serve(settings, meter)
+    except (ConfigError, ValueError, OSError) as error:
+        return _misconfigured(error)
+    except PserverError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _misconfigured(error: Exception) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return MISCONFIGURED
 
 
 def _serve(settings: ServerSettings, meter: Meter | None) -> None:
@@ -190,13 +202,10 @@ def main() -> int:
     arguments = parser.parse_args()
     configure_logging()
     try:
-        return serve(settings_of_server(arguments.config, arguments.certs) if arguments.config else sys.stdin.read())
+        settings = settings_of_server(arguments.config, arguments.certs) if arguments.config else sys.stdin.read()
     except (ConfigError, ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except PserverError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _misconfigured(error)
+    return serve(settings)
 
 
 if __name__ == "__main__":

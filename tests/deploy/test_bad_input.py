@@ -26,6 +26,7 @@ from ps.server import main as serve_by_hand
 from ps.transport.rpc import Peer, bind, new_server
 from tests.deploy.forked import train
 from tests.deploy.leftovers import nothing_left, segments_of
+from tests.ps.test_addresses import free_ports
 from workers.config import TrainConfig, WorkerSettings
 from workers.tasks.digits import Digits
 from workers.worker import work
@@ -60,6 +61,15 @@ def test_a_task_that_goes_wrong_ends_the_run_by_name(how: str, options: dict[str
     assert not segments_of(result.path)
     summary = json.loads((result.path / "summary.json").read_text())
     assert (summary["status"], summary["error"]) == ("failed", str(result.error))
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["none for the servers", "one for a server"])
+def test_a_range_of_too_few_ports_is_a_mistake_in_the_config(count: int, tmp_path: Path) -> None:
+    ports = free_ports(count)
+    result = train(tmp_path, BROKEN, {"how": "nothing", "mark": ""}, batch_size=8, num_servers=1, port_range=f"{ports[0]}-{ports[-1]}")
+    assert result.error is not None
+    assert_one_line(result.error, rf"server 0: no port of comm.port_range = {ports[0]}-{ports[-1]} is free on 127.0.0.1: widen it")
+    assert exit_code(result.error) == 2
 
 
 def test_a_run_without_validation_data_trains(tmp_path: Path) -> None:
