@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deploy.config import Config, to_dict
 from deploy.result import versions
 from deploy.resume import Beginning
 from deploy.rundir import fsync_folder, write_atomic
 from ps.checkpoints.manifest import Manifest, PartRecord, digest_of, from_hex, records_of, to_hex
-from ps.checkpoints.parts import PartShape, optimizer_chunks, rank_shape, shard_shape
+from ps.checkpoints.parts import Digests, PartShape, optimizer_chunks, rank_shape, shard_shape
+from ps.checkpoints.saver import write_part
 from ps.codecs import is_lossy
 from ps.control_service import Process, SavedPart
 from ps.errors import MalformedFrame, PserverError
+from ps.frame import Bytes
 from ps.optimizers import num_slots
 from ps.reader import Reader
 
@@ -239,9 +243,8 @@ class CheckpointKeeper:
 
     @property
     def is_saving(self) -> bool:
-        """Whether the servers alone hold all that a checkpoint needs, in a run that has checkpoints."""
-        config = self._config.checkpoint
-        return bool(config.every_steps or config.every_epochs) and not is_lossy(self._config.comm.push_format)
+        """Whether the run has checkpoints."""
+        return bool(self._config.checkpoint.every_steps or self._config.checkpoint.every_epochs)
 
     def save_now(self, version: int) -> None:
         """Has every server cut a version in which nothing moves. Raises VersionGone, Unreachable."""
@@ -249,6 +252,12 @@ class CheckpointKeeper:
             self._asked.add(version)
         for shard in range(self._config.scaling.num_servers):
             self._reader().snapshot(shard, version)
+
+    def save_here(self, sender: Process, version: int, memory: Bytes, digests: Digests, state_digests: Digests) -> None:
+        """Writes a part in place of a process that has died. Raises OSError."""
+        header = np.frombuffer(self._shape(sender).header(version), np.uint8)
+        write_part(self._rundir.unfinished_checkpoint(version, self._generation) / self._rundir.part_name(*sender), [header, memory])
+        self.saved(sender, SavedPart(version, len(header) + len(memory), digests.tolist(), state_digests.tolist()))
 
     def wait(self, timeout_s: float, version: int | None = None) -> bool:
         """Whether all that is awaited (`version` at least) became whole, or was given up, in time; the rest is given up."""

@@ -18,7 +18,7 @@ from deploy.checkpoints import CheckpointKeeper
 from deploy.config import Config, apply_batch_rule
 from deploy.console import Console
 from deploy.keys import RunKeys
-from deploy.last_state import save_last_state
+from deploy.last_state import LastState
 from deploy.launch.base import Launcher, ProcessKey
 from deploy.measure.formats import format_advice
 from deploy.measure.reader import LedgerWriter, Reporter
@@ -134,7 +134,6 @@ class Driver:
             self._rundir.write_control(address, self._keys.credentials(READER))
             self._start(address)
             self._wait_for_processes(self._beginning.checkpoint)
-            self._aside("the workers to join", self._begin)
             self._train()
             self._finish()
         finally:
@@ -208,12 +207,19 @@ class Driver:
 
     def _train(self) -> None:
         try:
+            self._aside("the workers to join", self._begin)
             self._watch.wait("training", lambda: self._control.final_version is not None)
         except ProcessDied:
-            saved = None if self._rival else save_last_state(self.checkpoints, self._reader, self._control, self._service.changed)
-            if saved is not None:
-                self._say(f"the state of step {saved} is saved")
+            if not self._rival:
+                self._save_last_state()
             raise
+
+    def _save_last_state(self) -> None:
+        run = self._config, self._run_id, self._beginning.generation
+        last = LastState(self.checkpoints, self._reader, self._control, self._service.changed, self._launcher, self._processes.start, *run)
+        saved = last.save()
+        if saved is not None:
+            self._say(f"the state of step {saved} is saved")
 
     def _finish(self) -> None:
         """The last version has landed everywhere: keeps it, and lets all processes end by themselves."""

@@ -125,8 +125,7 @@ class RankState:
     @classmethod
     def open(cls, run_id: str, member: pb.Member, layout: Layout, comm: CommConfig, *, seed: int, skip_nonfinite: bool) -> "RankState":
         """The member's, as a former process has left it or new. `seed`: of the run. Raises ResourcesMissing."""
-        size = cls.size_bytes(layout)
-        name = f"{run_prefix(run_id)}g{member.generation}-e{member.rank}.{member.stage}"
+        size, name = cls.size_bytes(layout), _segment_name(run_id, member)
         path = find_segment(name) or segment_folder(size) / name
         try:
             segment = Segment(path, size)
@@ -141,10 +140,31 @@ class RankState:
         state._segment = segment
         return state
 
+    @classmethod
+    def left_behind(
+        cls, run_id: str, generation: int, rank: int, version: int, layout: Layout, comm: CommConfig, *, seed: int, skip_nonfinite: bool
+    ) -> Bytes:
+        """What a dead member has yet to send at `version`, packed, out of the memory that it has left on this host. Raises StateLost."""
+        member = pb.Member(rank=rank, generation=generation)
+        if find_segment(_segment_name(run_id, member)) is None:
+            raise StateLost(f"what rank {rank} has yet to send in {comm.push_format} is not in this host's memory")
+        state = cls.open(run_id, member, layout, comm, seed=seed, skip_nonfinite=skip_nonfinite)
+        try:
+            if state.version < version and skip_nonfinite:
+                raise StateLost(f"rank {rank} died before it knew whether step {state.version} was skipped")
+            state.resume(version, skipped=False)
+            return state.packed(version)
+        finally:
+            state.close(remove=False)
+
     def close(self, *, remove: bool = True) -> None:
         """Gives the memory back; `remove`: nobody goes on with it."""
         if self._segment:
             self._segment.close(remove=remove)
+
+
+def _segment_name(run_id: str, member: pb.Member) -> str:
+    return f"{run_prefix(run_id)}g{member.generation}-e{member.rank}.{member.stage}"
 
 
 def _copy_bytes(layout: Layout) -> int:

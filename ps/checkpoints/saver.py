@@ -4,7 +4,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,15 +88,7 @@ class Saver:
             self._deposit(version, parts)
             return
         before, after = self._saving.file
-        path = Path(f"{before}{version}{after}")
-        path.parent.mkdir(exist_ok=True)
-        beside = path.with_name(f".{path.name}")
-        with beside.open("wb", buffering=0) as file:
-            for part in parts:
-                for at in range(0, len(part), _PIECE_BYTES):
-                    _write_all(file.fileno(), part[at : at + _PIECE_BYTES])
-            os.fsync(file.fileno())
-        beside.replace(path)
+        write_part(Path(f"{before}{version}{after}"), parts)
 
     def _deposit(self, version: int, parts: list[Bytes]) -> None:
         offset = 0
@@ -105,6 +97,18 @@ class Saver:
                 data = part[at : at + _PIECE_BYTES].tobytes()
                 self._control.deposit(version, offset, data)
                 offset += len(data)
+
+
+def write_part(path: Path, parts: Sequence[Bytes]) -> None:
+    """Beside, then under its name, when all of it is on the disk. Raises OSError."""
+    path.parent.mkdir(exist_ok=True)
+    beside = path.with_name(f".{path.name}")
+    with beside.open("wb", buffering=0) as file:
+        for part in parts:
+            for at in range(0, len(part), _PIECE_BYTES):
+                _write_all(file.fileno(), part[at : at + _PIECE_BYTES])
+        os.fsync(file.fileno())
+    beside.replace(path)
 
 
 def _write_all(file: int, data: Bytes) -> None:

@@ -13,7 +13,7 @@ from deploy.result import Result
 from deploy.rundir import RunDirectory
 from ps.errors import ConfigError, ProcessDied
 from ps.ledger import WorkerRow, to_line
-from tests.deploy.faults import S0, S1, W0, W1, Faults, Point
+from tests.deploy.faults import S0, S1, W0, Faults, Point
 from tests.deploy.forked import ForkedLauncher, trainer
 from tests.deploy.killing import NOISY, OPTIMIZERS, bits_of, deaths_of, run, undisturbed
 
@@ -40,13 +40,6 @@ def test_the_newest_ones_are_kept_and_the_best_and_nothing_half_done(tmp_path: P
     best = json.loads(rundir.summary.read_text())["best"]["version"]
     assert rundir.checkpoint_versions() == sorted({best, 12})
     assert [path.name for path in rundir.checkpoints_folder.iterdir() if path.name.startswith(".")] == []
-
-
-def test_a_worker_too_many_that_dies_ends_the_run_with_its_state_saved(tmp_path: Path) -> None:
-    result = failed(tmp_path, W1, ("worker.landed", 45), every_steps=100)
-    (version,) = RunDirectory(result.path).checkpoint_versions()
-    assert 0 < version < 12 and f"the state of step {version} is saved" in log_of(result)
-    assert bits_of(resumed(tmp_path, every_steps=100)) == undisturbed("adam")
 
 
 def test_a_full_disk_costs_checkpoints_and_files_but_no_step(tmp_path: Path) -> None:
