@@ -93,8 +93,8 @@ def forge(world: "World") -> None:
     session = server.shard._streams._session[rank]
     member = pb.Member(rank=rank, incarnation=newest, generation=1, session=session)
     kind = world.rng.choice(("old incarnation", "old timeline", "old timeline joins", "next step"))
-    if server.shard._barrier._incarnation[rank] < newest:
-        return  # as far as this server can know, nothing is old
+    if server.shard._barrier._incarnation[rank] < newest or server.shard.work.reads(rank):
+        return  # as far as this server can know, nothing is old; or Join, if it is not refused, would wait
     if kind == "old incarnation":
         member.incarnation -= 1
     elif kind != "next step":
@@ -142,4 +142,12 @@ def read(world: "World") -> None:
             world.read_all(server, version)
 
 
-FAULTS: tuple[Callable[["World"], None], ...] = (kill_one, kill_one, kill_several, stop, break_one, partition, forge, read)
+def snapshot(world: "World") -> None:
+    """The driver asks for the newest version, or for one that is gone by now."""
+    for server in world.processes():
+        if isinstance(server, Server) and server.store.version >= 1:
+            world.count("snapshot")
+            server.snapshot(max(server.store.version - world.rng.randrange(2), 1))
+
+
+FAULTS: tuple[Callable[["World"], None], ...] = (kill_one, kill_one, kill_several, stop, break_one, partition, forge, read, snapshot)

@@ -47,6 +47,8 @@ class Job:
     frame_bytes: int = 1 << 20
     is_driven: bool = True
     """A driver decides at ends of epochs."""
+    cut_every: int = 0
+    """Versions between two checkpoints; 0: there are none but those that are asked for."""
 
     @staticmethod
     def draw(rng: random.Random) -> "Job":
@@ -62,6 +64,7 @@ class Job:
             bound=rng.choice((0, 1 << 10, 1 << 20)),
             frame_bytes=rng.choice((4096, 1 << 20)),
             is_driven=rng.random() < 0.7,
+            cut_every=rng.choice((0, 1, 1, 2)),
         )
         return replace(job, shared=job.push_format == "fp32" and rng.random() < 0.5)
 
@@ -83,6 +86,10 @@ class Job:
     def optimizer(self) -> OptimizerConfig:
         max_norm = MAX_NORM if self.norm == "clip" else None
         return OptimizerConfig(lr=LR, momentum=MOMENTUM, max_grad_norm=max_norm, nonfinite="skip" if self.norm == "skip" else "error")
+
+    def is_due(self, version: int) -> bool:
+        """Whether a checkpoint of it is taken without anybody's asking."""
+        return bool(self.cut_every) and version % self.cut_every == 0
 
     def settings(self, shard: int) -> ServerSettings:
         comm = CommConfig(out_of_order_bytes=self.bound, push_format=self.push_format, window_frames=self.window)  # type: ignore[arg-type]

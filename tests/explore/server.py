@@ -9,6 +9,7 @@ import numpy as np
 from protos import pserver_pb2 as pb
 from ps import frame
 from ps.barrier import Verdict
+from ps.checkpoints.cut import Cut, Cuts
 from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, PserverError, VersionGone
 from ps.frame import Bytes
 from ps.layout import Run
@@ -67,7 +68,9 @@ class Server(Process):
             self.store.format()
         settings = world.job.settings(index)
         stats = ServerStats(index, settings.num_workers, RowBuffer(), None)
-        self.shard = Shard(world.job.layout, self.store, settings, world.job.plan, stats)
+        self.cuts = Cuts(self.store, world.job.is_due, self._has_cut, lambda version, why: world.count("cut given up"))
+        self.cuts._changed.wait_for = self._waits_for  # type: ignore[method-assign]
+        self.shard = Shard(world.job.layout, self.store, settings, world.job.plan, stats, self.cuts)
         self.shard.work._pool = Pool(self)  # type: ignore[assignment]
         self.wires: list[Wire] = []
         self._waiting: list[tuple[Wire, Any]] = []
@@ -130,6 +133,34 @@ class Server(Process):
             answer(None)
 
         self.run(decided)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def snapshot(self, version: int) -> None:
+        """A cut that is asked for, unless the one before is still in use: the shard would wait for that."""
+
+        def asked() -> None:
+            try:
+                self.shard.cut(version)
+            except VersionGone:
+                self.world.count("cut: gone")
+
+        if not self.cuts._delivered:
+            self.run(asked)
+
+    def _waits_for(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+        """For another thread's copy: all threads are on one stack here, so it would never come. Those of a dead process are no more."""
+        if done():
+            return True
+        raise Killed if self.is_dead else Violation(f"{self.name} waits for a copy that nobody makes")
+
+    def _has_cut(self, cut: Cut) -> None:
+        """Its memory is in use until its file has been written."""
+        job, world, layout = self.world.job, self.world, self.shard.layout
+        if cut.data.params.tobytes() != b"".join(job.bytes_of(self.index, block.run, cut.version) for block in layout.blocks):
+            raise Violation(f"a cut of {self.name} has other bytes than the reference's of version {cut.version}")
+        world.count("cut")
+        world.clock.after(world.rng.uniform(0, 3.0), self, self.cuts.release)
 
     # -- streams ---------------------------------------------------------------------------------------------
 

@@ -15,9 +15,10 @@ SEEDS = 500
 FAULTS = {
     *("kill", "stop", "stop, long", "zombie", "fenced member", "break", "partition", "late copy", "overtaken"),
     *("frame again", "frame damaged", "MalformedFrame frame", "Fenced frame", "DUPLICATE", "ALREADY_APPLIED"),
-    *("forged: old incarnation", "forged: old timeline", "forged: old timeline joins", "forged: next step", "pull", "reader"),
+    *("forged: old incarnation", "forged: old timeline", "forged: old timeline joins", "forged: next step", "pull", "reader", "snapshot"),
+    *("cut", "cut given up"),
 }
-_ELSEWHERE = {"shard.made", "shard.pulled", "shard.cut", "store.restored"}
+_ELSEWHERE = {"shard.made", "shard.pulled", "store.restored"}
 PLACES = {"worker.settles", *(name for name in POINTS if name.startswith(("shard.", "store.")))} - _ELSEWHERE
 """The other ones are outside of what is simulated: `tests/deploy/test_worker_deaths.py`, `test_server_deaths.py`, `test_checkpoint_runs.py`."""
 

@@ -25,6 +25,8 @@ MAX_EVENTS = 60_000
 MAX_TIME_S = 3600.0
 _RARE = ("shard.held", "shard.recorded", "store.recording", "store.deciding", "shard.decided", "worker.settles")
 """Failpoints that many histories do not have, or once in a step."""
+_COPYING = "shard.cut"
+"""Where a thread is that others would wait for, which they cannot inside of it."""
 _NESTED = 3
 """Events inside events: threads of one server that overtake each other."""
 
@@ -197,7 +199,13 @@ class World:
             self._kills_left -= 1
             self.count(f"died at {name}")
             self.kill(actor)
-        elif isinstance(actor, Server) and len(self.actors) < _NESTED and not actor.is_locked() and self.rng.random() < self._nest_rate:
+        elif (
+            isinstance(actor, Server)
+            and name != _COPYING
+            and len(self.actors) < _NESTED
+            and not actor.is_locked()
+            and self.rng.random() < self._nest_rate
+        ):
             self.count("overtaken")
             self._overtake(self.rng.randrange(1, 8))
         if actor.is_dead:

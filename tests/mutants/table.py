@@ -32,7 +32,7 @@ class Mutant:
     test: str
     """As pytest names it; it must fail."""
     is_explored: bool = True
-    """Whether simulated histories must miss the guard too: not those of checkpoints, which they do not have."""
+    """Whether simulated histories must miss the guard too: not those of files and of clients, which they do not have."""
 
 
 MUTANTS = (
@@ -122,9 +122,9 @@ MUTANTS = (
         "            self._cuts.before_write(step, run)\n",
         "            pass\n",
         CUTS,
-        is_explored=False,
+        is_explored=False,  # nothing is cut then but what is asked for, at once
     ),
-    Mutant("a cut is one process' work", "ps/checkpoints/cut.py", " or not (self._state == _TAKEN).all()", "", CUTS, is_explored=False),
+    Mutant("a cut is one process' work", "ps/checkpoints/cut.py", " or not (self._state == _TAKEN).all()", "", CUTS),
     Mutant("digests of a checkpoint", "ps/checkpoints/load.py", "        if len(wrong):\n", "        if False:\n", CUTS, is_explored=False),
     Mutant(
         "a report enters the books once",
