@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -40,8 +39,6 @@ from ps.waiter import Waiter
 
 log = logging.getLogger(__name__)
 
-BRIEF_BYTES = 1 << 17
-"""Frames up to this long land and leave on the loop of the streams: to wake a thread takes longer."""
 _ASK_AGAIN_S = 0.1
 """Until a server that is away is asked again."""
 
@@ -77,16 +74,15 @@ class Client:
         self._rejoin = Rejoin(len(servers), timeouts, locate, self._pause)
         self._rank_state = rank_state
         link = Link(comm.bucket_bytes_per_s(rank=member.rank))
-        self._threads = ThreadPoolExecutor(len(servers), thread_name_prefix="receive")
         shards = layout.shards
         self._lines = [
-            Line(a, shards[a.shard], link, self._threads, member=member, credentials=credentials, timeouts=timeouts, comm=comm, rank_state=rank_state)
+            Line(a, shards[a.shard], link, member=member, credentials=credentials, timeouts=timeouts, comm=comm, rank_state=rank_state)
             for a in servers
         ]
         self._comm = comm
         self.pacing = Pacing()
         """Frames that travel, as the link is."""
-        # guards everything below and the lines; notified by what receives
+        # guards everything below and the lines; notified by the receiving threads
         self._changed = threading.Condition()
         self._link_test = LinkTest(self._changed)
         self._waiter = Waiter(self._changed, lambda s, blocked: self._clock.waited(s, blocked=blocked), lambda: self._exchange.has_ready)
@@ -113,8 +109,6 @@ class Client:
         """The frames of a step, as the lines are."""
         shards, travelling = self.layout.shards, self._comm.frame_bytes or self.pacing.frame_bytes
         sizes = [self._comm.frame_bytes or SHARED_FRAME_BYTES if line.pushes_shared else travelling for line in self._lines]
-        for line, size in zip(self._lines, sizes, strict=True):
-            line.brief = size <= BRIEF_BYTES
         self._frames = [[run for run in shard.frames(size) if run.stop <= shard.num_versioned] for shard, size in zip(shards, sizes, strict=True)]
         all_shared = all(line.pushes_shared for line in self._lines)
         window = sum(map(len, self._frames)) if all_shared else self._comm.window_frames or self.pacing.window_frames
@@ -267,7 +261,6 @@ class Client:
         copies = store.flat_copies if store else None
         with self._changed:
             self._in_place = store if copies else None
-            self._lines[0].brief |= self._in_place is not None
         return copies
 
     def _block(self, done: Callable[[], bool]) -> None:
@@ -378,7 +371,7 @@ class Client:
             self._changed.notify_all()
 
     def _take(self, line: Line, header: pb.FrameHeader, payload: Bytes) -> None:
-        """A frame from a shard."""
+        """A frame from a shard, in the line's receiving thread."""
         if header.kind == pb.PARAMS:
             self._land(line, header, payload)
         elif header.kind == pb.NORMS:
@@ -456,7 +449,6 @@ class Client:
             self._error = self._error or Stopped("closed")
         for line in self._lines:
             line.close()
-        self._threads.shutdown()
         if self._segment:
             self._segment.close()
         if self._rank_state:

@@ -1,10 +1,11 @@
-"""A worker's line to one shard: its channels, the session, and the training stream."""
+"""A worker's line to one shard: two channels, the session, and the training stream with its receiving thread."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from functools import partial
-from typing import NamedTuple
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import grpc
 import numpy as np
 
 from protos import pserver_pb2 as pb
@@ -13,23 +14,24 @@ from ps.config import CommConfig, Timeouts
 from ps.contribution import Contribution, Encoded, Encoder
 from ps.control import ServerAddress
 from ps.credentials import Credentials
-from ps.errors import PserverError, Unreachable
+from ps.errors import PserverError, Unreachable, from_rpc_error
 from ps.frame import Bytes
 from ps.layout import Run, ShardLayout
 from ps.rank_state import RankState
 from ps.roles import Role
 from ps.security import call_metadata
 from ps.shared import StoreView, map_store
-from ps.transport.frame_stream import FrameStream
+from ps.transport.delay import delayed
 from ps.transport.rpc import Peer
 from ps.transport.shaping import Link
 
+_END = b""
+_NO_PAYLOAD = np.empty(0, np.uint8)
 PROBED = -2
 """In place of a frame's index: the receipt is for a probe."""
 
-NO_PAYLOAD = np.empty(0, np.uint8)
 OnFrame = Callable[["Line", pb.FrameHeader, Bytes], None]
-"""(line, header, payload): called on the loop of the process's streams, or in a thread if that may take long."""
+"""(line, header, payload): called in the line's receiving thread."""
 OnEnd = Callable[["Line", PserverError], None]
 """The stream that was open has ended: Unreachable if the connection broke, else what the server raised."""
 
@@ -43,17 +45,13 @@ class Joined(NamedTuple):
 
 
 class Line:
-    """One shard as a worker sees it. The client locks; only `send` is used by several threads.
-
-    `threads` take the frames that are not `brief`.
-    """
+    """One shard as a worker sees it. The client locks; only the stream's queue is used by several threads."""
 
     def __init__(
         self,
         address: ServerAddress,
         layout: ShardLayout,
         link: Link,
-        threads: Executor,
         *,
         member: pb.Member,
         credentials: Credentials,
@@ -75,17 +73,15 @@ class Line:
         """Whether the shard reads contributions in our segment."""
         self.store: StoreView | None = None
         """The shard's memory, if we read it."""
-        self.brief = True
-        """Whether to take a frame, and to send what may leave then, is over in a moment."""
         self._credentials = credentials
         self._timeouts = timeouts
         self._connect(address)
         self._link = link
         self._latency_s = comm.latency_s
-        self._threads = threads
         self._encoder = Encoder(layout, comm.push_format, rank_state)
         self._push_format, self.pull_format = comm.push_format, comm.pull_format
-        self._stream: FrameStream | None = None
+        self._outgoing: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._stream: Any = None
         self._sequence = 0
         self._frames: dict[int, int] = {}
 
@@ -152,41 +148,12 @@ class Line:
 
     def open(self, on_frame: OnFrame, on_end: OnEnd) -> None:
         """Opens the training stream, after Join; a former one is dropped."""
-        if self._stream is not None:
-            self._stream.drop()
         self.opened += 1
+        self._outgoing = queue.SimpleQueue()
         self.ready, self._sequence, self._frames = False, 0, {}
-        metadata = call_metadata(self._credentials, self.member)
-        self._stream = FrameStream(
-            self.address.data,
-            Role("server", self.index),
-            self._credentials.tls,
-            metadata,
-            link=self._link,
-            latency_s=0.0 if self.local else self._latency_s,
-            threads=self._threads,
-            take=partial(self._take, on_frame),
-            on_end=partial(self._ended, on_end),
-        )
-        self._stream.open()
-
-    def _take(self, on_frame: OnFrame, data: bytes) -> Callable[[], object] | None:
-        if not self.brief:
-            return partial(self._take_now, on_frame, data)
-        self._take_now(on_frame, data)
-        return None
-
-    def _take_now(self, on_frame: OnFrame, data: bytes) -> None:
-        receipts, at = frame.receipts_of(data)
-        for receipt in receipts:
-            on_frame(self, receipt, NO_PAYLOAD)
-        if at < len(data):
-            header, payload = frame.decode(data, at)
-            on_frame(self, header, payload)
-
-    def _ended(self, on_end: OnEnd, stream: FrameStream, error: PserverError) -> None:
-        if stream is self._stream:
-            on_end(self, error)
+        self._stream = self._data.open_stream("Steps", self._to_send(self._outgoing), call_metadata(self._credentials, self.member))
+        arguments = (self._stream, self._outgoing, on_frame, on_end)
+        threading.Thread(target=self._receive, args=arguments, name=f"receive-{self.index}", daemon=True).start()
 
     def next_sequence(self, frame_index: int) -> int:
         """A number for the next frame; its receipt gives `frame_index` back."""
@@ -208,13 +175,40 @@ class Line:
         self.send(frame.encode(pb.FrameHeader(kind=pb.ORDER, member=self.member, places=places)))
 
     def send(self, data: bytes) -> None:
-        """Queues a frame on the stream."""
-        assert self._stream is not None, "open() comes first"
-        self._stream.send(data)
+        """Queues a frame."""
+        self._outgoing.put(data)
+
+    def _travelling(self, frames: Iterable[bytes]) -> Iterable[bytes]:
+        """Frames that have a way to go as long as the settings say."""
+        return frames if self.local or not self._latency_s else delayed(frames, self._latency_s)
+
+    def _to_send(self, frames: "queue.SimpleQueue[bytes]") -> Iterator[bytes]:
+        for data in self._travelling(iter(frames.get, _END)):
+            self._link.send(len(data))
+            yield data
+
+    def _receive(self, stream: Any, outgoing: "queue.SimpleQueue[bytes]", on_frame: OnFrame, on_end: OnEnd) -> None:
+        error: PserverError = Unreachable(f"{self._data} has ended the stream")
+        try:
+            for data in self._travelling(stream):
+                self._link.receive(len(data))
+                receipts, at = frame.receipts_of(data)
+                for receipt in receipts:
+                    on_frame(self, receipt, _NO_PAYLOAD)
+                if at < len(data):
+                    on_frame(self, *frame.decode(data, at))
+        except grpc.RpcError as broken:
+            error = from_rpc_error(broken, str(self._data))
+        except PserverError as ours:
+            error = ours
+        outgoing.put(_END)
+        if stream is self._stream:
+            on_end(self, error)
 
     def close(self) -> None:
         """Ends the stream and the channels."""
+        self._outgoing.put(_END)
         if self._stream is not None:
-            self._stream.close()
+            self._stream.cancel()
         self._data.close()
         self._control.close()

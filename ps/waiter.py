@@ -1,4 +1,4 @@
-"""How the training thread waits for what the streams bring: it is woken for what it waits for, not for every frame."""
+"""How the training thread waits for what the receiving threads bring: it is woken for what it waits for, not for every frame."""
 
 import threading
 import time

@@ -1,42 +1,40 @@
 """A longer way in place of the one that there is: what comes out has come in so many seconds before, and may be as much as ever."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
 _END = object()
 
 
-async def delayed(items: AsyncIterator[T], delay_s: float) -> AsyncIterator[T]:
-    """The items, each `delay_s` after it was there; an error likewise."""
-    loop = asyncio.get_running_loop()
-    taken: asyncio.Queue[tuple[float, object]] = asyncio.Queue()
+def delayed(
+    items: Iterable[T], delay_s: float, *, clock: Callable[[], float] = time.monotonic, wait: Callable[[float], None] = time.sleep
+) -> Iterator[T]:
+    """The items, each `delay_s` after it was there; an error likewise. A thread takes them meanwhile, which ends when they do."""
+    taken: queue.SimpleQueue[tuple[float, object]] = queue.SimpleQueue()
 
-    async def take() -> None:
+    def take() -> None:
         end: object = _END
         try:
-            async for item in items:
-                taken.put_nowait((loop.time() + delay_s, item))
+            for item in items:
+                taken.put((clock() + delay_s, item))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the reader's
             end = _Raised(error)
-        taken.put_nowait((loop.time() + delay_s, end))
+        taken.put((clock() + delay_s, end))
 
-    taking = asyncio.create_task(take())
-    try:
-        while True:
-            due, item = await taken.get()
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            if item is _END:
-                return
-            if isinstance(item, _Raised):
-                raise item.error
-            yield item  # type: ignore[misc]
-    finally:
-        taking.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await taking
+    threading.Thread(target=take, name="delayed", daemon=True).start()
+    while True:
+        due, item = taken.get()
+        if (left_s := due - clock()) > 0:
+            wait(left_s)
+        if item is _END:
+            return
+        if isinstance(item, _Raised):
+            raise item.error
+        yield item  # type: ignore[misc]
 
 
 class _Raised:

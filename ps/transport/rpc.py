@@ -11,7 +11,6 @@ from concurrent import futures
 from typing import Any, Protocol
 
 import grpc
-import grpc.aio
 
 from ps.config import Timeouts
 from ps.credentials import Credentials, Tls
@@ -93,19 +92,8 @@ def open_channel(address: str, role: Role, tls: Tls | None) -> grpc.Channel:
     """A channel to a process of that role, encrypted with `tls`: no other role's certificate will do."""
     if tls is None:
         return grpc.insecure_channel(address, options=_CLIENT)
-    return grpc.secure_channel(address, *_secured(role, tls))
-
-
-def open_channel_on_loop(address: str, role: Role, tls: Tls | None) -> grpc.aio.Channel:
-    """The same for the event loop that runs."""
-    if tls is None:
-        return grpc.aio.insecure_channel(address, options=_CLIENT)
-    return grpc.aio.secure_channel(address, *_secured(role, tls))
-
-
-def _secured(role: Role, tls: Tls) -> tuple[grpc.ChannelCredentials, list[tuple[str, Any]]]:
     credentials = grpc.ssl_channel_credentials(tls.authority.encode(), tls.key.encode(), tls.certificate.encode())
-    return credentials, [*_CLIENT, ("grpc.ssl_target_name_override", role.host_name)]
+    return grpc.secure_channel(address, credentials, options=[*_CLIENT, ("grpc.ssl_target_name_override", role.host_name)])
 
 
 def bind_within(server: Bindable, host: str, ports: range | None, tls: Tls | None) -> int:
@@ -170,6 +158,11 @@ class Peer:
             yield from stub(request, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc_error(error, str(self)) from error
+
+    def open_stream(self, method: str, frames: Iterator[bytes], metadata: Metadata) -> Any:
+        """Frames both ways; iterate over what is returned, `cancel()` ends it."""
+        stub: Any = self._channel.stream_stream(f"/pserver.Shard/{method}", request_serializer=None, response_deserializer=None)
+        return stub(frames, metadata=metadata)
 
     def wait_ready(self) -> None:
         """Returns once the channel stands. Raises Unreachable."""

@@ -28,22 +28,16 @@ T = TypeVar("T")
 
 def run(work: Coroutine[Any, Any, T]) -> Future[T]:
     """Starts `work` on the process's loop, from any other thread."""
-    return asyncio.run_coroutine_threadsafe(work, _loop(os.getpid())[0])
+    return asyncio.run_coroutine_threadsafe(work, _loop(os.getpid()))
 
 
 @lru_cache(maxsize=1)
-def _loop(pid: int) -> tuple[asyncio.AbstractEventLoop, int | None]:
-    """One loop for all streams of a process, which lives as long, and its thread: gRPC's completion queue cannot serve several without noise."""
+def _loop(pid: int) -> asyncio.AbstractEventLoop:
+    """One loop for all servers of a process, which lives as long: gRPC's completion queue cannot serve several without noise."""
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="streams", daemon=True)
-    thread.start()
-    return loop, thread.ident
-
-
-@lru_cache(maxsize=1)
-def give_back_memory(pid: int) -> None:
-    """From now on malloc returns what is free, whenever much has been added: it would keep some megabytes of every connection of a flood."""
-    run(_give_back())
+    threading.Thread(target=loop.run_forever, name="streams", daemon=True).start()
+    asyncio.run_coroutine_threadsafe(_give_back(), loop)
+    return loop
 
 
 TRIM_EVERY_S = 1.0
@@ -51,6 +45,7 @@ TRIM_BYTES = 64 << 20
 
 
 async def _give_back() -> None:
+    """Has malloc return what is free, whenever much has been added: it would keep some megabytes of every connection of a flood."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     kept = _own_bytes()
     while trim:
@@ -77,7 +72,6 @@ class StreamServer:
             server.add_generic_rpc_handlers((handler,))
             return server
 
-        give_back_memory(os.getpid())
         self._server = run(make()).result()
 
     def add_insecure_port(self, address: str) -> int:
@@ -97,10 +91,11 @@ class StreamServer:
 
 
 class Outbox(Generic[T]):
-    """Items from any thread, in order, for one task of the process's loop."""
+    """Items from any thread, in order, for one task of the loop. Made on the loop."""
 
     def __init__(self) -> None:
-        self._loop, self._thread = _loop(os.getpid())
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._items: deque[T] = deque()
         self._lock = threading.Lock()  # guards _bytes
         self._bytes = 0

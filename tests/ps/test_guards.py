@@ -12,7 +12,6 @@ from protos import pserver_pb2 as pb
 from ps.contribution import Contribution
 from ps.errors import PserverError
 from ps.layout import Run
-from tests.ps.breaking import break_stream
 from tests.ps.cluster import Cluster, cluster, in_threads
 from tests.ps.ranks import OPTIMIZER, OVER_GRPC, STEPS, Rank, finish, reference, started, successor
 
@@ -53,7 +52,7 @@ def test_a_contribution_that_waits_for_its_turn_and_is_pushed_again_counts_once(
         last.push()
         waiting = threading.Thread(target=last.finish)
         waiting.start()
-        break_stream(line)
+        line._stream.cancel()
         with last.client._changed:
             assert last.client._changed.wait_for(lambda: line.opened == 2 and line.ready, 20)
         last.await_receipts()

@@ -14,7 +14,6 @@ from ps.config import CommConfig, OptimizerConfig
 from ps.errors import StateLost
 from ps.layout import Rule, Run, ShardLayout
 from tests.ps import training
-from tests.ps.breaking import break_stream
 from tests.ps.cluster import Member, cluster, exchange, in_threads, start
 from tests.ps.test_formats import run_halved
 
@@ -142,7 +141,7 @@ def test_a_step_is_not_over_while_a_thread_still_encodes_for_it() -> None:
         pushing, settling = (threading.Thread(target=call) for call in (lambda: push_all(member), member.client.settle))
         pushing.start()
         assert entered.wait(10)
-        break_stream(member.client._lines[0])
+        member.client._lines[0]._stream.cancel()
         until(lambda: bool(member.client._broken))
         settling.start()  # opens another stream and pushes everything there
         push_all(other)

@@ -7,7 +7,6 @@ from torch import nn
 
 from ps.config import CommConfig
 from ps.pacing import Pacing, Probe, pacing_of
-from tests.ps.breaking import break_stream
 from tests.ps.cluster import Cluster, Member, cluster, exchange, in_threads, start
 
 KIB, MBIT = 1 << 10, 1e6 / 8
@@ -100,7 +99,7 @@ def test_a_stream_that_breaks_while_the_link_is_measured_is_opened_again(caplog:
         def broken(num_bytes: int) -> None:
             probe(num_bytes)
             if num_bytes:
-                break_stream(line)
+                line._stream.cancel()
 
         line.probe = broken  # type: ignore[method-assign]
         start(member)

@@ -119,7 +119,7 @@ def test_a_member_joins_and_streams_only_as_itself(servers: Cluster) -> None:
     data = Peer(SERVER, servers.addresses[0].data, credentials, TIMEOUTS)
     metadata = (("pserver-run", credentials.run_id), ("pserver-member-bin", other.SerializeToString()))
     try:
-        stream = data._channel.stream_stream("/pserver.Shard/Steps")(iter(()), metadata=metadata)
+        stream = data.open_stream("Steps", iter(()), metadata)
         with pytest.raises(grpc.RpcError, match=r"member-0.0 may not act as member-1.0"):
             list(stream)
         with pytest.raises(Forbidden, match=r"member-0.0 may not act as member-1.0"):

@@ -1,6 +1,7 @@
 """A small job run twice: by members and servers, and by a plain loop of one process over the same global batches."""
 
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,6 @@ from torch.nn import functional
 from ps.config import CommConfig, OptimizerConfig, ScheduleConfig
 from ps.plan import Plan
 from ps.weights import sha256_of, tensors_of
-from tests.ps.breaking import break_stream
 from tests.ps.cluster import Member, cluster, in_threads, start
 from workers.answers import mean_and_weight
 from workers.config import TrainConfig
@@ -207,7 +207,7 @@ def train(job: Job, member: Member, sums: list[dict[str, float]]) -> None:
         gradient.compute(step, Spans())
         if job.breaks and (step + member.rank) % 3 == 0:
             line = member.client._lines[step % job.num_servers]
-            break_stream(line)
+            threading.Thread(target=line._stream.cancel, daemon=True).start()
         overlap.step(step)
         if step % 3 == 2 or step + 1 == job.steps:
             overlap.settle()

@@ -9,7 +9,6 @@ from torch import nn
 
 from ps.config import CommConfig
 from ps.errors import VersionGone
-from tests.ps.breaking import break_stream
 from tests.ps.cluster import Cluster, Member, cluster, start
 from tests.ps.training import Job, Overlap, run
 
@@ -91,6 +90,6 @@ def test_a_server_that_comes_back_with_other_memory_ends_the_worker() -> None:
         before = member.client._in_place
         assert before is not None
         before.file = (0, 0)
-        break_stream(member.client._lines[0])
+        member.client._lines[0]._stream.cancel()
         with pytest.raises(VersionGone, match="server 0 came back with other memory, and rank 0 computes in the former one"):
             step(overlap, 1, model)
