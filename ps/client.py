@@ -190,6 +190,10 @@ class Client:
             self._exchange = self._planned()
         log.info("rank %d: %s", self.member.rank, found)
 
+    def measure(self, shard: int) -> tuple[Pacing | None, bool]:
+        """The link to one shard (None if its stream broke meanwhile), and whether the shard is on this host. Between steps."""
+        return self._link_test.run([self._lines[shard]], self._wait, lambda: bool(self._broken)), self._lines[shard].local
+
     # -- one step --------------------------------------------------------------------------------------------
 
     def prioritise(self, use: Mapping[int, int]) -> None:

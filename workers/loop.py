@@ -59,8 +59,9 @@ def _report(session: Session, task: Task, validation_data: Samples, batch_size: 
         sums = validate(
             task,
             validation_data,
-            session.bound,
+            session.bound.model,
             getattr(torch, settings.train.dtype),
+            device=session.bound.device,
             rank=session.rank,
             num_workers=settings.num_workers,
             batch_size=batch_size,

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from ps.errors import ConfigError
+
 Shapes = dict[str, tuple[int, ...]]
 """Parameters in state-dict order; tied ones once."""
 
@@ -69,6 +71,21 @@ def one_embedding(share: float = 0.9, width: int = 128, rows: int = 200_000) -> 
 
 MODELS: dict[str, Callable[[], Shapes]] = {"resnet50": resnet50, "gpt2": gpt2, "bert-large": bert_large, "one-embedding": one_embedding}
 """Every model by the name that commands know it by."""
+
+
+def shapes_named(name: str) -> Shapes:
+    """Of a well-known model, or of the tensors in a file of weights (.safetensors). Raises ConfigError."""
+    if name in MODELS:
+        return MODELS[name]()
+    if not name.endswith(".safetensors"):
+        raise ConfigError(f"{name} is no model: {', '.join(MODELS)}, a file of weights (.safetensors), or a task (package.module:Task)")
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(name, framework="np") as file:
+            return {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118 - no dictionary
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{name} cannot be read as weights: {error}") from error
 
 
 def _linear(name: str, inputs: int, outputs: int) -> Shapes:

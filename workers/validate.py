@@ -1,22 +1,23 @@
 """The validation phase: eval mode, no updates, each rank its part, exact sums."""
 
 import torch
+from torch import nn
 
 from workers.answers import mean_and_weight, metrics_of
-from workers.binding import BoundModel
 from workers.data import cast, fetch, move
 from workers.sampler import sample_rng, validation_slices
 from workers.task import Samples, Task
 
 
-def validate(task: Task, data: Samples, bound: BoundModel, dtype: torch.dtype, *, rank: int, num_workers: int, batch_size: int) -> dict[str, float]:
+def validate(
+    task: Task, data: Samples, model: nn.Module, dtype: torch.dtype, *, device: torch.device, rank: int, num_workers: int, batch_size: int
+) -> dict[str, float]:
     """Sums of the rank's part: `loss` (weighted), `weight`, `samples`, and the task's own metrics (divided by samples later)."""
-    model = bound.model
     model.eval()
     sums = {"loss": 0.0, "weight": 0.0, "samples": 0.0}
     with torch.no_grad():
         for indices in validation_slices(len(data), num_workers, rank, batch_size):
-            batch = move(cast(fetch(task, data, indices, sample_rng(0, 0, rank), training=False), dtype), bound.device)
+            batch = move(cast(fetch(task, data, indices, sample_rng(0, 0, rank), training=False), dtype), device)
             mean, weight = mean_and_weight(task.loss(model, batch), len(indices))
             if weight:
                 sums["loss"] += float(mean) * weight

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from deploy.cli.bench import bench
 from deploy.cli.certs import certs
 from deploy.cli.compare import compare
 from deploy.cli.diff import diff
@@ -16,6 +17,7 @@ from deploy.cli.plan import plan
 from deploy.cli.report import report
 from deploy.cli.run import run
 from deploy.cli.simulate import simulate
+from deploy.cli.sweep import sweep
 from deploy.cli.top import top
 from deploy.cli.trace import trace
 from ps.errors import ConfigError, PserverError, Stopped
@@ -31,6 +33,8 @@ app.command()(top)
 app.command()(report)
 app.command()(plan)
 app.command()(simulate)
+app.command()(sweep)
+app.add_typer(bench, name="bench")
 app.command()(diff)
 app.command()(trace)
 app.command()(certs)

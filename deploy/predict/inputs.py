@@ -35,21 +35,9 @@ def parse_straggler(text: str) -> tuple[int, float]:
 
 def tensors_named(model: str) -> tuple[TensorSpec, ...]:
     """Tensors of a well-known model ("resnet50"), of a file of weights, or of a task's model ("package.module:Task"). Raises ConfigError."""
-    from workers.shapes import MODELS
+    from workers.shapes import shapes_named
 
-    if model in MODELS:
-        return tensors_of(MODELS[model]())
-    if model.endswith(".safetensors"):
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(model, framework="np") as file:
-                return tensors_of({name: file.get_slice(name).get_shape() for name in file.keys()})  # noqa: SIM118 - no dictionary
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{model} cannot be read as weights: {error}") from error
-    if ":" not in model:
-        raise ConfigError(f"{model} is no model: {', '.join(MODELS)}, a file of weights (.safetensors), or a task (package.module:Task)")
-    return _tensors_of_task(model, {})
+    return _tensors_of_task(model, {}) if ":" in model else tensors_of(shapes_named(model))
 
 
 def _tensors_of_task(name: str, fields: dict[str, Any]) -> tuple[TensorSpec, ...]:
@@ -76,6 +64,7 @@ def scenario_of_run(run: RunDirectory) -> Scenario:
             comm=config.comm,
             overlap=config.train.overlap,
             hosts="one",
+            latency_s=config.comm.latency_s,
             computes_on_host=not config.scaling.use_gpu,
         ),
     )

@@ -71,7 +71,7 @@ class Scenario:
     @property
     def is_shared(self) -> bool:
         """Exact payload stays in shared memory."""
-        return self.hosts == "one" and self.comm.may_share
+        return self.hosts == "one" and self.comm.may_share and self.comm.shaping == "streams"
 
     @property
     def pacing(self) -> Pacing:
@@ -82,7 +82,7 @@ class Scenario:
         return replace(found, frame_bytes=self.comm.frame_bytes or frame_bytes, window_frames=self.comm.window_frames or found.window_frames)
 
     def worker_link(self, rank: int) -> float:
-        return self.worker_links.get(rank, self.comm.link_bytes_per_s() or math.inf)
+        return self.worker_links.get(rank, self.comm.link_bytes_per_s(rank=rank) or math.inf)
 
     def server_link(self, shard: int) -> float:
         return self.comm.link_bytes_per_s(shard) or math.inf

@@ -1,11 +1,12 @@
 """`report.html`: everything that a run has recorded, on one page that needs nothing else."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -38,30 +39,31 @@ def page(recorded: Recorded, predicted: Outlook | None = None) -> str:
     """HTML; what the run's files say is shown as text, whatever it holds."""
     drawn = figures(recorded)
     summary = recorded.summary or {}
-    template = files("deploy.report").joinpath("page.html.j2").read_text()
-    return (
-        Environment(autoescape=True, undefined=StrictUndefined)
-        .from_string(template)
-        .render(
-            name=recorded.run.name,
-            path=recorded.run.path,
-            status=summary.get("status", ""),
-            outcome=words.outcome(recorded),
-            headline=words.headline(recorded.window),
-            outlook=words.outlook(predicted, recorded.window),
-            what_ifs=words.what_ifs(recorded.window),
-            noise=words.noise(recorded.window),
-            recoveries=words.recoveries(summary),
-            words={"losses": words.curves(recorded.history), "traffic": words.traffic(recorded)},
-            figures=drawn,
-            tables=tables(recorded.window),
-            versions=summary.get("versions", {}),
-            params_sha256=summary.get("params_sha256"),
-            config=recorded.config_text,
-            plotly=Markup(get_plotlyjs()),
-            data=_script({figure.key: figure for figure in drawn}),
-        )
+    return render(
+        "page.html.j2",
+        drawn,
+        name=recorded.run.name,
+        path=recorded.run.path,
+        status=summary.get("status", ""),
+        outcome=words.outcome(recorded),
+        headline=words.headline(recorded.window),
+        outlook=words.outlook(predicted, recorded.window),
+        what_ifs=words.what_ifs(recorded.window),
+        noise=words.noise(recorded.window),
+        recoveries=words.recoveries(summary),
+        words={"losses": words.curves(recorded.history), "traffic": words.traffic(recorded)},
+        tables=tables(recorded.window),
+        versions=summary.get("versions", {}),
+        params_sha256=summary.get("params_sha256"),
+        config=recorded.config_text,
     )
+
+
+def render(template: str, figures: Sequence[Figure], **values: Any) -> str:
+    """A page of `deploy.report`'s templates, with the figures that it shows; it needs nothing else."""
+    environment = Environment(loader=PackageLoader("deploy.report", ""), autoescape=True, undefined=StrictUndefined)
+    script = _script({figure.key: figure for figure in figures})
+    return environment.get_template(template).render(figures=figures, plotly=Markup(get_plotlyjs()), data=script, **values)
 
 
 def _script(drawn: dict[str, Figure]) -> Markup:

@@ -360,5 +360,5 @@ def test_batches_of_both_phases_are_where_the_model_is() -> None:
     batches.close()
     assert {part.device.type for part in micro.batch} == {"meta"}
     Somewhere.devices.clear()
-    validate(job.task, job.task.validation_data(), bound, job.dtype, rank=0, num_workers=1, batch_size=25)
+    validate(job.task, job.task.validation_data(), bound.model, job.dtype, device=bound.device, rank=0, num_workers=1, batch_size=25)
     assert Somewhere.devices == ["meta"] * 6

@@ -150,3 +150,11 @@ def test_the_command_prints_json_and_text(capsys: pytest.CaptureFixture[str]) ->
             assert json.loads(out)["model_bytes"] == 64_000
         else:
             assert "bottleneck:" in out and "ring all-reduce" in out
+
+
+def test_links_of_virtual_hosts_are_no_shared_memory_and_each_rank_has_its_own() -> None:
+    comm = CommConfig(bandwidth="100mbit", worker_bandwidth={1: "8mbit"}, shaping="links")
+    scenario = replace(BASE, hosts="one", comm=comm)
+    assert not scenario.is_shared
+    assert [scenario.worker_link(rank) for rank in (0, 1)] == [12.5e6, 1e6]
+    assert replace(BASE, hosts="one", comm=CommConfig()).is_shared

@@ -1,0 +1,71 @@
+"""`pserver sweep`: the same training at every point of a grid."""
+
+import contextlib
+import json as json_text
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class ScalingName(StrEnum):
+    """What stays the same when workers are added."""
+
+    STRONG = "strong"
+    WEAK = "weak"
+
+
+def sweep(
+    config_file: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The config file.")],
+    more: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE,...]...", help="More axes of the grid.")] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", metavar="KEY=VALUE,...", help="workers=1,2,4 servers=1,2 bandwidth=100mbit,1gbit ...")
+    ] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key everywhere; may be repeated.")] = None,
+    scaling: Annotated[ScalingName | None, typer.Option(help="Keep the global batch (strong) or a worker's batch (weak).")] = None,
+    target: Annotated[str | None, typer.Option(metavar="METRIC=VALUE", help="Count steps to it, for example validation_accuracy=0.95.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the sweep's folder. Default: made from the config.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON and nothing else on stdout.")] = False,
+    show_stack: Annotated[bool, typer.Option("--traceback", help="Show the stack of an error.")] = False,
+) -> None:
+    """Train at every point of a grid: a table, JSON, plots on a page. The same command goes on with a sweep that was interrupted."""
+    from deploy.config.write import to_value
+    from deploy.simulation.run import enter_user_namespace
+    from deploy.sweep.grid import LINKS, Scaling, parse_axes
+    from deploy.sweep.page import write_page
+    from deploy.sweep.run import Sweep
+    from deploy.sweep.run import sweep as run_sweep
+    from deploy.sweep.words import findings, table
+    from ps.errors import WorkerFailed
+
+    axes = parse_axes([*(grid or []), *(more or [])])
+    if any(axis.name in LINKS for axis in axes):
+        enter_user_namespace()
+    names = [f"run.name={to_value(name)}"] if name else []
+    shown = sys.stderr if json else sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # the user's module may print
+        kept: Scaling | None = scaling.value if scaling else None
+        wanted = Sweep(config_file=config_file, sets=[*(sets or []), *names], axes=axes, scaling=kept, target=_target(target))
+        rows = run_sweep(wanted, say=lambda text: print(text, file=shown, flush=True))
+        page = write_page(wanted, rows)
+    if json:
+        typer.echo(json_text.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        typer.echo("\n".join([table(axes, rows).plain(), *findings(axes, rows, wanted.target), str(page)]))
+    if failed := [row for row in rows if row.error]:
+        raise WorkerFailed(f"{len(failed)} of {len(rows)} points failed: the table says why; the same command tries them again")
+
+
+def _target(text: str | None) -> tuple[str, float] | None:
+    from ps.errors import ConfigError
+
+    if text is None:
+        return None
+    metric, _, value = text.partition("=")
+    try:
+        return metric, float(value)
+    except ValueError as error:
+        raise ConfigError(f"--target {text}: write METRIC=VALUE, for example validation_accuracy=0.95") from error
