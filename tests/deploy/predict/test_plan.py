@@ -28,7 +28,7 @@ BASE = Scenario(
     backward_s=0.002,
     num_workers=4,
     num_servers=2,
-    comm=CommConfig(bandwidth="100mbit"),
+    comm=CommConfig(bandwidth="100mbit", frame_bytes=1 << 16),
     costs=FREE,
     samples=8,
 )
