@@ -6,7 +6,7 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats bench-checkpoints docs clean
+.PHONY: help setup train test hosts models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats bench-checkpoints docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -16,8 +16,11 @@ setup: $(STAMP)  ## Make .venv (or complete VENV=path) with everything that is n
 train: $(STAMP)  ## Train a model on scikit-learn's digits: 2 Ray workers, 2 servers
 	@$(VENV)/bin/pserver run examples/digits.toml
 
-test: $(STAMP)  ## Run all tests
-	@$(PYTHON) -m pytest
+test: $(STAMP)  ## Run all tests but those of `make hosts`
+	@$(PYTHON) -m pytest -m "not hosts"
+
+hosts: $(STAMP)  ## Run the tests on several Ray nodes, on virtual hosts (as root, some minutes)
+	@$(PYTHON) -m pytest -m hosts
 
 models: $(STAMP)  ## Search the larger models of the protocol too (some minutes)
 	@PYTHONPATH=. $(PYTHON) -m tests.ps.models.run_all

@@ -268,6 +268,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 @pytest.mark.root
+@pytest.mark.hosts
 @pytest.mark.timeout(300)  # the cluster and seven runs, on a busy machine
 def test_five_nodes_give_the_bits_of_local_processes(outcome: Outcome) -> None:
     assert outcome.trained.returncode == 0, outcome.trained.stderr
@@ -277,6 +278,7 @@ def test_five_nodes_give_the_bits_of_local_processes(outcome: Outcome) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.hosts
 def test_an_own_loop_and_its_neighbour_reach_nodes_that_do_not_have_them(outcome: Outcome) -> None:
     assert outcome.looped.returncode == 0, outcome.looped.stderr
     on_nodes, local = summary(outcome.apart / "looped"), summary(outcome.runs / "local-loop")
@@ -285,12 +287,14 @@ def test_an_own_loop_and_its_neighbour_reach_nodes_that_do_not_have_them(outcome
 
 
 @pytest.mark.root
+@pytest.mark.hosts
 def test_all_logs_come_together_where_the_storage_is_shared(outcome: Outcome) -> None:
     names = {path.name for path in (outcome.runs / "trained" / "logs").iterdir()}
     assert names == {"driver.log", *(f"worker-{rank}.log" for rank in range(4)), "server-0.log", "server-1.log"}
 
 
 @pytest.mark.root
+@pytest.mark.hosts
 def test_storage_that_is_not_shared_is_refused_before_the_first_step_and_the_nodes_named(outcome: Outcome) -> None:
     assert outcome.without_storage.returncode == 2
     assert error_of(outcome.without_storage).startswith(f"error: run.storage_path: four, three cannot see {outcome.apart} of the driver's host: ")
@@ -300,6 +304,7 @@ def test_storage_that_is_not_shared_is_refused_before_the_first_step_and_the_nod
 
 
 @pytest.mark.root
+@pytest.mark.hosts
 def test_where_storage_need_not_be_shared_logs_stay_on_their_nodes_and_the_user_is_told(outcome: Outcome) -> None:
     assert "logs of processes on four, three stay there, in Ray's logs: run.storage_path is not shared" in outcome.looped.stdout
     names = [path.name for path in (outcome.apart / "looped" / "logs").iterdir()]
@@ -308,6 +313,7 @@ def test_where_storage_need_not_be_shared_logs_stay_on_their_nodes_and_the_user_
 
 
 @pytest.mark.root
+@pytest.mark.hosts
 def test_missing_data_is_an_error_that_names_the_node(outcome: Outcome) -> None:
     assert outcome.without_data.returncode == 2
     line = error_of(outcome.without_data)
@@ -316,12 +322,14 @@ def test_missing_data_is_an_error_that_names_the_node(outcome: Outcome) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.hosts
 def test_another_token_is_refused_with_the_remedy(outcome: Outcome) -> None:
     assert outcome.without_token.returncode == 1
     assert "the Ray cluster at 10.77.0.1:6379 wants another token: set RAY_AUTH_MODE=token" in error_of(outcome.without_token)
 
 
 @pytest.mark.root
+@pytest.mark.hosts
 def test_no_process_and_no_namespace_stays(outcome: Outcome) -> None:
     assert len(outcome.pids) >= 5
     assert not [pid for pid in outcome.pids if Path(f"/proc/{pid}").exists()]
