@@ -30,12 +30,13 @@ def taken_by_now() -> None:
 
 def test_many_items_are_on_their_way_at_once() -> None:
     clock = Clock()
-    found = []
-    items = delayed(range(1000), 0.5, clock=clock, wait=clock.wait)
-    for item in items:
-        taken_by_now()
-        found.append((item, clock.now))
-    assert found == [(item, 100.5) for item in range(1000)]
+
+    def wait(seconds: float) -> None:
+        taken_by_now()  # time stands still until all are on their way
+        clock.wait(seconds)
+
+    items = delayed(range(1000), 0.5, clock=clock, wait=wait)
+    assert [(item, clock.now) for item in items] == [(item, 100.5) for item in range(1000)]
 
 
 def test_each_item_comes_so_much_after_it_was_there() -> None:
