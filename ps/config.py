@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-SHARED_FRAME_BYTES = 12 << 20
+SHARED_FRAME_BYTES = 16 << 20
 PushFormat = Literal["fp32", "bf16", "fp16", "int8", "topk"]
 PullFormat = Literal["fp32", "bf16", "fp16"]
 

@@ -201,6 +201,8 @@ class DataPort:
             await self._in_thread(self._push, shard, member, header, payload, lambda receipt: stream.send(frame.encode(receipt)))
 
     def _is_brief(self, shard: Shard, header: pb.FrameHeader) -> bool:
+        if header.shared:
+            return True  # its sums and updates are the pool's
         size = len(shard.layout)
         run = Run(min(header.first_chunk, size), min(header.first_chunk + header.num_chunks, size))
         return not shard.is_two_phase and shard.layout.payload_bytes(run) <= INLINE_BYTES

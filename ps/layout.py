@@ -8,6 +8,7 @@ a tensor, so that a run of chunks is few contiguous pieces.
 import hashlib
 import heapq
 import json
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -192,15 +193,15 @@ class ShardLayout:
 
     def frames(self, frame_bytes: int) -> list[Run]:
         """The shard's chunks as runs of at most `frame_bytes` of payload (at least one chunk), none across blocks."""
-        runs = []
-        for block in self.blocks:
-            first, size = block.run.first, 0
-            for i in range(block.run.first, block.run.stop):
-                if size and size + self.num_bytes[i] > frame_bytes:
-                    runs.append(Run(first, i))
-                    first, size = i, 0
-                size += int(self.num_bytes[i])
-            runs.append(Run(first, block.run.stop))
+        return [run for block in self.blocks for run in self.split(block.run, frame_bytes)]
+
+    def split(self, run: Run, num_bytes: int) -> list[Run]:
+        """The run as runs of at most so much payload, and at least one chunk."""
+        before, runs, first = self._bytes_before, [], run.first
+        while first < run.stop:
+            stop = max(first + 1, bisect_right(before, before[first] + num_bytes, first, run.stop + 1) - 1)
+            runs.append(Run(first, stop))
+            first = stop
         return runs
 
 

@@ -4,8 +4,9 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from ps.barrier import Action, Complete, Sum
 from ps.checkpoints.cut import Cuts
 from ps.errors import PserverError
 from ps.failpoints import hit
-from ps.layout import Run
+from ps.layout import Rule, Run
 from ps.noise import NormSamples
 from ps.norms import StepFactor
 from ps.pending import Part, PendingPayload
@@ -23,6 +24,9 @@ from ps.shard_state import ShardState
 from ps.update import PLAIN, Updater
 
 log = logging.getLogger(__name__)
+
+_PASS_BYTES = 4 << 20
+"""Summed, averaged and updated in one go: what one of these has brought into the cache the next one finds there."""
 
 
 class Work:
@@ -88,19 +92,29 @@ class Work:
         else:
             with self._changed:
                 parts = self._pending.take(action.rank, action.run)
-        with self._changed:
-            lenders = self._sums.lenders(action.run)
-            self._read.update(lenders)
         if self._norms.takes(int(self._store.words[action.run.first]), action.run):
             self._state.stats.contributed(sum(map(self._norms.of_part, parts)))
-        for part in parts:
-            self._sums.add(action.rank, part, action.weight, is_first=action.is_first)
+        with self._reading(action.run):
+            for part in parts:
+                self._sums.add(action.rank, part, action.weight, is_first=action.is_first)
         hit("shard.summed")
         self._state.stats.aggregated(time.perf_counter() - started)
         with self._changed:
-            self._read.subtract(lenders)
-            self._changed.notify_all()
             return self._state.barrier.summed(action.rank, action.run)
+
+    @contextmanager
+    def _reading(self, run: Run) -> Iterator[None]:
+        """Around what reads in the segments of those who have lent of the run."""
+        with self._changed:
+            lenders = self._sums.lenders(run)
+            self._read.update(lenders)
+        try:
+            yield
+        finally:
+            if lenders:
+                with self._changed:
+                    self._read.subtract(lenders)
+                    self._changed.notify_all()
 
     def reads(self, rank: int) -> bool:
         """Whether a thread reads the rank's contributions at this moment. Under the lock."""
@@ -108,25 +122,32 @@ class Work:
 
     def detach(self, rank: int) -> None:
         """Nothing that has been taken of the rank is read in its segment any more. Under the lock, while it is not read."""
-        self._sums.settle(Run(0, self._layout.num_versioned), rank)
+        for block in self._layout.blocks:
+            if block.rule is not Rule.FROZEN:
+                self._sums.fold(block.run, rank)
 
     def _completed(self, complete: Complete) -> None:
         step = int(self._store.words[complete.run.first])
-        started = time.perf_counter()
-        if self._sums.lenders(complete.run):
-            with self._changed:
-                self._sums.settle(complete.run)
-        if self._norms.takes(step, complete.run):
-            square = self._norms.of_sums(complete.run, self._sums.of(complete.run), complete.weight) if complete.weight else 0.0
-            self._state.stats.averaged(square, len(complete.run))
-        if complete.weight:
-            self._updater.to_mean(step, complete.run, self._sums.of(complete.run), complete.weight)
         with self._changed:
             decision = self._state.two_phase.recorded(step) if self._state.two_phase.needed else PLAIN
         if decision:
-            self._apply(step, complete, decision, started)
+            self._apply(step, complete, decision, self._mean)
         else:
+            for run in self._layout.split(complete.run, _PASS_BYTES):
+                self._mean(step, run, complete.weight)
             self._hold(step, complete)
+
+    def _mean(self, step: int, run: Run, weight: float) -> None:
+        """The run's sums become what is applied."""
+        started = time.perf_counter()
+        with self._reading(run):
+            self._sums.fold(run)
+        if self._norms.takes(step, run):
+            square = self._norms.of_sums(run, self._sums.of(run), weight) if weight else 0.0
+            self._state.stats.averaged(square, len(run))
+        if weight:
+            self._updater.to_mean(step, run, self._sums.of(run), weight)
+        self._state.stats.aggregated(time.perf_counter() - started)
 
     def _hold(self, step: int, complete: Complete) -> None:
         """Keeps a complete run of a two-phase step until all shards' norms are known."""
@@ -148,17 +169,24 @@ class Work:
             hit("shard.recorded")
             runs, decision = released
             for complete in runs:
-                self._apply(step, complete, decision, time.perf_counter())
+                self._apply(step, complete, decision)
 
-    def _apply(self, step: int, complete: Complete, decision: StepFactor, started: float) -> None:
-        run = complete.run
+    def _apply(self, step: int, complete: Complete, decision: StepFactor, before: Callable[[int, Run, float], None] | None = None) -> None:
+        """`before`: what each part of the run goes through first."""
+        run, apply_s = complete.run, 0.0
         with self._changed:
             self._store.raise_oldest(step)
         hit("shard.oldest")
         if self._cuts:
             self._cuts.before_write(step, run)
-        self._updater.write(step, run, self._sums.of(run), complete.weight, decision, rate_factor=self._store.rate_factor)
+        for part in self._layout.split(run, _PASS_BYTES):
+            if before:
+                before(step, part, complete.weight)
+            started = time.perf_counter()
+            self._updater.write(step, part, self._sums.of(part), complete.weight, decision, rate_factor=self._store.rate_factor)
+            apply_s += time.perf_counter() - started
         hit("shard.written")
+        started = time.perf_counter()
         with self._changed:
             answers = self._state.barrier.applied(run)
             self._store.commit(step, run)
@@ -168,7 +196,7 @@ class Work:
                 self._state.two_phase.begin()
             self._changed.notify_all()
         self._answers.send(answers)
-        self._state.stats.applied(step, time.perf_counter() - started, is_last=is_last)
+        self._state.stats.applied(step, apply_s + time.perf_counter() - started, is_last=is_last)
 
     def close(self) -> None:
         """No thread of the pool begins anything any more."""
