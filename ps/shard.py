@@ -1,29 +1,27 @@
 """One shard: barrier, reduction, update and store as one object without I/O.
 
-Frames come in decoded and checked; answers go out through the streams' outboxes. Here is who may contribute and what is taken;
-what the barrier gives out then is carried out in `work.py`, and sent by `answers.py`.
+Frames come in decoded and checked; answers go out through the streams' outboxes. Here is who may contribute; `intake.py` takes
+contributions; what the barrier gives out then is carried out in `work.py`, and sent by `answers.py`.
 """
 
 import logging
 import threading
 from collections.abc import Callable
-from functools import partial
-
-import numpy as np
 
 from protos import pserver_pb2 as pb
 from ps import frame
 from ps.answers import Answers
-from ps.barrier import Barrier, Offer, Verdict
+from ps.barrier import Barrier, Verdict
 from ps.checkpoints.cut import Cuts
 from ps.codecs import is_lossy
 from ps.config import ServerSettings
-from ps.errors import ConfigError, Diverged, EarlyPush, Fenced, MalformedFrame, ModelMismatch, NonFinite, PserverError, Stopped
+from ps.errors import ConfigError, EarlyPush, Fenced, MalformedFrame, PserverError, Stopped
 from ps.failpoints import hit
 from ps.frame import Bytes
+from ps.intake import Intake
 from ps.layout import Layout, Run
 from ps.noise import NormSamples
-from ps.pending import Part, PendingPayload
+from ps.pending import PendingPayload
 from ps.plan import Plan
 from ps.push import Push
 from ps.shard_state import ShardState
@@ -62,7 +60,6 @@ class Shard:
             settings.comm.out_of_order_bytes,
             exact=settings.exact,
         )
-        self._exact = settings.exact
         self._two_phase = TwoPhase([s.num_optimizer for s in layout.shards], self._index, settings.optimizer, store)
         self._pending = PendingPayload(self.layout, settings.num_workers)
         self._streams = Streams(settings.num_workers)
@@ -78,6 +75,7 @@ class Shard:
         self.updater = Updater(layout, store, settings.optimizer, settings.schedule, plan)
         norms = NormSamples(layout, self.layout, settings.num_workers, exact=not is_lossy(settings.comm.push_format))
         self.work = Work(state, self._pending, self.updater, self.answers, self.end, cuts, norms)
+        self._intake = Intake(state, self._pending, self.work, self.answers, self._segments, self._check, self.end, exact=settings.exact)
 
     # -- members ---------------------------------------------------------------------------------------------
 
@@ -175,6 +173,12 @@ class Shard:
         for stream in streams:
             stream.end(error)
 
+    def _check(self, push: Push | None) -> None:
+        self._check_running()
+        if push:
+            self._check_fence(push.member)
+            self._check_decided(push.step)
+
     def _check_running(self) -> None:
         if self._ended:
             raise self._ended
@@ -247,107 +251,8 @@ class Shard:
     def push(
         self, member: pb.Member, header: pb.FrameHeader, run: Run, payload: Bytes, receipt: Callable[[Verdict], None], *, may_wait: bool = True
     ) -> Callable[[], object] | None:
-        """A contribution: calls `receipt` once it has been taken, then carries out what became possible.
-
-        Blocks while the bound on early payload is reached and it is not the rank's turn; with `may_wait` false it returns what is
-        left to be called instead, for a thread that may. Raises Fenced, EarlyPush, Diverged, which end the stream, and NonFinite,
-        ModelMismatch, which end the shard: the step can never be whole.
-        """
-        values = frame.exact_payload(header, payload, self.layout, run)
-        prints = np.array(header.digests, np.uint64) if header.kind == pb.PUSH else None
-        if header.shared:
-            self._verify_repeated(member.rank, header, run)
-        return self._go_on(Push(member, header, run, values, len(payload), prints, receipt, [run]), may_wait=may_wait)
-
-    def _go_on(self, push: Push, *, may_wait: bool) -> Callable[[], object] | None:
-        try:
-            if not self._offer_all(push, may_wait=may_wait):
-                return partial(self._go_on, push, may_wait=True)
-            self._taken(push)
-        except (NonFinite, ModelMismatch) as error:
-            self.end(error)
-            raise
-        return None
-
-    def _offer_all(self, push: Push, *, may_wait: bool) -> bool:
-        """Offers what has not been taken until nothing is left; False if the rest must wait and may not."""
-        while push.todo:
-            with self._changed:
-                self._check_running()
-                self._check_fence(push.member)
-                self._check_decided(push.step)
-                self._two_phase.delivery.pushed(push.rank, push.step)
-                push.whole = self._contribution(push.rank, push.header, push.run, push.payload)
-                offers = [self._offer(push, part) for part in push.todo]
-                self._changed.notify_all()
-                push.worst = max(push.worst, *(offer.verdict for offer in offers))
-                push.todo = [part for offer in offers for part in offer.paused]
-                push.actions = [action for offer in offers for action in offer.actions]
-                if push.todo and not push.actions:
-                    if not may_wait:
-                        return False
-                    self._changed.wait()
-            if push.todo:
-                self.work.carry_out(push.actions, push.rank, push.whole)
-        return True
-
-    def _taken(self, push: Push) -> None:
-        """All of a contribution has its verdict."""
-        if push.worst is Verdict.EARLY or (push.worst is Verdict.DIVERGED and self._exact):
-            # what the barrier has given out must come back, or it waits for ever
-            self.work.carry_out(push.actions, push.rank, push.whole)
-            raise self._refusal(push.worst, push.rank, push.step, push.run)
-        if push.worst is Verdict.DIVERGED:
-            log.warning("%s; the first ones stand (train.exact = false)", _other_bytes(push.rank, push.step, push.run, self._index))
-            self._stats.diverged(push.step)
-        push.receipt(push.worst)
-        hit("shard.taken")
-        self._stats.received(push.rank, push.step, self.layout.payload_bytes(push.run) if push.header.shared else push.sent_bytes)
-        self.answers.send_norms(push.step)
-        if push.whole.is_flat:
-            self._in_pool(push)
-        else:
-            self.work.carry_out(push.actions, push.rank, push.whole)
-
-    def _in_pool(self, push: Push) -> None:
-        try:
-            self.work.carry_out_in_pool(push.actions, push.rank, push.whole)
-        except RuntimeError:  # the pool is closed
-            self._check_running()
-            raise
-
-    def _verify_repeated(self, rank: int, header: pb.FrameHeader, run: Run) -> None:
-        """Looks at the bytes in a segment if the run was pushed before. Comes before the offer: the member waits for the run,
-        and would write its next contribution as soon as that is answered. Raises Diverged."""
-        with self._changed:
-            if rank not in self._segments or not self._barrier.has_contributed(rank, int(header.step), run):
-                return
-            memory = self._segments[rank]
-        if frame.chunk_digests(memory, self.layout, run, flat=True) != list(header.digests):
-            raise self._refusal(Verdict.DIVERGED, rank, int(header.step), run)
-
-    def _contribution(self, rank: int, header: pb.FrameHeader, run: Run, payload: Bytes) -> Part:
-        if not header.shared:
-            return Part(run, payload)
-        if rank not in self._segments:
-            raise MalformedFrame(f"rank {rank} pushed from shared memory that shard {self._index} has not found: join first")
-        return Part(run, self._segments[rank], is_flat=True)
-
-    def _refusal(self, verdict: Verdict, rank: int, step: int, run: Run) -> PserverError:
-        if verdict is Verdict.EARLY:
-            return EarlyPush(f"rank {rank} pushed step {step} of shard {self._index}, which is at version {self.store.version}")
-        return Diverged(
-            f"{_other_bytes(rank, step, run, self._index)}: its gradient is not a function of parameters, seed, step and rank; "
-            "make it one, or set train.exact = false if any of the two will do"
-        )
-
-    def _offer(self, push: Push, part: Run) -> Offer:
-        marks = None if push.prints is None else push.prints[part.first - push.run.first : part.stop - push.run.first]
-        offer = self._barrier.offer(push.rank, push.step, part, marks, push.header.weight, holds_payload=not push.whole.is_flat)
-        if push.prints is not None:
-            for piece in offer.queued:
-                self._pending.keep(push.rank, self._pending.cut(push.whole, piece))
-        return offer
+        """As `Intake.push`, whose NonFinite and ModelMismatch end the shard: the step can never be whole."""
+        return self._intake.push(member, header, run, payload, receipt, may_wait=may_wait)
 
     # -- two-phase steps -------------------------------------------------------------------------------------
 
@@ -360,7 +265,3 @@ class Shard:
                 return
             self._two_phase.learn(header.norms_shard, header.norms)
         self.work.release(step)
-
-
-def _other_bytes(rank: int, step: int, run: Run, shard: int) -> str:
-    return f"rank {rank} pushed other bytes for step {step}, chunks {run.first}..{run.stop - 1} of shard {shard} than before"

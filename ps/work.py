@@ -100,7 +100,9 @@ class Work:
         hit("shard.summed")
         self._state.stats.aggregated(time.perf_counter() - started)
         with self._changed:
-            return self._state.barrier.summed(action.rank, action.run)
+            actions = self._state.barrier.summed(action.rank, action.run)
+            self._changed.notify_all()
+        return actions
 
     @contextmanager
     def _reading(self, run: Run) -> Iterator[None]:
