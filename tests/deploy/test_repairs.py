@@ -17,14 +17,20 @@ from ps.weights import save_weights
 class ClosedPipe(io.StringIO):
     """Standard output whose reader has gone."""
 
+    tried = 0
+
     def write(self, text: str) -> int:
+        self.tried += 1
         raise BrokenPipeError
 
 
 def test_a_reader_that_goes_away_costs_the_lines_and_not_the_run() -> None:
-    console = Console(quiet=False, stderr=False, file=ClosedPipe())
+    pipe = ClosedPipe()
+    console = Console(quiet=False, stderr=False, file=pipe)
     console.line("first")
+    tried = pipe.tried
     console.line("second")
+    assert pipe.tried == tried > 0, "nothing is written to it again"
 
 
 def test_a_key_without_a_value_is_taken_out() -> None:

@@ -132,7 +132,9 @@ def test_what_cannot_be_made_good_ends_the_run(key: ProcessKey, ending: Ending, 
 def test_a_worker_on_a_lost_host_may_be_started_elsewhere(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.launcher.endings = {W0: Ending(None, "was lost with its Ray node", "", lost_host=True)}
-    run.until(lambda: run.launcher.started == [W0])
+    run.until(lambda: bool(run.launcher.started))
+    assert run.launcher.started == [W0]
+    assert run.said == ["worker 0 was lost with its Ray node at step 0: starting it again"]
 
 
 def test_a_rank_that_has_finished_may_die(tmp_path: Path) -> None:

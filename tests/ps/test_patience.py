@@ -22,7 +22,9 @@ def test_a_server_that_was_started_again_has_a_time_of_its_own() -> None:
     patience = Patience(40.0)
     patience.failed(HERE, ERROR, 100.0)
     patience.failed(THERE, ERROR, 139.0)
-    patience.failed(THERE, ERROR, 178.0)
+    patience.failed(THERE, ERROR, 179.0)
+    with pytest.raises(Unreachable):
+        patience.failed(THERE, ERROR, 179.1)
 
 
 def test_an_answer_begins_the_time_anew() -> None:
@@ -30,3 +32,6 @@ def test_an_answer_begins_the_time_anew() -> None:
     patience.failed(HERE, ERROR, 100.0)
     patience.succeeded()
     patience.failed(HERE, ERROR, 150.0)
+    patience.failed(HERE, ERROR, 190.0)
+    with pytest.raises(Unreachable):
+        patience.failed(HERE, ERROR, 190.1)
