@@ -18,7 +18,7 @@ from ps.control_service import SavedPart
 from ps.errors import MalformedFrame
 from ps.layout import Layout
 from ps.plan import Plan
-from tests.ps.test_checkpoints import SPECS
+from tests.ps.written import SPECS
 from workers.config import TrainConfig
 
 S0, S1 = ("server", 0), ("server", 1)

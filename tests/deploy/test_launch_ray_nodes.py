@@ -1,4 +1,4 @@
-"""Ray on several nodes: how processes are placed, how code gets there, and a real cluster on virtual hosts."""
+"""A real Ray cluster of five nodes, on virtual hosts."""
 
 import json
 import os
@@ -10,123 +10,11 @@ from typing import Any
 
 import pytest
 
-from deploy.launch.base import ProcessKey
-from deploy.launch.code import MAX_FILE_BYTES, code_folder, relative_name, stage
-from deploy.launch.fit import check_fit, placement
-from deploy.launch.ray import RayLauncher
 from deploy.virtual.cluster import VirtualCluster
 from deploy.virtual.plan import HostSpec
 from deploy.virtual.ray_nodes import RAY_FOLDER, RayNodes
 from deploy.virtual.remove import NAMESPACES
-from ps.errors import ConfigError, ResourcesMissing
 from tests.workers.idx_files import write_pictures
-
-WORKERS = [ProcessKey("worker", 0), ProcessKey("worker", 1)]
-SERVERS = [ProcessKey("server", 0)]
-GPUS = {"CPU": 8.0, "GPU": 2.0}
-
-
-@pytest.mark.parametrize(
-    ("strategy", "groups"),
-    [
-        ("PACK", [(SERVERS, "SPREAD"), (WORKERS, "PACK")]),
-        ("SPREAD", [(SERVERS, "SPREAD"), (WORKERS, "SPREAD")]),
-        ("STRICT_SPREAD", [(WORKERS, "STRICT_SPREAD"), (SERVERS, "SPREAD")]),  # what is strict chooses first
-        ("STRICT_PACK", [([*WORKERS, *SERVERS], "STRICT_PACK")]),
-    ],
-)
-def test_servers_are_spread_and_workers_placed_as_asked(strategy: str, groups: list[Any]) -> None:
-    assert placement([*WORKERS, *SERVERS], strategy) == groups
-
-
-@pytest.mark.parametrize(
-    ("bundles", "nodes", "strategy", "message"),
-    [
-        ([{"CPU": 1, "GPU": 0.5}] * 4, [GPUS], "PACK", None),
-        ([{"CPU": 1, "GPU": 1 / 3}] * 6, [GPUS], "PACK", None),
-        ([{"CPU": 1, "GPU": 0.6}] * 3, [GPUS], "PACK", "places for 2 of 3 processes that need 1 CPU, 0.6 GPU each"),  # one per GPU
-        ([{"CPU": 1, "GPU": 0.5}] * 5, [GPUS], "PACK", "GPU: 2.5 asked, 2 there"),
-        ([{"CPU": 1, "GPU": 1.5}], [GPUS], "PACK", "GPU: 1.5 asked for each process: a fraction below 1, or a whole number"),
-        ([{"CPU": 3}] * 3, [{"CPU": 4}, {"CPU": 4}, {"CPU": 2}], "PACK", "places for 2 of 3"),  # 9 of 10, but in pieces
-        ([{"CPU": 1}] * 2, [{"CPU": 4}, {"CPU": 0}], "STRICT_SPREAD", "places for 1 of 2"),
-        ([{"CPU": 2, "GPU": 1}] * 2, [{"CPU": 2, "GPU": 2}, {"CPU": 2}], "STRICT_PACK", "CPU: 4 asked, 2 there on its largest node"),
-    ],
-)
-def test_what_never_fits_because_it_cannot_be_split_is_refused(
-    bundles: list[dict[str, float]], nodes: list[dict[str, float]], strategy: str, message: str | None
-) -> None:
-    if message is None:
-        check_fit(bundles, nodes, strategy)
-    else:
-        with pytest.raises(ResourcesMissing, match=message):
-            check_fit(bundles, nodes, strategy)
-
-
-@pytest.mark.parametrize("address", ["ray://head:10001", "http://127.0.0.1:8265"])
-def test_addresses_of_rays_other_doors_are_refused(address: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="ray job submit"):
-        RayLauncher(lambda key: tmp_path / "log", num_workers=1, num_servers=1, address=address)
-
-
-# -- code -----------------------------------------------------------------------------------------------------
-
-
-def test_code_of_a_file_is_its_folder_and_of_a_module_the_folder_it_is_imported_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_package").mkdir()
-    (tmp_path / "own_package" / "__init__.py").touch()
-    (tmp_path / "own_module.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    assert code_folder(f"{tmp_path}/own_module.py:Task") == tmp_path
-    assert code_folder("own_package.inner:Task") == tmp_path
-    assert code_folder("own_module:Task") == tmp_path
-
-
-@pytest.mark.parametrize("name", ["digits", "workers.tasks.digits:Digits", "json:Task", "numpy.linalg:Task", "no_such_module:Task"])
-def test_what_is_installed_does_not_travel(name: str) -> None:
-    assert code_folder(name) is None
-
-
-def test_code_travels_without_data_runs_and_what_is_hidden(tmp_path: Path) -> None:
-    folder, target = tmp_path / "code", tmp_path / "target"
-    for name in (
-        "task.py",
-        "inner/part.py",
-        "vocabulary.json",
-        "runs/r/summary.json",
-        ".git/config",
-        "venv/pyvenv.cfg",
-        "ps/__init__.py",
-        "inner/ps/x.py",
-    ):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("x")
-    (folder / "data.bin").write_bytes(bytes(MAX_FILE_BYTES + 1))
-    stage(folder, target, skip=folder / "runs")
-    assert sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()) == [
-        "inner/part.py",
-        "inner/ps/x.py",
-        "task.py",
-        "vocabulary.json",
-    ]
-
-
-def test_a_folder_that_is_too_full_to_be_code_is_named(tmp_path: Path) -> None:
-    (tmp_path / "code").mkdir()
-    for number in range(51):
-        with (tmp_path / "code" / f"{number}.py").open("wb") as file:
-            file.truncate(MAX_FILE_BYTES)
-    with pytest.raises(ConfigError, match=r"code, the folder of the task, holds more than .* 50 MiB .*folder of their own"):
-        stage(tmp_path / "code", tmp_path / "target", skip=tmp_path / "runs")
-
-
-@pytest.mark.parametrize(
-    ("name", "there"), [("/c/a.py:T", "a.py:T"), ("/c/in/a.py:T", "in/a.py:T"), ("/d/a.py:T", "/d/a.py:T"), ("a.b:T", "a.b:T"), ("digits", "digits")]
-)
-def test_a_task_file_is_found_in_the_copy_of_its_folder(name: str, there: str) -> None:
-    assert relative_name(name, Path("/c")) == there
-
-
-# -- a cluster ------------------------------------------------------------------------------------------------
 
 NEIGHBOUR = """
 from torch import nn

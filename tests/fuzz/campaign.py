@@ -14,7 +14,8 @@ import psutil
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.fuzz.calls import METHODS, Target, calls, target, try_call
-from tests.fuzz.formats import FORMATS, try_bytes
+from tests.fuzz.format import try_bytes
+from tests.fuzz.formats import FORMATS
 from tests.fuzz.inputs import payloads
 
 MOST_GROWTH_MB = 64.0

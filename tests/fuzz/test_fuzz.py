@@ -6,7 +6,8 @@ import pytest
 
 from tests.fuzz.calls import METHODS
 from tests.fuzz.campaign import MOST_GROWTH_MB, Campaign
-from tests.fuzz.formats import FORMATS, Format, try_bytes
+from tests.fuzz.format import Format, try_bytes
+from tests.fuzz.formats import FORMATS
 from tests.ps.test_security import METHODS as ALL_METHODS
 
 

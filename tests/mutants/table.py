@@ -17,7 +17,8 @@ _SERVERS = "tests/deploy/test_server_deaths.py::test_servers_killed_anywhere_cos
 OLDEST = f"{_SERVERS}[adam-[('shard.oldest', 4)]-[('shard.written', 5)]]"
 ALL_DIE = "tests/deploy/test_server_deaths.py::test_all_processes_die_in_the_same_step_and_some_of_them_again[two phases]"
 DECIDED = f"{_SERVERS}[adam-[('store.deciding', 2)]-[('shard.decided', 1)]]"
-CUTS = "tests/ps/test_checkpoints.py"
+CUTS = "tests/ps/test_cuts.py"
+CHECKPOINTS = "tests/ps/test_checkpoints.py"
 RESUMED = "tests/deploy/test_resume.py::test_a_run_that_has_failed_goes_on_to_the_same_bits[a server dies]"
 
 
@@ -125,7 +126,7 @@ MUTANTS = (
         is_explored=False,  # nothing is cut then but what is asked for, at once
     ),
     Mutant("a cut is one process' work", "ps/checkpoints/cut.py", " or not (self._state == _TAKEN).all()", "", CUTS),
-    Mutant("digests of a checkpoint", "ps/checkpoints/load.py", "        if len(wrong):\n", "        if False:\n", CUTS, is_explored=False),
+    Mutant("digests of a checkpoint", "ps/checkpoints/load.py", "        if len(wrong):\n", "        if False:\n", CHECKPOINTS, is_explored=False),
     Mutant(
         "a report enters the books once",
         "deploy/books.py",
