@@ -83,10 +83,10 @@ class Rank:
         self.await_receipts()
 
     def await_receipts(self) -> None:
-        client = self.client
-        with client._changed:
-            done = client._changed.wait_for(
-                lambda: client._error or (client._exchange.in_flight == 0 and not client._exchange.has_ready and not client._broken), _WAIT_S
+        state = self.client._state
+        with state.changed:
+            done = state.changed.wait_for(
+                lambda: state.error or (state.exchange.in_flight == 0 and not state.exchange.has_ready and not state.broken), _WAIT_S
             )
         assert done, f"rank {self.rank} gets no receipts"
 

@@ -48,7 +48,7 @@ def test_a_contribution_that_waits_for_its_turn_and_is_pushed_again_counts_once(
         ranks = started(servers)
         whole_step(ranks)
         begin_all(ranks)
-        last, line = ranks[2], ranks[2].client._lines[0]
+        last, line = ranks[2], ranks[2].client._state.lines[0]
         last.push()
         waiting = threading.Thread(target=last.finish)
         waiting.start()
@@ -137,7 +137,7 @@ def test_a_frame_that_is_refused_leaves_no_trace(fault: str) -> None:
         ranks = started(servers)
         whole_step(ranks)
         begin_all(ranks)
-        dying, line = ranks[0], ranks[0].client._lines[0]
+        dying, line = ranks[0], ranks[0].client._state.lines[0]
         present = np.ones(len(line.layout.tensor), np.bool_)
         step = dying.step + (fault == "of the next step")
         values = dying.bound.gradients if step == dying.step else np.full_like(dying.bound.gradients, 7)

@@ -157,6 +157,6 @@ def test_what_processes_say_cannot_steer_the_terminal_of_who_asks_for_it() -> No
 def test_a_member_keeps_no_norms_that_no_shard_can_have(wrong: dict[str, object]) -> None:
     with cluster(1, 1) as servers:
         client = servers.member(0, nn.Linear(3, 2)).client
-        client._learn_norms(pb.FrameHeader(kind=pb.NORMS, norms_shard=0, norms=[1.0, 2.0], step=5))
+        client.inbox.learn_norms(pb.FrameHeader(kind=pb.NORMS, norms_shard=0, norms=[1.0, 2.0], step=5))
         with pytest.raises(MalformedFrame, match="no such shard has so many"):
-            client._learn_norms(pb.FrameHeader(kind=pb.NORMS, **wrong))  # type: ignore[arg-type]
+            client.inbox.learn_norms(pb.FrameHeader(kind=pb.NORMS, **wrong))  # type: ignore[arg-type]

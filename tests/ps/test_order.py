@@ -71,7 +71,7 @@ def trained(servers: Cluster) -> tuple[list[Member], list[Mapping[int, int]]]:
 
 def order_of(member: Member) -> Any:
     """Frames of every shard in the order in which they leave."""
-    return member.client._exchange._at_place
+    return member.client._state.exchange._at_place
 
 
 def test_ranks_that_see_different_orders_push_in_rank_0s() -> None:
@@ -80,6 +80,6 @@ def test_ranks_that_see_different_orders_push_in_rank_0s() -> None:
         (zero, one), seen = trained(servers)
         assert dict(seen[0]) != dict(seen[1]), "each rank's first batch takes another way"
         assert order_of(zero) == order_of(one)
-        own = one.client._planned()
+        own = one.client._planned(one.client.member.rank, one.client._state.lines)
         own.prioritise(seen[1])
         assert own._at_place != order_of(one)

@@ -93,7 +93,7 @@ def test_no_link_is_measured_where_the_settings_or_the_memory_say_enough(comm: C
 def test_a_stream_that_breaks_while_the_link_is_measured_is_opened_again(caplog: pytest.LogCaptureFixture) -> None:
     with cluster(1, 2, comm=CommConfig(shared_memory=False)) as servers:
         member = servers.member(0, nn.Linear(64, 64))
-        line = member.client._lines[1]
+        line = member.client._state.lines[1]
         probe = line.probe
 
         def broken(num_bytes: int) -> None:

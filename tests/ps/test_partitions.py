@@ -25,7 +25,7 @@ def far_rank() -> Iterator[tuple[Cluster, list[Rank], Proxy]]:
         link = stack.enter_context(proxy(servers.addresses[0].data))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(rpc, "_CLIENT", [(name, QUICK.get(name, value)) for name, value in rpc._CLIENT])
-            ranks[1].client._lines[0].move(dataclasses.replace(servers.addresses[0], data=link.address))
+            ranks[1].client._state.lines[0].move(dataclasses.replace(servers.addresses[0], data=link.address))
         in_threads([rank.start for rank in ranks])
         for rank in ranks:
             rank.begin()
@@ -46,7 +46,7 @@ def test_a_partition_that_heals_costs_its_time_only() -> None:
         assert [server.host.version for server in servers.servers] == [1, 2]
         link.release()
         np.testing.assert_array_equal(finish(servers, ranks), reference(2), strict=True)
-        assert far.client._lines[0].opened == 1
+        assert far.client._state.lines[0].opened == 1
 
 
 @pytest.mark.parametrize("up", [True, False], ids=["both ways", "answers only"])
@@ -59,4 +59,4 @@ def test_a_connection_that_swallows_what_is_sent_is_given_up_and_made_anew(up: b
         near.push()
         far.client.ready([*far.tensors, far.sums], present=True)
         np.testing.assert_array_equal(finish(servers, ranks), reference(2), strict=True)
-        assert far.client._lines[0].opened >= 2
+        assert far.client._state.lines[0].opened >= 2

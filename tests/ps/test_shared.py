@@ -57,7 +57,7 @@ def test_mixed_members_agree() -> None:
         members = [servers.member(0, Net()), servers.member(1, Net(), comm=GRPC)]
         _copy(members)
         in_threads([lambda m=m: _step(m) for m in members])
-        assert [line.pushes_shared and line.store is not None for m in members for line in m.client._lines] == [True, True, False, False]
+        assert [line.pushes_shared and line.store is not None for m in members for line in m.client._state.lines] == [True, True, False, False]
         assert (members[0].bound.landing[1] == members[1].bound.landing[1]).all()
 
 
@@ -288,8 +288,8 @@ def step_of_one() -> None:
     with cluster(1, 1) as servers:
         member = servers.member(0, Net())
         _step(member)
-        assert not any(line.pushes_shared or line.store for line in member.client._lines)
-        print("landed", not member.client._exchange._missing)
+        assert not any(line.pushes_shared or line.store for line in member.client._state.lines)
+        print("landed", not member.client._state.exchange._missing)
 
 
 @pytest.mark.root

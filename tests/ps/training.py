@@ -136,7 +136,7 @@ def run(job: Job) -> Outcome:
 
 
 def _shuffle_frames(member: Member, seed: int) -> None:
-    exchange = member.client._exchange
+    exchange = member.client._state.exchange
     for shard, frames in enumerate(member.client._frames):
         order = list(range(len(frames)))
         random.Random(seed * 100 + member.rank).shuffle(order)
@@ -206,7 +206,7 @@ def train(job: Job, member: Member, sums: list[dict[str, float]]) -> None:
         overlap.enter()
         gradient.compute(step, Spans())
         if job.breaks and (step + member.rank) % 3 == 0:
-            line = member.client._lines[step % job.num_servers]
+            line = member.client._state.lines[step % job.num_servers]
             threading.Thread(target=line._stream.cancel, daemon=True).start()
         overlap.step(step)
         if step % 3 == 2 or step + 1 == job.steps:

@@ -33,7 +33,7 @@ def step(overlap: Overlap, number: int, model: nn.Module, *, words: bool = False
 
 def is_in_servers_memory(member: Member) -> bool:
     """Whether all of the model's parameters lie there, or none does."""
-    store = member.client._lines[0].store
+    store = member.client._state.lines[0].store
     copies = (store.flat_copies if store else None) or ()
     ranges = [range(copy.ctypes.data, copy.ctypes.data + len(copy)) for copy in copies]
     found = {any(parameter.data_ptr() in its for its in ranges) for parameter in member.bound.model.parameters()}
@@ -87,9 +87,9 @@ def test_a_server_that_comes_back_with_other_memory_ends_the_worker() -> None:
         start(member)
         overlap = Overlap(member)
         step(overlap, 0, model)
-        before = member.client._in_place
+        before = member.client._state.in_place
         assert before is not None
         before.file = (0, 0)
-        member.client._lines[0]._stream.cancel()
+        member.client._state.lines[0]._stream.cancel()
         with pytest.raises(VersionGone, match="server 0 came back with other memory, and rank 0 computes in the former one"):
             step(overlap, 1, model)
