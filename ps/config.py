@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+LONGEST_FRAME_BYTES = 12 << 20
+"""That may be asked for: a message of gRPC holds it, headers included."""
 SHARED_FRAME_BYTES = 16 << 20
 PushFormat = Literal["fp32", "bf16", "fp16", "int8", "topk"]
 PullFormat = Literal["fp32", "bf16", "fp16"]
@@ -79,7 +81,7 @@ class CommConfig:
 
     def __post_init__(self) -> None:
         if self.frame_bytes is not None:
-            require(4096 <= self.frame_bytes <= 12 << 20, "comm.frame_bytes", self.frame_bytes, "4096 <= value <= 12582912")
+            require(4096 <= self.frame_bytes <= LONGEST_FRAME_BYTES, "comm.frame_bytes", self.frame_bytes, "4096 <= value <= 12582912")
         if self.window_frames is not None:
             require(self.window_frames >= 1, "comm.window_frames", self.window_frames, ">= 1")
         require(0 < self.topk_fraction <= 1, "comm.topk_fraction", self.topk_fraction, "0 < value <= 1")

@@ -13,7 +13,7 @@ from deploy.predict.calibrate import WARMUP
 from deploy.predict.plan import WORTH, floor_s, ring_step_s, server_counts
 from deploy.predict.scenario import Scenario
 from deploy.predict.simulate import simulate
-from ps.config import SHARED_FRAME_BYTES
+from ps.config import LONGEST_FRAME_BYTES
 
 NUM_CHANGES = 3
 MOST_FRAMES = 128
@@ -73,7 +73,10 @@ def _on_links(scenario: Scenario, steps: Sequence[LedgerStep]) -> Scenario:
 
 def _coarse(scenario: Scenario) -> Scenario:
     """With frames of at least a MOST_FRAMES-th of the model: what more would cost is in the measured step, and takes seconds to simulate."""
-    frame_bytes = min(max(scenario.pacing.frame_bytes, scenario.model_bytes // MOST_FRAMES), SHARED_FRAME_BYTES)
+    least = scenario.model_bytes // MOST_FRAMES
+    if scenario.pacing.frame_bytes >= least:
+        return scenario
+    frame_bytes = min(least, LONGEST_FRAME_BYTES)
     return replace(scenario, comm=replace(scenario.comm, frame_bytes=frame_bytes))
 
 
