@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from deploy.config import Config, to_dict
+from deploy.files import fsync_folder, write_atomic
 from deploy.result import versions
 from deploy.resume import Beginning
-from deploy.rundir import fsync_folder, write_atomic
 from ps.checkpoints.manifest import Manifest, PartRecord, digest_of, from_hex, records_of, to_hex
 from ps.checkpoints.parts import Digests, PartShape, optimizer_chunks, rank_shape, shard_shape
 from ps.checkpoints.saver import write_part

@@ -4,7 +4,6 @@ import logging
 import secrets
 import socket
 import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,17 +12,15 @@ from functools import partial
 import grpc
 
 from deploy.books import Books, metrics_of
-from deploy.callbacks import comm_metrics
+from deploy.bottleneck_log import BottleneckLog
 from deploy.checkpoints import CheckpointKeeper
 from deploy.config import Config, apply_batch_rule
 from deploy.console import Console
 from deploy.keys import RunKeys
 from deploy.last_state import LastState
 from deploy.launch.base import Launcher, ProcessKey
-from deploy.measure.formats import format_advice
 from deploy.measure.reader import LedgerWriter, Reporter
 from deploy.measure.text import counted
-from deploy.measure.verdict import log_line
 from deploy.measure.window import Window
 from deploy.processes import Processes
 from deploy.recovery import Recovery
@@ -45,7 +42,6 @@ from workers.config import RivalSettings
 
 log = logging.getLogger(__name__)
 
-_LOG_EVERY_S = 30.0
 _LAST_CHECKPOINT_S = 60.0
 """Until a run that is over gives up what is still being saved."""
 
@@ -93,13 +89,7 @@ class Driver:
             checkpoints=self.checkpoints,
         )
         self._loss: float | None = None
-        self._logged_s = time.monotonic()
-        self._lacks_ledger = False
-        """Whether it has been said that the ledger cannot be written."""
-        self._advised = False
-        """Whether it has been said that the push format does not pay."""
-        self._log_at: int | None = None
-        """Version of the last epoch that has ended without a line about its bottleneck."""
+        self._bottlenecks = BottleneckLog(self._ledger, config.comm.push_format, say=self._say, tell=tell)
 
     def run(self, interrupted: threading.Event) -> None:
         """Trains to the end, or until `interrupted` is set. Raises what ended the run; no process is left in any case,
@@ -113,7 +103,7 @@ class Driver:
             recovery=self.recovery,
             timeouts=self._timeouts,
             restart=lambda key: self._processes.start(key),
-            on_tick=self._log_now_and_then,
+            on_tick=self._bottlenecks.now_and_then,
             say=self._say,
         )
         with run_mark(self._run_id):
@@ -227,8 +217,7 @@ class Driver:
         self._aside("the last checkpoint", self._save_last)
         self._reader.stop_servers("the run has finished")
         self._watch.wait_for_ends(self._timeouts.stop_s)
-        if self._log_at is not None:
-            self._say_bottleneck()
+        self._bottlenecks.end()
 
     def _close_books(self) -> None:
         assert self._control.final_version is not None
@@ -244,31 +233,6 @@ class Driver:
     def _end_processes(self) -> None:
         self._service.stop()
         self._launcher.stop(self._timeouts.stop_s)
-
-    # -- log -------------------------------------------------------------------------------------------------
-
-    def _log_now_and_then(self) -> None:
-        """A line every so often, and one per epoch as soon as the ledger has its last step."""
-        epoch_ended = self._log_at is not None and self._ledger.written >= self._log_at - 1
-        is_training = self.books.imbalance is not None
-        if epoch_ended or (is_training and time.monotonic() - self._logged_s > _LOG_EVERY_S):
-            self._say_bottleneck()
-
-    def _say_bottleneck(self) -> None:
-        self._log_at = None
-        self._logged_s = time.monotonic()
-        if self._ledger.defect and not self._lacks_ledger:
-            self._lacks_ledger = True
-            self._say(f"warning: training goes on, but {self._ledger.defect}")
-        window = self._ledger.take_window()
-        self._say(log_line(self._ledger.written + 1, window))
-        self._tell(comm_metrics(window), self._ledger.written + 1)
-        if window.diverged:
-            frames = counted(window.diverged, "frame")
-            self._say(f"warning: {frames} came again with other bytes than before; the first ones stand (train.exact = false)")
-        if not self._advised and (advice := format_advice(window, self._config.comm.push_format, self._reader.model[0].shard_bytes)):
-            self._advised = True
-            self._say(advice)
 
     def _say(self, text: str) -> None:
         self._console.line(text)
@@ -292,7 +256,7 @@ class Driver:
             except NotInitialised:
                 self._service.pause(POLL_S)
         self.books.imbalance = layout.imbalance
-        self._logged_s = time.monotonic()
+        self._bottlenecks.begin(layout.shard_bytes)
         sizes = ", ".join(f"{size / 1e6:.3g}" for size in layout.shard_bytes)
         chunks = counted(len(layout), "chunk")
         self._say(f"{chunks} on {counted(layout.num_servers, 'shard')} of {sizes} MB, largest {layout.imbalance:.3f} of the mean")
@@ -323,5 +287,5 @@ class Driver:
         self._console.epoch(row["epoch"], metrics_of(row), mid_epoch_step=None if self.books.ends_epoch(row) else row["step"])
         log.info("epoch %d: %s", row["epoch"], row)
         self._tell(metrics_of(row), row["step"])
-        self._log_at = epoch.version
+        self._bottlenecks.epoch_ended(epoch.version)
         return decision.stop

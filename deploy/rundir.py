@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import itertools
 import json
-import math
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from deploy.config.suggest import hint
+from deploy.files import append_line, finite, line_of, write_atomic
 from ps.config import from_json, to_json
 from ps.credentials import Credentials
 from ps.errors import ConfigError
@@ -247,7 +247,7 @@ class RunDirectory:
         write_atomic(self.config, text.encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_atomic(self.summary, (json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n").encode())
+        write_atomic(self.summary, (json.dumps(finite(summary), indent=2, allow_nan=False) + "\n").encode())
 
     def read_summary(self) -> dict[str, Any] | None:
         """None if the run goes on, or its driver was killed. Raises ConfigError for what is no summary."""
@@ -273,7 +273,7 @@ class RunDirectory:
         append_line(self.metrics, row)
 
     def rewrite_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        write_atomic(self.metrics, b"".join(map(_line, rows)))
+        write_atomic(self.metrics, b"".join(map(line_of, rows)))
 
     def export(self, file: Path, which: Weights) -> None:
         """Copies weights to `file`. Raises ConfigError if the run has none, they are damaged, or `file` cannot be written."""
@@ -303,51 +303,6 @@ def _runs(storage_path: str | Path) -> list[RunDirectory]:
 def generated_name(task: str, now: datetime) -> str:
     """For example 20261123-204423-digits; of an import path only the class remains."""
     return f"{now:%Y%m%d-%H%M%S}-{re.sub('[^A-Za-z0-9_-]+', '-', task.rpartition(':')[2])}"
-
-
-def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """One line of JSON at the end of a file, in one write: a kill loses the line or keeps it whole."""
-    with path.open("ab", buffering=0) as file:
-        left = _line(row)
-        while left:  # a disk that fills up takes a part, then none
-            left = left[file.write(left) or 0 :]
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    return (json.dumps(_finite(row), separators=(",", ":"), allow_nan=False) + "\n").encode()
-
-
-def _finite(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and infinities, which JSON has no form for, as null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """The file has the old bytes or the new ones, also after a power cut. One writer per file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def fsync_folder(path: Path) -> None:
-    """What was renamed in it is so after a power cut too."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _unused(storage: Path, name: str) -> Path:

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+from deploy.files import write_atomic
 from deploy.measure.ledger_file import LedgerTail, read_ledger
 from deploy.measure.trace import trace
-from deploy.rundir import RunDirectory, write_atomic
+from deploy.rundir import RunDirectory
 from ps.errors import ConfigError
 
 LAST_BYTES = 16 << 20

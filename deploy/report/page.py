@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from deploy.files import write_atomic
 from deploy.measure.ledger_file import read_ledger
 from deploy.measure.recorded import Recorded, read_run
 from deploy.measure.table import tables
@@ -17,7 +18,7 @@ from deploy.predict.changes import Outlook, outlook
 from deploy.predict.inputs import scenario_of_run
 from deploy.report import words
 from deploy.report.figures import Figure, figures
-from deploy.rundir import RunDirectory, write_atomic
+from deploy.rundir import RunDirectory
 from ps.errors import ConfigError
 
 

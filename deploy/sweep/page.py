@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy.config import to_toml
+from deploy.files import write_atomic
 from deploy.report.figures import Figure
 from deploy.report.page import render
-from deploy.rundir import write_atomic
 from deploy.sweep.grid import Axis
 from deploy.sweep.results import Row
 from deploy.sweep.run import Sweep

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deploy.files import append_line
 from deploy.measure.recorded import Recorded
 from deploy.measure.verdict import verdict
-from deploy.rundir import append_line
 from ps.errors import ConfigError
 
 WARM_UP = 2

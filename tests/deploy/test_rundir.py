@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from deploy.files import write_atomic
 from deploy.result import Summary, versions
-from deploy.rundir import RunDirectory, generated_name, write_atomic
+from deploy.rundir import RunDirectory, generated_name
 from ps.credentials import Credentials
 from ps.errors import ConfigError
 
