@@ -74,6 +74,8 @@ class Cuts:
         """Whether somebody else uses the memory."""
         self._newest = -1
         """Version that was delivered or given up last."""
+        self._lost = store.oldest - 1
+        """Newest version that a former process has begun to write over: it may have died within a run, whose write is then repeated."""
 
     def before_write(self, step: int, run: Run) -> None:
         """Step `step` is about to write the run over version step - 1."""
@@ -107,6 +109,10 @@ class Cuts:
     def _begin(self, version: int) -> bool:
         """Whether `version` is being taken; under the lock."""
         if version <= self._newest:
+            return False
+        if version <= self._lost:
+            self._newest = version
+            self._abandon(version, "a part of it went with a process")
             return False
         if self._delivered:
             self._newest = version

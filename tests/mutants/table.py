@@ -125,6 +125,14 @@ MUTANTS = (
         CUTS,
         is_explored=False,  # nothing is cut then but what is asked for, at once
     ),
+    Mutant(
+        "a cut that was written over is given up",
+        "ps/checkpoints/cut.py",
+        "        self._lost = store.oldest - 1\n",
+        "        self._lost = -1\n",
+        CUTS,
+        is_explored=False,  # one history in two hundred shows it
+    ),
     Mutant("a cut is one process' work", "ps/checkpoints/cut.py", " or not (self._state == _TAKEN).all()", "", CUTS),
     Mutant("digests of a checkpoint", "ps/checkpoints/load.py", "        if len(wrong):\n", "        if False:\n", CHECKPOINTS, is_explored=False),
     Mutant(

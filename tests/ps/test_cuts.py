@@ -154,6 +154,26 @@ def test_a_successor_cuts_what_is_still_whole_and_gives_up_the_rest(runs_before_
     assert again.given_up == ({2: "a part of it went with a process"} if runs_before_the_kill else {})
 
 
+def test_a_successor_does_not_cut_a_version_of_which_its_predecessor_had_written_over_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bench(1)
+    steps_seen(made, 3)
+    left: list[Bytes] = []
+
+    def killed(name: str) -> None:
+        if name == "shard.written" and not left:
+            left.append(made.memory.copy())  # a run of step 3 is written, but does not count yet
+
+    monkeypatch.setattr("ps.work.hit", killed)
+    step(made, 3)
+    again = bench(1, left[0])
+    step(again, 3)
+    assert 2 not in again.cuts
+    assert again.given_up == {2: "a part of it went with a process"}
+    for number in (4, 5):
+        step(again, number)
+    assert again.cuts == {4: steps_seen(bench(1), 5)[4]}
+
+
 def test_a_version_that_stands_is_cut_when_it_is_asked_for_and_one_that_is_gone_is_not() -> None:
     made = bench()
     seen = steps_seen(made, 3)
