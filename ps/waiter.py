@@ -36,7 +36,7 @@ class Waiter:
         self._done = self._since = None
 
     def news(self) -> None:
-        """Something has come; who waits by other means than `wait` is always woken."""
+        """Something has come: wakes the one in `wait` if it is what that waits for; without one, everybody."""
         self._end_stretch()
         if self._done is None or self._done():
             self._changed.notify_all()
