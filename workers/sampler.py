@@ -16,7 +16,7 @@ from workers.config import TrainConfig
 
 Indices = npt.NDArray[np.int64]
 
-_SHUFFLE, _SAMPLES, _TORCH = range(3)
+_SHUFFLE, _SAMPLES, _TORCH, _LAYER = range(4)
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,12 @@ def sample_rng(seed: int, step: int, rank: int, micro: int = 0) -> np.random.Gen
 def torch_seed(seed: int, step: int, rank: int, micro: int = 0) -> int:
     """Seed of torch's generator (dropout) for one micro-batch, 0 <= seed < 2**63; independent of `sample_rng`."""
     words = np.random.SeedSequence(seed, spawn_key=(_TORCH, step, rank, micro)).generate_state(1, np.uint64)
+    return int(words[0]) >> 1
+
+
+def layer_seed(seed: int, step: int, rank: int, micro: int, layer: int) -> int:
+    """Seed of torch's generator before one layer of a split model, 0 <= seed < 2**63: the same on whatever stage the layer is."""
+    words = np.random.SeedSequence(seed, spawn_key=(_LAYER, step, rank, micro, layer)).generate_state(1, np.uint64)
     return int(words[0]) >> 1
 
 

@@ -107,10 +107,15 @@ class GradientStep:
                 "set train.overlap = false"
             )
         if self._nonfinite == "error":
-            raise NonFinite(
-                f"loss is {loss} at step {step} on rank {self._rank}: lower optimizer.lr, clip with optimizer.max_grad_norm, "
-                'or skip such steps with optimizer.nonfinite = "skip"'
-            )
+            raise loss_not_finite(loss, step, self._rank)
+
+
+def loss_not_finite(loss: float, step: int, rank: int) -> NonFinite:
+    """The end of a run whose loss is NaN or infinite, with what helps."""
+    return NonFinite(
+        f"loss is {loss} at step {step} on rank {rank}: lower optimizer.lr, clip with optimizer.max_grad_norm, "
+        'or skip such steps with optimizer.nonfinite = "skip"'
+    )
 
 
 def lower_precision(autocast: str, device: torch.device) -> AbstractContextManager[object]:

@@ -1,0 +1,96 @@
+"""One stage's passes over micro-batches: its blocks forward, and backward to what came in. It knows no neighbour."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workers.answers import check_gradient, mean_and_weight
+from workers.batches import MicroBatch
+from workers.sampler import layer_seed
+from workers.stages.blocks import as_tuple
+from workers.stages.model_call import inputs_of, loss_of
+from workers.task import Task
+
+Activations = tuple[Any, ...]
+"""What a block returns; floating-point tensors that need a gradient are leaves of the stage that takes them."""
+Gradients = tuple[Tensor | None, ...]
+"""As long as the activations they belong to."""
+
+_GENERATOR = threading.RLock()
+"""Guards torch's generator, which all threads of a process share, from seed to last use."""
+
+
+class Stage:
+    """Blocks `first`, … of a task's model. One thread uses it; the result depends on (parameters, seed, step, rank, micro-batch) alone."""
+
+    def __init__(self, task: Task, blocks: Sequence[nn.Module], first: int, *, seed: int, rank: int, check: Callable[[int, float], None]) -> None:
+        """`check`: is given step and value of every loss that counts, before its backward."""
+        self._task = task
+        self._blocks = blocks
+        self._first = first
+        self._seed = seed
+        self._rank = rank
+        self._check = check
+        self._held: dict[int, tuple[Activations, Activations]] = {}
+        """What came in and went out, of micro-batches that are still to go backward."""
+
+    def begin(self) -> None:
+        """A new step; what a step left in the middle has kept is gone."""
+        self._held.clear()
+
+    def inputs(self, step: int, micro: MicroBatch) -> Activations:
+        """What the model is called with: the first stage's input."""
+        with _GENERATOR:
+            self._seed_layer(step, micro, 0)
+            return inputs_of(self._task, micro.batch)
+
+    def forward(self, step: int, micro: MicroBatch, inputs: Activations) -> Activations:
+        """The blocks' output, cut off: the next stage's input."""
+        outputs = self._compute(step, micro, inputs)
+        self._held[micro.index] = inputs, outputs
+        return tuple(x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in outputs)
+
+    def forward_to_loss(self, step: int, micro: MicroBatch, inputs: Activations, *, several: bool) -> tuple[float, float]:
+        """Loss and weight of the micro-batch; (0, 0) without weight. Last stage only.
+
+        `several`: the step has several micro-batches, whose gradients are weighted before they are added up. Raises ConfigError.
+        """
+
+        def answer() -> Any:
+            outputs = self._compute(step, micro, inputs)
+            return outputs[0] if len(outputs) == 1 else outputs
+
+        with _GENERATOR:
+            self._seed_layer(step, micro, 0)
+            mean, weight = mean_and_weight(loss_of(self._task, micro.batch, answer), micro.num_samples)
+        if not weight:
+            self._held[micro.index] = inputs, ()
+            return 0.0, 0.0
+        check_gradient(mean)
+        value = float(mean.detach())
+        self._check(step, value)
+        self._held[micro.index] = inputs, (mean * weight if several else mean,)
+        return value, weight
+
+    def backward(self, micro: int, gradients: Gradients | None) -> Gradients:
+        """Adds up the parameters' gradients; returns those of what came in. None: from the loss."""
+        inputs, outputs = self._held.pop(micro)
+        if gradients is None:
+            gradients = tuple(torch.ones_like(loss) for loss in outputs)
+        chosen = [(x, g) for x, g in zip(outputs, gradients, strict=True) if g is not None]
+        if chosen:
+            torch.autograd.backward([x for x, _ in chosen], [g for _, g in chosen])
+        return tuple(x.grad if isinstance(x, Tensor) else None for x in inputs)
+
+    def _compute(self, step: int, micro: MicroBatch, inputs: Activations) -> Activations:
+        for index, block in enumerate(self._blocks, start=self._first):
+            with _GENERATOR:
+                self._seed_layer(step, micro, 1 + index)
+                inputs = as_tuple(block(*inputs))
+        return inputs
+
+    def _seed_layer(self, step: int, micro: MicroBatch, layer: int) -> None:
+        torch.manual_seed(layer_seed(self._seed, step, self._rank, micro.index, layer))
