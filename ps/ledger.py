@@ -90,6 +90,8 @@ class WorkerRow:
     """Communication not hidden behind compute: what the training thread spends on it or waits for."""
     waits_for: Count | None = None
     """Rank that `barrier_wait_s` waited for; None if for nobody."""
+    cpu_s: float = 0.0
+    """CPU seconds of the whole process since the row before."""
     samples: Count = 0
     loss: float | None = None
     """Mean over the samples; None without any."""

@@ -60,6 +60,8 @@ class Session:
         self._client: Client | None = None
         self._residuals: SavedResiduals | None = None
         self._stop_reason: str | None = None
+        self._cpu_s = 0.0
+        """CPU seconds of the process at the last row."""
 
     def bind(self, model: nn.Module, plan: Plan, *, own_loop: bool = False) -> BoundModel:
         """Joins all shards with the model, brings version 0 if it is missing, and installs the version they are at.
@@ -99,6 +101,7 @@ class Session:
         self.layers = Layers(bound, self, self.spans, layerwise=settings.train.overlap and not own_loop, in_place=not own_loop)
         self.pushes = Pushes(bound, self, self.spans, early=settings.train.overlap, own_loop=own_loop)
         self.spans.take()
+        self._cpu_s = time.process_time()
         return bound
 
     def _join(self, client: Client, digests: Sequence[int]) -> bool:
@@ -226,6 +229,7 @@ class Session:
     def _row(self, contribution: Contribution, timing: StepTiming) -> WorkerRow:
         """The ledger's row of the step before the present version: from when its version was complete to when the next one was."""
         step_s, seconds = self.spans.take()
+        cpu_s, self._cpu_s = -self._cpu_s, time.process_time()
         now, time_s = time.monotonic(), time.time()
         timing.end(now)
         own = {f"{name}_s": seconds.get(name, 0.0) for name in ("data_wait", "compute", "copy", "install")}
@@ -241,6 +245,7 @@ class Session:
             other_s=step_s - sum(own.values()) - sum(exchange.values()),
             exposed_s=own["copy_s"] + own["install_s"] + seconds.get("exchange", 0.0),
             waits_for=timing.waits_for,
+            cpu_s=cpu_s + self._cpu_s,
             samples=contribution.samples,
             loss=contribution.loss if math.isfinite(contribution.loss) else None,
             shards=timing.shards,

@@ -1,11 +1,15 @@
-"""Compute and costs of a scenario from the ledger of one run. Pure."""
+"""Compute and costs of a scenario from the ledgers of one run or several. Pure."""
 
+import math
 import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from deploy.measure.ledger_file import LedgerStep
+from deploy.measure.window import TRAFFIC
 from deploy.predict.classes import Frame, ServerClass, classes_of
 from deploy.predict.costs import DECODE_BYTE_S, ENCODE_BYTE_S, Costs
 from deploy.predict.scenario import Scenario, layers_of
@@ -16,6 +20,9 @@ WARMUP = 3
 FORWARD = 1 / 3
 """Part of the compute: backward makes two products where forward makes one; the ledger has both together."""
 
+SHARES_OVER_TIMES = 1.5
+"""Spread of shares of a link over the spread of the times that pushes through it take."""
+
 
 def fit(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
     """`run` with the compute of its typical rank, and costs that add up to what servers and workers spent. Raises ConfigError without steps.
@@ -23,15 +30,113 @@ def fit(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
     Sums and updates are taken as measured. What else a server's processor did is divided among frames and bytes as the default costs have it,
     and so is a worker's encoding; landing is taken to cost the same multiple.
     """
+    used = _whole(steps, run)
+    fitted = _computing(used, run)
+    return replace(fitted, costs=_costs(used, fitted))
+
+
+def fit_together(runs: Sequence[tuple[Sequence[LedgerStep], Scenario]]) -> list[Scenario]:
+    """Each run with its own compute, and the costs that suit them all: what frames and what bytes take of a processor is told apart
+    where their frames are of several lengths, on both ends. Raises ConfigError as `fit`."""
+    used = [_whole(steps, run) for steps, run in runs]
+    fitted = [_computing(steps, run) for steps, (_, run) in zip(used, runs, strict=True)]
+    single = [_costs(steps, run) for steps, run in zip(used, fitted, strict=True)]
+    usual = runs[0][1].costs
+    typical = {name: statistics.median(getattr(costs, name) for costs in single) for name in ("copy_byte_s", "step_s")}
+    server = _frames_and_bytes([(*_moves(usual, run), _server_rest_s(steps, run)) for steps, run in zip(used, fitted, strict=True)])
+    worker = _frames_and_bytes([(*_exchanges(usual, run), _worker_rest_s(steps, run)) for steps, run in zip(used, fitted, strict=True)])
+    factors = dict(zip(("take_frame_s", "take_byte_s"), server, strict=True)) | dict(zip(("push_frame_s", "push_byte_s"), worker, strict=True))
+    factors |= {"answer_frame_s": server[0], "answer_byte_s": server[1], "land_frame_s": worker[0], "land_byte_s": worker[1]}
+    links = {
+        "wire_overhead": statistics.median(map(_overhead, used)),
+        "unfairness": statistics.median([_unfairness(s) for s in used if len(s[0].workers) > 1] or [0.0]),
+    }
+    costs = replace(usual, **typical, **links, **{name: getattr(usual, name) * factor for name, factor in factors.items()})
+    return [replace(run, costs=costs) for run in fitted]
+
+
+def _whole(steps: Sequence[LedgerStep], run: Scenario) -> list[LedgerStep]:
     used = [step for step in steps[WARMUP:] if len(step.workers) == run.num_workers and len(step.servers) == run.num_servers]
     if not used:
         raise ConfigError(f"the run has no whole step after the first {WARMUP}: nothing to plan from")
-    compute_s = statistics.median(statistics.median(row.compute_s for row in step.workers) for step in used)
-    samples = statistics.fmean(row.samples for step in used for row in step.workers)
-    fitted = replace(
-        run, forward_s=FORWARD * compute_s, backward_s=(1 - FORWARD) * compute_s, samples=samples, cores_per_host=float(os.cpu_count() or 1)
+    return used
+
+
+def _computing(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
+    """The run with the compute of its typical rank."""
+    compute_s = statistics.median(statistics.median(row.compute_s for row in step.workers) for step in steps)
+    data_s = statistics.median(statistics.median(row.data_wait_s for row in step.workers) for step in steps)
+    samples = statistics.fmean(row.samples for step in steps for row in step.workers)
+    return replace(
+        run,
+        forward_s=FORWARD * compute_s + data_s,
+        backward_s=(1 - FORWARD) * compute_s,
+        samples=samples,
+        cores_per_host=float(os.cpu_count() or 1),
     )
-    return replace(fitted, costs=_costs(used, fitted))
+
+
+def _overhead(steps: Sequence[LedgerStep]) -> float:
+    """Bytes on the wire for a byte of payload, in the direction that has more of them."""
+    traffics = [traffic for step in steps for row in step.workers for traffic in row.shards]
+    sums = {name: sum(getattr(traffic, name) for traffic in traffics) for name in TRAFFIC}
+    return float(max(sums["push_wire_bytes"] / sums["push_bytes"], sums["pull_wire_bytes"] / sums["pull_bytes"]))
+
+
+def _unfairness(steps: Sequence[LedgerStep]) -> float:
+    """How differently ranks have fared that pushed to the same shard, from the times it took them. Who is left behind has the link for
+    itself at the end: shares differ more than times."""
+    logs: dict[tuple[int, int], list[float]] = {}
+    for step in steps:
+        for row in step.workers:
+            for traffic in row.shards:
+                if traffic.push_from_s is not None and traffic.push_to_s is not None and traffic.push_from_s > traffic.push_to_s:
+                    logs.setdefault((step.step, traffic.shard), []).append(math.log(traffic.push_from_s - traffic.push_to_s))
+    spreads = [statistics.stdev(values) for values in logs.values() if len(values) > 1]
+    return SHARES_OVER_TIMES * sum(spreads) / max(1, len(spreads))
+
+
+def _server_rest_s(steps: Sequence[LedgerStep], run: Scenario) -> float:
+    """Processor seconds of all servers in a step beside sums and updates at their usual costs: those of the ledger include waits for a core."""
+    usual = run.model_bytes * (run.num_workers * run.costs.sum_byte_s + run.costs.apply_byte_s)
+    return max(0.0, _per_step([[row.cpu_s for row in step.servers] for step in steps]) - usual)
+
+
+def _worker_rest_s(steps: Sequence[LedgerStep], run: Scenario) -> float:
+    """Processor seconds of all workers in a step beside compute, copies and bookkeeping."""
+    own = run.compute_s * run.num_workers
+    return max(0.0, _per_step([[row.cpu_s - row.copy_s - row.other_s for row in step.workers] for step in steps]) - own)
+
+
+def _moves(usual: Costs, run: Scenario) -> tuple[float, float]:
+    """What frames, and what bytes, cost all servers in a step by the usual costs."""
+    frames = _frames(classes_of(run, layers_of(run.specs)).servers)
+    of_frames = sum(cls.count for cls, _ in frames) * run.num_workers * (usual.take_frame_s + usual.answer_frame_s)
+    return of_frames, sum(
+        cls.count * run.num_workers * (usual.take_byte_s * frame.push_bytes + usual.answer_byte_s * frame.pull_bytes) for cls, frame in frames
+    )
+
+
+def _exchanges(usual: Costs, run: Scenario) -> tuple[float, float]:
+    """The same of all workers."""
+    frames = _frames(classes_of(run, layers_of(run.specs)).servers)
+    of_frames = sum(cls.count for cls, _ in frames) * run.num_workers * (usual.push_frame_s + usual.land_frame_s)
+    return of_frames, sum(
+        cls.count * run.num_workers * (usual.push_byte_s * frame.push_bytes + usual.land_byte_s * frame.pull_bytes) for cls, frame in frames
+    )
+
+
+def _frames_and_bytes(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """Factors a, b >= 0 with a · frames + b · bytes nearest to the seconds, relative to these: rows are (frames, bytes, seconds)."""
+    seconds = [max(row[2], 1e-9) for row in rows]
+    table = np.array([[frames / s, num_bytes / s] for (frames, num_bytes, _), s in zip(rows, seconds, strict=True)])
+    ones = np.ones(len(rows))
+    a, b = np.linalg.lstsq(table, ones, rcond=None)[0]
+    if a < 0 or b < 0:
+        alone = [max(0.0, float(column @ ones / (column @ column))) for column in table.T]
+        tried = [(alone[0], 0.0), (0.0, alone[1])]
+        a, b = min(tried, key=lambda pair: float(np.sum((table @ np.array(pair) - ones) ** 2)))
+    return float(a), float(b)
 
 
 def _costs(steps: Sequence[LedgerStep], run: Scenario) -> Costs:

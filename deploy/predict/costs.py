@@ -3,7 +3,7 @@
 The defaults were measured on one core of a 2026 server under load (`make bench-codecs`, docs/predict.md); a run of one's own replaces them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ps.config import CommConfig
 from ps.layout import CHUNK_ELEMENTS, DTYPES
@@ -42,11 +42,13 @@ class Costs:
     """Worker, in place of `push_byte_s` and `land_byte_s` where payload stays in shared memory: digests, or copies."""
     wire_overhead: float = 1.045
     """Bytes on the wire for a byte of payload: gRPC, TCP and IP headers."""
+    unfairness: float = 0.0
+    """Of connections that share a link: standard deviation of the logarithm of their shares of it, which change from step to step."""
 
     def scaled(self, factor: float) -> "Costs":
         """On processors that take `factor` times as long."""
         seconds = {name: value * factor for name, value in vars(self).items() if name.endswith("_s")}
-        return Costs(**seconds, wire_overhead=self.wire_overhead)
+        return replace(self, **seconds)
 
 
 def wire_bytes(num_bytes: float, dtype: str, wire_format: str, comm: CommConfig) -> float:

@@ -1,13 +1,13 @@
 """From what a user says, or a run has recorded, to a scenario."""
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from deploy.config import load
+from deploy.config import Config, load
 from deploy.measure.ledger_file import LedgerStep, read_ledger
 from deploy.predict.calibrate import FORWARD, fit
 from deploy.predict.scenario import Hosts, Scenario, equal_tensors, tensors_of
@@ -49,32 +49,42 @@ def _tensors_of_task(name: str, fields: dict[str, Any]) -> tuple[TensorSpec, ...
 
 def scenario_of_run(run: RunDirectory) -> Scenario:
     """What a run was, with the costs and the compute that its ledger shows. Raises ConfigError."""
-    config = load(run.config)
     steps = list(read_ledger(run.comm))
+    return fit(steps, scenario_of_config(load(run.config), steps))
+
+
+def scenario_of_config(config: Config, steps: Sequence[LedgerStep]) -> Scenario:
+    """What trains by the config on the hosts that the ledger's `steps` show; it computes nothing, with the usual costs."""
     task = config.task
-    specs = _tensors_of_task(task.name, task.fields) if task else equal_tensors(_pushed_bytes(steps, run.path))
-    return fit(
-        steps,
-        Scenario(
-            specs=specs,
-            forward_s=0.0,
-            backward_s=0.0,
-            num_workers=config.scaling.num_workers,
-            num_servers=config.scaling.num_servers,
-            comm=config.comm,
-            overlap=config.train.overlap,
-            hosts="one",
-            latency_s=config.comm.latency_s,
-            computes_on_host=not config.scaling.use_gpu,
-        ),
+    is_virtual = config.comm.shaping == "links"
+    return Scenario(
+        specs=_tensors_of_task(task.name, task.fields) if task else equal_tensors(_pushed_bytes(steps)),
+        forward_s=0.0,
+        backward_s=0.0,
+        num_workers=config.scaling.num_workers,
+        num_servers=config.scaling.num_servers,
+        comm=config.comm,
+        overlap=config.train.overlap,
+        hosts=_hosts(steps, config, is_virtual=is_virtual),
+        machine_cores=float(os.cpu_count() or 1) if is_virtual else math.inf,
+        latency_s=config.comm.latency_s,
+        computes_on_host=not config.scaling.use_gpu,
     )
 
 
-def _pushed_bytes(steps: Sequence[LedgerStep], path: Path) -> int:
+def _hosts(steps: Sequence[LedgerStep], config: Config, *, is_virtual: bool) -> Hosts:
+    """By which shards the workers have found on their hosts: some of them, or all, or none."""
+    local = {traffic.local for step in steps for row in step.workers for traffic in row.shards}
+    if local == {True, False} and config.scaling.num_servers <= config.scaling.num_workers:
+        return "colocated"
+    return "apart" if is_virtual and True not in local else "one"
+
+
+def _pushed_bytes(steps: Sequence[LedgerStep]) -> int:
     for step in steps:
         if step.workers:
             return sum(traffic.push_bytes for traffic in step.workers[0].shards)
-    raise ConfigError(f"{path} has no step of a worker in its ledger: nothing to plan from")
+    raise ConfigError("the run has no step of a worker in its ledger: nothing to plan from")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +137,7 @@ def scenario_for(wishes: Wishes, run_name: str | None) -> Scenario:
         hosts=hosts,
         latency_s=base.latency_s if wishes.latency_ms is None else wishes.latency_ms / 1e3,
         cores_per_host=wishes.cores or base.cores_per_host,
+        machine_cores=math.inf if wishes.cores else base.machine_cores,
         stragglers=dict(map(parse_straggler, wishes.stragglers)),
     )
 

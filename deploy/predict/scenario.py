@@ -31,6 +31,8 @@ class Scenario:
     hosts: Hosts = "apart"
     """One host for every process; servers on the hosts of the first workers; or all on one host, which shares its cores."""
     cores_per_host: float = math.inf
+    machine_cores: float = math.inf
+    """Of the machine that plays all hosts, if they are virtual: they share them, whatever each may use."""
     computes_on_host: bool = True
     """False: on a device, which takes no core."""
     latency_s: float = 0.0
@@ -75,8 +77,8 @@ class Scenario:
 
     @property
     def pacing(self) -> Pacing:
-        """Length of frames, and how many may be on their way: the config's, or what suits the link as workers find when they join."""
-        links = min(min(map(self.worker_link, range(self.num_workers))), sum(map(self.server_link, range(self.num_servers))))
+        """Length of frames, and how many may be on their way: the config's, or what suits the link as workers find when they join, all at once."""
+        links = min(min(map(self.worker_link, range(self.num_workers))), sum(map(self.server_link, range(self.num_servers))) / self.num_workers)
         found = pacing_of(links, 2 * self.latency_s) if math.isfinite(links) else Pacing()
         frame_bytes = SHARED_FRAME_BYTES if self.is_shared and self.comm.push_format == "fp32" else found.frame_bytes
         return replace(found, frame_bytes=self.comm.frame_bytes or frame_bytes, window_frames=self.comm.window_frames or found.window_frames)

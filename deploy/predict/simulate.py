@@ -1,8 +1,9 @@
 """The step of a scenario, as a simulation of discrete events: deterministic, in seconds and bytes."""
 
 import math
+import random
 from collections import defaultdict, deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from deploy.predict.classes import Classes, ServerClass, WorkerClass, classes_of
@@ -11,8 +12,8 @@ from deploy.predict.links import Direction, Links
 from deploy.predict.members import Part, Server, Worker
 from deploy.predict.scenario import Scenario, layers_of
 
-NUM_STEPS = 5
-"""Simulated; the first two get the pipeline going, and in the last nobody begins the next: the others count."""
+NUM_STEPS, NUM_UNFAIR_STEPS = 5, 15
+"""Simulated, the latter where steps differ; the first two get the pipeline going, and in the last nobody begins the next: the others count."""
 
 
 @dataclass(frozen=True)
@@ -47,26 +48,29 @@ class Prediction:
 def simulate(scenario: Scenario, *, together: bool = True) -> Prediction:
     """`together` False simulates every member by itself in place of classes of equal ones: for small numbers."""
     layers = layers_of(scenario.specs)
+    num_steps = NUM_UNFAIR_STEPS if scenario.costs.unfairness else NUM_STEPS
     classes = classes_of(scenario, layers, together=together)
     clock = Clock()
     network = _Wires(scenario, classes, clock)
-    cores = [Cores(clock, scenario.cores_per_host, count) for count in classes.hosts]
+    machine = Cores(clock, scenario.machine_cores)
+    is_virtual = math.isfinite(scenario.machine_cores)
+    cores = [machine if is_virtual else Cores(clock, scenario.cores_per_host, count) for count in classes.hosts]
     device = Cores(clock, math.inf)
     servers = [Server(b, cls, scenario, classes.workers, network, cores[cls.host]) for b, cls in enumerate(classes.servers)]
-    workers = [Worker(a, cls, scenario, layers, servers, network, cores[cls.host], device, NUM_STEPS) for a, cls in enumerate(classes.workers)]
+    workers = [Worker(a, cls, scenario, layers, servers, network, cores[cls.host], device, num_steps) for a, cls in enumerate(classes.workers)]
     for server in servers:
         server.workers = workers
     for worker in workers:
         worker.start()
     clock.run()
-    ends = [max(worker.landed_s[step] for worker in workers) for step in range(NUM_STEPS)]
+    ends = [max(worker.landed_s[step] for worker in workers) for step in range(num_steps)]
     slowness = max(cls.slowness for cls in classes.workers)
     return Prediction(
-        step_s=(ends[-2] - ends[1]) / (NUM_STEPS - 3),
+        step_s=(ends[-2] - ends[1]) / (num_steps - 3),
         compute_s=scenario.compute_s * slowness,
         num_samples=scenario.samples * scenario.num_workers,
         busy=_busy(network, classes, cores, servers, ends[-1]),
-        worker_bytes=network.pushed_bytes / NUM_STEPS / scenario.num_workers,
+        worker_bytes=network.pushed_bytes / num_steps / scenario.num_workers,
         num_events=clock.num_events,
     )
 
@@ -79,6 +83,9 @@ def _busy(network: "_Wires", classes: Classes, cores: list[Cores], servers: list
                 direction = directions[kind, i]
                 if math.isfinite(direction.bytes_per_s):
                     found[f"{_name(kind, cls)} {way}"] = direction.bytes / direction.bytes_per_s / time_s
+    if math.isfinite(network.machine_cores):
+        found["cores of the machine"] = cores[0].busy_s / cores[0].num_cores / time_s
+        cores = []
     for host, its in enumerate(cores):
         if math.isfinite(its.num_cores):
             names = [_name(kind, cls) for kind, members in _kinds(classes) for cls in members if cls.host == host]
@@ -96,6 +103,15 @@ def _name(kind: str, cls: WorkerClass | ServerClass) -> str:
     return f"{kind} {cls.first}" if cls.count == 1 else f"{kind}s {cls.first}-{cls.first + cls.count - 1}"
 
 
+def _drawn(name: str, sigma: float, times: int) -> Iterator[float]:
+    """Log-normal numbers without end, each so many times; always the same for a name."""
+    rng = random.Random(name)
+    while True:
+        share = math.exp(rng.gauss(0.0, sigma))
+        for _ in range(times):
+            yield share
+
+
 class _Wires:
     """Who is connected to whom by what."""
 
@@ -108,6 +124,7 @@ class _Wires:
         self.downs: dict[tuple[str, int], Direction] = {}
         self._streams: defaultdict[Hashable, deque[Call]] = defaultdict(deque)
         """Frames of one stream travel one after the other: the first is on its way."""
+        self._shares: dict[Hashable, Iterator[float]] = {}
         self.pushed_bytes = 0.0
         for kind, members in _kinds(classes):
             for i, cls in enumerate(members):
@@ -116,6 +133,10 @@ class _Wires:
                     self.ups[kind, i], self.downs[kind, i] = self.ups["worker", owner], self.downs["worker", owner]
                 else:
                     self.ups[kind, i], self.downs[kind, i] = (self._links.direction(cls.link_bytes_per_s, cls.count) for _ in range(2))
+
+    @property
+    def machine_cores(self) -> float:
+        return self._scenario.machine_cores
 
     @property
     def now_s(self) -> float:
@@ -135,7 +156,14 @@ class _Wires:
         self._send(stream, ("server", server), ("worker", worker), num_bytes * self._away(worker, server), worker, num_frames, arrived)
 
     def _send(
-        self, stream: Hashable, sender: tuple[str, int], receiver: tuple[str, int], num_bytes: float, worker: int, weight: float, arrived: Call
+        self,
+        stream: tuple[str, int, int, int],
+        sender: tuple[str, int],
+        receiver: tuple[str, int],
+        num_bytes: float,
+        worker: int,
+        weight: float,
+        arrived: Call,
     ) -> None:
         if not num_bytes:
             self._clock.after(0.0, arrived)
@@ -151,11 +179,24 @@ class _Wires:
         def begin() -> None:
             wire_bytes = num_bytes * self._scenario.costs.wire_overhead
             replicas = self._classes.workers[worker].count
-            self._links.send(wire_bytes, self.ups[sender], self.downs[receiver], passed, replicas=replicas, weight=weight)
+            share = weight * self._share(stream[:3], weight)
+            self._links.send(wire_bytes, self.ups[sender], self.downs[receiver], passed, replicas=replicas, weight=share)
 
         waiting.append(begin)
         if len(waiting) == 1:
             begin()
+
+    def _share(self, connection: tuple[str, int, int], num_frames: float) -> float:
+        """How much more than a fair share the connection's next frames get."""
+        sigma = self._scenario.costs.unfairness
+        if not sigma:
+            return 1.0
+        if connection not in self._shares:
+            way, sender, receiver = connection
+            server = receiver if way == "push" else sender
+            frames = len(self._classes.servers[server].frames) * self._classes.servers[server].count / num_frames
+            self._shares[connection] = _drawn(repr(connection), sigma, max(1, round(frames)))
+        return next(self._shares[connection])
 
     def _away(self, worker: int, server: int) -> float:
         """Part of what goes between two classes that leaves the host."""

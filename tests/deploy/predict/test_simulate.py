@@ -183,3 +183,25 @@ def test_layers_share_the_compute() -> None:
     convolutions = layers_of(tensors_of({"a.weight": (8, 3, 3, 3), "b.weight": (64, 8, 3, 3)}))
     assert convolutions.shares == (0.5, 0.5)
     assert math.fsum(layers_of(equal_tensors(MB)).shares) == pytest.approx(1)
+
+
+def test_virtual_hosts_share_the_cores_of_their_machine() -> None:
+    # four ranks compute at once: on hosts of their own in one second, on two cores in two
+    apart = scenario(forward_s=0.5, backward_s=0.5, comm=CommConfig(frame_bytes=32768))
+    assert simulate(apart).step_s == pytest.approx(1.0)
+    found = simulate(replace(apart, machine_cores=2.0))
+    assert found.step_s == pytest.approx(2.0)
+    assert found.busy["cores of the machine"] == pytest.approx(1.0, rel=0.1)
+
+
+def test_uneven_shares_of_a_link_make_a_step_longer_and_are_always_the_same() -> None:
+    crowded = scenario(num_servers=1)
+    uneven = replace(crowded, costs=replace(FREE, unfairness=0.4))
+    assert simulate(uneven).step_s > 1.05 * simulate(crowded).step_s
+    assert simulate(uneven) == simulate(uneven)
+
+
+def test_ranks_that_measure_a_link_at_once_each_find_their_part_of_it() -> None:
+    links = CommConfig(bandwidth="200mbit")
+    assert scenario(comm=links).pacing.frame_bytes == 256 << 10
+    assert scenario(comm=links, num_servers=1).pacing.frame_bytes == 64 << 10

@@ -1,0 +1,198 @@
+"""How far the plan is from what is measured, on virtual hosts and in configurations that it was not calibrated on. `make plan-accuracy`.
+
+Every run's ledger is kept as it ends: the same command goes on where it was left.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig
+from deploy.measure.ledger_file import LedgerStep, read_ledger
+from deploy.predict.calibrate import WARMUP, fit_together
+from deploy.predict.inputs import scenario_of_config
+from deploy.predict.scenario import Scenario
+from deploy.predict.simulate import Prediction, simulate
+from deploy.rundir import RunDirectory
+from deploy.simulation.run import simulate as train_on_hosts
+from deploy.simulation.wishes import Wishes
+from ps.config import CommConfig, OptimizerConfig, SecurityConfig
+from workers.config import TrainConfig
+
+STEPS = 8
+"""Measured, after WARMUP that are not."""
+WIDTH = 512
+MODELS = {"wide": 8, "busy": 1024}
+"""Samples of a worker in a step: of a perceptron with little compute for its bytes, and of one with much."""
+DEPTHS = {"wide": 2, "busy": 1}
+RATES = ("50mbit", "100mbit", "200mbit")
+REPEATED = 6
+"""Every so many-th case is run twice."""
+EXPOSED, BUSY = 0.3, 0.75
+"""From which part of a step exposed communication, and of all cores' time work, rules a case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One configuration."""
+
+    model: str
+    workers: int
+    servers: int
+    rate: str
+    wire: str
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.workers}x{self.servers}-{self.rate}-{self.wire}"
+
+    def config(self, folder: str) -> Config:
+        batch = MODELS[self.model]
+        fields = {"inputs": WIDTH, "width": WIDTH, "depth": DEPTHS[self.model], "samples": batch * self.workers * (WARMUP + STEPS)}
+        comm = {"push_format": self.wire, "pull_format": self.wire}
+        return Config(
+            task=TaskConfig(name="synthetic-mlp", fields=fields),
+            train=TrainConfig(batch_size=batch, max_steps=WARMUP + STEPS),
+            optimizer=OptimizerConfig(name="adam", lr=1e-3),
+            scaling=ScalingConfig(num_workers=self.workers, num_servers=self.servers),
+            comm=CommConfig(bandwidth=self.rate, shaping="links", **comm),  # type: ignore[arg-type]
+            security=SecurityConfig(allow_plaintext=True),
+            run=RunConfig(storage_path=folder),
+        )
+
+
+CALIBRATION = {
+    "wide": Case(model="wide", workers=1, servers=2, rate="400mbit", wire="fp32"),
+    "busy": Case(model="busy", workers=1, servers=2, rate="400mbit", wire="bf16"),
+    "frames": Case(model="busy", workers=3, servers=1, rate="25mbit", wire="fp32"),
+}
+"""Compute of either model, and frames of other lengths; none is in the grid."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A case as measured and as predicted; `steps_s` of every repeat."""
+
+    case: Case
+    steps_s: Sequence[float]
+    exposed: float
+    """Part of the step."""
+    busy: float
+    """Part of the time of all cores."""
+    prediction: Prediction
+
+    @property
+    def error(self) -> float:
+        """Relative to what was measured."""
+        return self.prediction.step_s / self.steps_s[0] - 1
+
+    @property
+    def spread(self) -> float | None:
+        return max(self.steps_s) / min(self.steps_s) - 1 if len(self.steps_s) > 1 else None
+
+
+def draw(count: int, seed: int) -> list[Case]:
+    """Different ones, models, rates and formats in turn; those that compute much on at least four workers and two servers."""
+    rng, cases = random.Random(seed), list[Case]()
+    while len(cases) < count:
+        i = len(cases)
+        model = tuple(MODELS)[i % 2]
+        is_busy = model == "busy"
+        workers, servers = rng.randint(4 if is_busy else 1, 6), rng.randint(2 if is_busy else 1, 4)
+        case = Case(model=model, workers=workers, servers=servers, rate=RATES[i // 2 % len(RATES)], wire=("fp32", "bf16")[i // 2 // len(RATES) % 2])
+        if case not in cases:
+            cases.append(case)
+    return cases
+
+
+def measure(case: Case, folder: Path, repeat: int = 0) -> list[LedgerStep]:
+    """The ledger of a run, which is kept in the folder."""
+    kept = folder / f"{case}-{repeat}.jsonl"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory() as storage:
+            outcome = train_on_hosts(case.config(storage), Wishes(), quiet=True)
+            if outcome.error is not None or outcome.path is None:
+                raise RuntimeError(f"{case} has failed: {outcome.error}")
+            shutil.copy(RunDirectory(Path(outcome.path)).comm, partial := kept.with_suffix(".partial"))
+            partial.rename(kept)
+        print(f"{case}: {_step_s(list(read_ledger(kept))) * 1e3:.0f} ms", file=sys.stderr, flush=True)
+    return list(read_ledger(kept))
+
+
+def _step_s(steps: Sequence[LedgerStep]) -> float:
+    return statistics.median(statistics.fmean(row.step_s for row in step.workers) for step in steps[WARMUP:])
+
+
+def _found(case: Case, runs: Sequence[Sequence[LedgerStep]], calibrated: Mapping[str, Scenario]) -> Found:
+    used = runs[0][WARMUP:]
+    like = calibrated[case.model]
+    scenario = replace(_scenario(case, runs[0]), forward_s=like.forward_s, backward_s=like.backward_s, costs=like.costs)
+    total_s = sum(statistics.fmean(row.step_s for row in step.workers) for step in used)
+    exposed_s = sum(statistics.fmean(row.exposed_s for row in step.workers) for step in used)
+    busy_s = sum(row.cpu_s for step in used for row in step.rows)
+    busy = busy_s / total_s / (os.cpu_count() or 1)
+    return Found(case, [_step_s(run) for run in runs], exposed_s / total_s, busy, simulate(scenario, together=False))
+
+
+def _scenario(case: Case, steps: Sequence[LedgerStep]) -> Scenario:
+    return scenario_of_config(case.config("."), steps)
+
+
+def table(found: Sequence[Found]) -> str:
+    """Markdown."""
+    lines = ["| Case | measured ms | again ms | predicted ms | error | exposed | cores busy |", "|---|---|---|---|---|---|---|"]
+    for one in found:
+        again = ", ".join(f"{step_s * 1e3:.0f}" for step_s in one.steps_s[1:])
+        cells = (
+            f"{one.steps_s[0] * 1e3:.0f}",
+            again,
+            f"{one.prediction.step_s * 1e3:.0f}",
+            f"{one.error:+.1%}",
+            f"{one.exposed:.0%}",
+            f"{one.busy:.0%}",
+        )
+        lines.append(f"| {one.case} | {' | '.join(cells)} |")
+    spreads = [one.spread for one in found if one.spread is not None]
+    exposed, busy = (sum(getattr(one, name) >= limit for one in found) for name, limit in (("exposed", EXPOSED), ("busy", BUSY)))
+    lines.append(f"\nWith at least {EXPOSED:.0%} exposed: {exposed}; with cores at least {BUSY:.0%} busy: {busy} of {len(found)}.")
+    if spreads:
+        lines.append(f"Repeats of the same run differ by {statistics.median(spreads):.1%} in the middle, by {max(spreads):.1%} at most.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = _arguments()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    ledgers = {name: measure(case, arguments.folder) for name, case in CALIBRATION.items()}
+    fitted = fit_together([(steps, _scenario(CALIBRATION[name], steps)) for name, steps in ledgers.items()])
+    calibrated = dict(zip(ledgers, fitted, strict=True))
+    found = []
+    for number, case in enumerate(draw(arguments.cases, arguments.seed)):
+        runs = [measure(case, arguments.folder, repeat) for repeat in range(1 + (number % REPEATED == 0))]
+        found.append(_found(case, runs, calibrated))
+    print(f"costs: {calibrated['frames'].costs}", file=sys.stderr)
+    print(text := table(found))
+    if arguments.table:
+        arguments.table.write_text(text + "\n")
+    errors = [abs(one.error) for one in found]
+    print(json.dumps({"cases": len(found), "median_error": round(statistics.median(errors), 4), "worst_error": round(max(errors), 4)}))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("build/plan-accuracy"), help="where ledgers are kept: what is there is not run again")
+    parser.add_argument("--table", type=Path, help="file for the table, in Markdown")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Costs from ledgers of several runs, and the hosts that a ledger shows."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from deploy.config import Config, ScalingConfig, TaskConfig
+from deploy.measure.ledger_file import LedgerStep
+from deploy.predict.calibrate import fit_together
+from deploy.predict.classes import classes_of
+from deploy.predict.costs import Costs
+from deploy.predict.inputs import scenario_of_config
+from deploy.predict.scenario import Scenario, equal_tensors, layers_of
+from ps.config import CommConfig
+from ps.ledger import ServerRow, ShardTraffic, WorkerRow
+from workers.config import TrainConfig
+
+FRAME_S, BYTE_S = 300e-6, 4e-9
+"""What a frame, and a byte, costs each end both ways together."""
+
+
+def run_of(frame_bytes: int, push_s: Sequence[float] = (0.1, 0.1)) -> tuple[list[LedgerStep], Scenario]:
+    """Two workers and one server that spend exactly that; ranks push for `push_s`."""
+    scenario = Scenario(
+        specs=equal_tensors(1 << 20, 16), forward_s=0.0, backward_s=0.0, num_workers=2, num_servers=1, comm=CommConfig(frame_bytes=frame_bytes)
+    )
+    num_frames = sum(len(server.frames) for server in classes_of(scenario, layers_of(scenario.specs)).servers)
+    spent_s = num_frames * FRAME_S + 2 * scenario.model_bytes * BYTE_S
+    usual_s = scenario.model_bytes * (2 * scenario.costs.sum_byte_s + scenario.costs.apply_byte_s)
+    traffics = [
+        ShardTraffic(shard=0, push_bytes=1000, pull_bytes=1000, push_wire_bytes=1030, pull_wire_bytes=1010, push_from_s=push_s[rank], push_to_s=0.0)
+        for rank in range(2)
+    ]
+    workers = [
+        WorkerRow(rank=rank, step=0, time_s=1.0, step_s=0.2, compute_s=0.03, cpu_s=0.03 + spent_s, shards=[traffics[rank]]) for rank in range(2)
+    ]
+    server = ServerRow(shard=0, step=0, time_s=1.0, cpu_s=2 * spent_s + usual_s)
+    return [LedgerStep(step, [replace(row, step=step) for row in workers], [replace(server, step=step)]) for step in range(5)], scenario
+
+
+def both_ways(costs: Costs, *names: str) -> float:
+    return float(sum(getattr(costs, name) for name in names))
+
+
+def test_frames_and_bytes_are_told_apart_by_runs_with_frames_of_two_lengths() -> None:
+    short, long = fit_together([run_of(32 << 10), run_of(64 << 10)])
+    assert short.costs == long.costs
+    for ends in (("push", "land"), ("take", "answer")):
+        assert both_ways(short.costs, *(f"{end}_frame_s" for end in ends)) == pytest.approx(FRAME_S)
+        assert both_ways(short.costs, *(f"{end}_byte_s" for end in ends)) == pytest.approx(2 * BYTE_S)
+    assert short.compute_s == pytest.approx(0.03)
+    assert short.costs.wire_overhead == pytest.approx(1.03)
+
+
+def test_shares_of_a_link_are_uneven_if_pushes_take_some_ranks_longer() -> None:
+    even, uneven = (fit_together([run_of(32 << 10, push_s)])[0].costs.unfairness for push_s in ((0.1, 0.1), (0.1, 0.2)))
+    assert even == pytest.approx(0.0, abs=1e-9) and uneven > 0.3
+
+
+@pytest.mark.parametrize(
+    ("local", "shaping", "hosts"),
+    [
+        ((True, True), "links", "one"),
+        ((False, False), "links", "apart"),
+        ((False, False), "streams", "one"),
+        ((True, False), "links", "colocated"),
+    ],
+)
+def test_hosts_are_those_of_the_shards_that_workers_found_on_theirs(local: tuple[bool, bool], shaping: str, hosts: str) -> None:
+    config = Config(
+        task=TaskConfig(name="synthetic-mlp"),
+        train=TrainConfig(batch_size=8),
+        scaling=ScalingConfig(num_workers=2, num_servers=2),
+        comm=CommConfig(shaping=shaping),  # type: ignore[arg-type]
+    )
+    shards = [ShardTraffic(shard=shard, local=is_local) for shard, is_local in enumerate(local)]
+    step = LedgerStep(0, [WorkerRow(rank=0, step=0, time_s=1.0, step_s=0.1, shards=shards)], [])
+    assert scenario_of_config(config, [step]).hosts == hosts
