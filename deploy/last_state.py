@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _WITHIN_S = 60.0
 _WRITTEN_WITHIN_S = 20.0
+_KILLED_WITHIN_S = 10.0
 _POLL_S = 0.1
 _TRIES = 5
 """Servers may still come to the end of the step in which the process died."""
@@ -60,8 +62,7 @@ class LastState:
         return None
 
     def _save(self) -> int | None:
-        for rank in range(self.control.num_workers):
-            self.launcher.kill(ProcessKey("worker", rank))
+        self._kill_workers()
         self._revive_servers()
         for _ in range(_TRIES):
             version = self.reader.version()
@@ -77,6 +78,17 @@ class LastState:
                 self._save_residuals(version)
             return version if self.keeper.wait(_WRITTEN_WITHIN_S, version) else None
         return None
+
+    def _kill_workers(self) -> None:
+        workers = {ProcessKey("worker", rank) for rank in range(self.control.num_workers)}
+        for key in workers:
+            self.launcher.kill(key)
+        deadline = time.monotonic() + _KILLED_WITHIN_S
+        while not workers <= set(self.launcher.ended()):  # on other hosts it takes a moment
+            if time.monotonic() > deadline:
+                raise Unreachable("workers on other hosts do not end")
+            with self.changed:
+                self.changed.wait(_POLL_S)
 
     def _revive_servers(self) -> None:
         ended, servers = self.launcher.ended(), [ProcessKey("server", shard) for shard in range(self.control.num_servers)]
@@ -98,10 +110,11 @@ class LastState:
                 self.changed.wait(_POLL_S)
 
     def _save_residuals(self, version: int) -> None:
-        """In place of the workers, whose memory outlives them on this host."""
+        """In place of the workers, whose memory outlives them where they were."""
         layout, config = self.reader.layout, self.config
         sizes = layout.chunk_bytes[optimizer_chunks(layout)].tolist()
         seed, skips = config.train.seed, config.optimizer.nonfinite == "skip"
         for rank in range(self.control.num_workers):
-            left = RankState.left_behind(self.run_id, self.generation, rank, version, layout, config.comm, seed=seed, skip_nonfinite=skips)
+            read = partial(self.launcher.memory_of, ProcessKey("worker", rank))
+            left = RankState.left_behind(read, self.run_id, self.generation, rank, version, layout, config.comm, seed=seed, skip_nonfinite=skips)
             self.keeper.save_here(("worker", rank), version, left, chunk_digests(left, sizes), np.zeros(0, np.uint64))

@@ -7,6 +7,7 @@ applied everywhere. A skipped step was pushed in vain: its residual is that of b
 """
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -133,29 +134,42 @@ class RankState:
             raise ResourcesMissing(
                 f"rank {member.rank} cannot have {size} bytes in {path.parent} for what comm.push_format has yet to send: {error.strerror or error}"
             ) from error
-        what = f"{run_id}:{member.generation}:{member.rank}.{member.stage}:{comm.push_format}:{comm.topk_fraction}:{seed}"
-        key = hashlib.blake2b(layout.digest + what.encode(), digest_size=32).digest()
-        codec = lossy_codec(comm.push_format, comm.topk_fraction)
-        state = cls(segment.memory, layout, codec, seed=seed, rank=member.rank, skip_nonfinite=skip_nonfinite, key=key)
+        state = cls._at(segment.memory, run_id, member, layout, comm, seed=seed, skip_nonfinite=skip_nonfinite)
         state._segment = segment
         return state
 
     @classmethod
+    def _at(cls, memory: Bytes, run_id: str, member: pb.Member, layout: Layout, comm: CommConfig, *, seed: int, skip_nonfinite: bool) -> "RankState":
+        what = f"{run_id}:{member.generation}:{member.rank}.{member.stage}:{comm.push_format}:{comm.topk_fraction}:{seed}"
+        key = hashlib.blake2b(layout.digest + what.encode(), digest_size=32).digest()
+        codec = lossy_codec(comm.push_format, comm.topk_fraction)
+        return cls(memory, layout, codec, seed=seed, rank=member.rank, skip_nonfinite=skip_nonfinite, key=key)
+
+    @classmethod
     def left_behind(
-        cls, run_id: str, generation: int, rank: int, version: int, layout: Layout, comm: CommConfig, *, seed: int, skip_nonfinite: bool
+        cls,
+        read: Callable[[str], Bytes | None],
+        run_id: str,
+        generation: int,
+        rank: int,
+        version: int,
+        layout: Layout,
+        comm: CommConfig,
+        *,
+        seed: int,
+        skip_nonfinite: bool,
     ) -> Bytes:
-        """What a dead member has yet to send at `version`, packed, out of the memory that it has left on this host. Raises StateLost."""
+        """What a dead member has yet to send at `version`, packed, out of the memory that it has left. `read` copies memory of a name,
+        where the member was. Raises StateLost."""
         member = pb.Member(rank=rank, generation=generation)
-        if find_segment(_segment_name(run_id, member)) is None:
-            raise StateLost(f"what rank {rank} has yet to send in {comm.push_format} is not in this host's memory")
-        state = cls.open(run_id, member, layout, comm, seed=seed, skip_nonfinite=skip_nonfinite)
-        try:
-            if state.version < version and skip_nonfinite:
-                raise StateLost(f"rank {rank} died before it knew whether step {state.version} was skipped")
-            state.resume(version, skipped=False)
-            return state.packed(version)
-        finally:
-            state.close(remove=False)
+        memory = read(_segment_name(run_id, member))
+        if memory is None or len(memory) != cls.size_bytes(layout):
+            raise StateLost(f"what rank {rank} has yet to send in {comm.push_format} is not in its host's memory, or out of reach there")
+        state = cls._at(memory, run_id, member, layout, comm, seed=seed, skip_nonfinite=skip_nonfinite)
+        if state.version < version and skip_nonfinite:
+            raise StateLost(f"rank {rank} died before it knew whether step {state.version} was skipped")
+        state.resume(version, skipped=False)
+        return state.packed(version)
 
     def close(self, *, remove: bool = True) -> None:
         """Gives the memory back; `remove`: nobody goes on with it."""

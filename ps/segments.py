@@ -65,6 +65,18 @@ def find_segment(name: str) -> Path | None:
     return next((path for folder in _folders() if (path := folder / name).exists()), None)
 
 
+def read_segment(name: str) -> Bytes | None:
+    """A copy of the memory that a dead process has left on this host under this name. Raises OSError, SegmentBusy while it lives."""
+    path = find_segment(name)
+    if path is None:
+        return None
+    segment = Segment(path, path.stat().st_size)
+    try:
+        return segment.memory.copy()
+    finally:
+        segment.close(remove=False)
+
+
 def _open_locked(path: Path, lock: int = fcntl.LOCK_EX) -> int:
     """The file, made if it is missing, locked. Raises SegmentBusy."""
     while True:

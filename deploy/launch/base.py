@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from ps.frame import Bytes
+
 Role = Literal["server", "worker"]
 
 LAST_WORDS_LINES = 5
@@ -72,6 +74,10 @@ class Launcher(Protocol):
 
     def cpu_s(self, key: ProcessKey) -> float | None:
         """Processor seconds that the process has used; None if that is not known here."""
+
+    def memory_of(self, key: ProcessKey, name: str) -> Bytes | None:
+        """A copy of the segment of that name that a process which has ended has left on its host; None if there is none, or the host
+        does not answer. Raises OSError."""
 
     def stop(self, grace_s: float) -> None:
         """Gives running processes `grace_s` to end, then kills. None is left when it returns. Idempotent."""

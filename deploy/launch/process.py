@@ -15,6 +15,8 @@ import torch
 
 from deploy.launch.base import QUIET_GRPC, Ending, LogPath, ProcessKey, Role, last_words, module_path
 from ps.errors import ResourcesMissing
+from ps.frame import Bytes
+from ps.segments import read_segment
 
 MODULES: Mapping[Role, str] = {"server": "ps.server", "worker": "workers.worker"}
 
@@ -84,6 +86,9 @@ class ProcessLauncher:
         with contextlib.suppress(KeyError, psutil.NoSuchProcess):
             return sum(psutil.Process(self._running[key].pid).cpu_times()[:2])
         return None
+
+    def memory_of(self, key: ProcessKey, name: str) -> Bytes | None:
+        return read_segment(name)
 
     def stop(self, grace_s: float) -> None:
         deadline = time.monotonic() + grace_s

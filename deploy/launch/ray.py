@@ -1,36 +1,44 @@
 """Actors of a Ray cluster: a given one, or a local one that lives as long as the launcher."""
 
+import atexit
 import contextlib
 import logging
 import math
 import os
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import psutil
 import ray
-from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
+from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deploy.launch.base import QUIET_GRPC, Ending, LogPath, ProcessKey, Role, last_words, module_path
 from deploy.launch.code import as_on_nodes, stage
-from deploy.launch.fit import HOST_SHARE, Resources, check_fit, host_resource, placement
-from deploy.launch.local_ray import start_local_ray
+from deploy.launch.fit import HOST_SHARE, check_fit, host_resource, placement
+from deploy.launch.local_ray import close_token, quiet_init, start_local_ray
 from deploy.launch.ray_errors import death, lost_node, refused, require_listener
+from deploy.launch.ray_head import RayHead
+from deploy.launch.ray_nodes import alive_nodes, as_text, on_node
 from deploy.launch.storage import SharedStorage
 from ps.errors import ConfigError, ResourcesMissing
+from ps.frame import Bytes
+from ps.segments import read_segment
 from workers.ray_actor import Place, ProcessActor, kill_process, process_at
+
+log = logging.getLogger(__name__)
 
 TARGETS: Mapping[Role, str] = {"server": "ps.server:serve", "worker": "workers.worker:work"}
 _IN_SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray for the entry point of `ray job submit`; not documented, but the only sign before `ray.init`."""
+READ_S = 20.0
+"""Until the memory of a dead process on another host has come."""
 KILL_WAIT_S = 2.0
 """Until an actor killed through Ray is gone; a stopped process never obeys Ray and is then killed by pid."""
 
@@ -82,6 +90,9 @@ class RayLauncher:
         self._timeout_s = timeout_s
         self._targets = targets
         self._owns_ray = False
+        self._is_alone = True
+        """Whether the cluster has one node."""
+        self._head: RayHead | None = None
         self._groups: list[PlacementGroup] = []
         self._bundle_of: dict[ProcessKey, tuple[PlacementGroup, int]] = {}
         self._code_root: Path | None = None  # what the nodes have a copy of as their working directory
@@ -98,25 +109,27 @@ class RayLauncher:
 
     def check(self) -> None:
         self._connect()
+        self._head = self._head or RayHead(ray.get_runtime_context().gcs_address)
+        self._is_alone = len(alive_nodes()) == 1
         bundles = list(self._bundles.values())
         for keys, strategy in placement(list(self._bundles), self._strategy):
-            check_fit([self._bundles[key] for key in keys], _nodes(), strategy)
-        check_fit(bundles, _nodes(), "STRICT_PACK" if self._strategy == "STRICT_PACK" else "PACK")
+            check_fit([self._bundles[key] for key in keys], alive_nodes(), strategy)
+        check_fit(bundles, alive_nodes(), "STRICT_PACK" if self._strategy == "STRICT_PACK" else "PACK")
         if not self._groups:
             self._make_groups()
         deadline = time.monotonic() + self._timeout_s
         if not all(group.wait(max(0.0, deadline - time.monotonic())) for group in self._groups):
-            free = _text(ray.available_resources())  # type: ignore[no-untyped-call]
+            free = as_text(ray.available_resources())  # type: ignore[no-untyped-call]
             raise ResourcesMissing(
                 f"the Ray cluster is busy: its nodes have room for {len(bundles)} actors, but others use it "
                 f"(free: {free}): wait for them to end, or lower scaling.num_workers or scaling.num_servers"
             )
 
     def control_host(self) -> str:
-        return "127.0.0.1" if len(_nodes()) == 1 else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        return "127.0.0.1" if self._is_alone else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
     def bind_host(self, key: ProcessKey) -> str:
-        return "127.0.0.1" if len(_nodes()) == 1 else ""
+        return "127.0.0.1" if self._is_alone else ""
 
     def _make_groups(self) -> None:
         for keys, strategy in placement(list(self._bundles), self._strategy):
@@ -144,6 +157,9 @@ class RayLauncher:
         self._runs[key] = self._actors[key].run.remote(self._targets[key.role], settings, str(path), self._storage.shared)
 
     def ended(self) -> dict[ProcessKey, Ending]:
+        """Raises Unreachable when the head of the cluster is lost. Until that is sure, Ray is asked nothing."""
+        if not self._head_answers():
+            return dict(self._ended)
         running = {ref: key for key, ref in self._runs.items() if key not in self._ended}
         if running:
             done, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
@@ -154,14 +170,13 @@ class RayLauncher:
         return dict(self._ended)
 
     def kill(self, key: ProcessKey) -> None:
-        if key in self._actors and key not in self._ended:
+        if key in self._actors and key not in self._ended and self._head_answers():
             place = self._place(key)
             ray.kill(self._actors[key])
             if place and (process := self._process(key)):
                 _kill([process])
             elif place:  # a stopped process does not obey Ray
-                on_its_node = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
-                ray.remote(kill_process).options(num_cpus=0, scheduling_strategy=on_its_node).remote(place.pid, place.start_s)
+                on_node(place.node_id, kill_process, place.pid, place.start_s)
 
     def cpu_s(self, key: ProcessKey) -> float | None:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -169,10 +184,29 @@ class RayLauncher:
             return sum(process.cpu_times()[:2]) if process else None
         return None
 
+    def memory_of(self, key: ProcessKey, name: str) -> Bytes | None:
+        place = self._place(key)
+        if place is None:
+            return None
+        if place.node_id == ray.get_runtime_context().get_node_id():
+            return read_segment(name)
+        try:
+            memory = ray.get(on_node(place.node_id, read_segment, name), timeout=READ_S)
+        except RayError as error:
+            log.warning("%s: %s", place.host, error)
+            return None
+        return None if memory is None else np.array(memory)  # Ray's own copy cannot be written
+
     def stop(self, grace_s: float) -> None:
         self._storage.close()
         if not ray.is_initialized():
             return
+        if self._head:
+            self._head.close()
+            if not self._head.is_there:
+                self._leave()
+                return
+            self._head = None
         try:
             if self._runs:
                 ray.wait(list(self._runs.values()), num_returns=len(self._runs), timeout=grace_s)
@@ -186,6 +220,15 @@ class RayLauncher:
                 ray.shutdown()
                 self._owns_ray = False
 
+    def _head_answers(self) -> bool:
+        return self._head is None or self._head.answers()
+
+    def _leave(self) -> None:
+        """Without the head, calls to Ray would hang: what is here is killed; other nodes end what they have when they miss the head."""
+        atexit.unregister(ray.shutdown)
+        _kill([process for key in self._actors if (process := self._process(key))])
+        self._forget()
+
     def _connect(self) -> None:
         if ray.is_initialized():
             return
@@ -193,7 +236,7 @@ class RayLauncher:
         if not local and self._address != "auto":
             require_listener(self._address, self._timeout_s)
         num_cpus = sum(bundle.get("CPU", 0) for bundle in self._bundles.values())
-        with _quiet_init(), tempfile.TemporaryDirectory(prefix="pserver-code-") as folder:
+        with quiet_init(), tempfile.TemporaryDirectory(prefix="pserver-code-") as folder:
             runtime_env = None if local else self._staged(Path(folder))
             try:
                 if local:
@@ -234,7 +277,7 @@ class RayLauncher:
     def _where(self, key: ProcessKey) -> str:
         """Continues a sentence about a process of a cluster with several nodes."""
         place = self._place(key)
-        if place is None or len(_nodes()) == 1:
+        if place is None or self._is_alone:
             return ""
         return f" on {place.host}" + ("" if place.sees_run else f" (`ray logs actor --id {place.actor_id}` has its log)")
 
@@ -249,6 +292,9 @@ class RayLauncher:
             self._ended.setdefault(key, Ending(None, "was killed by the launcher", last_words(self._log_path(key))))
         _, alive = psutil.wait_procs(here, KILL_WAIT_S)
         _kill(alive)
+        self._forget()
+
+    def _forget(self) -> None:
         self._actors.clear()
         self._places.clear()
         self._runs.clear()
@@ -271,39 +317,8 @@ class RayLauncher:
         return None
 
 
-def close_token() -> None:
-    """Ray leaves the token that it makes for itself readable for every user of the host."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    with contextlib.suppress(OSError):  # there is none, or it is another user's
-        path.chmod(0o600)
-
-
 def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(processes, KILL_WAIT_S)
-
-
-def _nodes() -> list[Resources]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-
-
-def _text(resources: Mapping[str, float]) -> str:
-    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items()) if name in ("CPU", "GPU")) or "nothing"
-
-
-@contextlib.contextmanager
-def _quiet_init() -> Iterator[None]:
-    """Keeps Ray's advice off the console, and the program's own handling of SIGTERM."""
-    logger = logging.getLogger("ray")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if in_main:
-            signal.signal(signal.SIGTERM, handler)

@@ -15,7 +15,8 @@ import ray
 
 from deploy.launch.base import ProcessKey
 from deploy.launch.fit import check_fit
-from deploy.launch.ray import RayLauncher, close_token
+from deploy.launch.local_ray import close_token
+from deploy.launch.ray import RayLauncher
 from deploy.launch.ray_errors import require_listener
 from ps.errors import ConfigError, ResourcesMissing, Unreachable
 from tests.deploy.conftest import Notes, gone

@@ -47,6 +47,9 @@ class Memory:
     def cpu_s(self, key: ProcessKey) -> float | None:
         return None
 
+    def memory_of(self, key: ProcessKey, name: str) -> None:
+        return None
+
     def stop(self, grace_s: float) -> None: ...
 
 

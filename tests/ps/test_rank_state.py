@@ -1,6 +1,8 @@
 """Residuals of lossy push formats: nothing is lost, a repeated push brings the same bytes, a successor goes on with them."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from ps.config import CommConfig
 from ps.errors import ResourcesMissing, StateLost
 from ps.layout import Layout, Rule, Run, ShardLayout, TensorSpec
 from ps.rank_state import RankState
+from ps.segments import SegmentBusy, read_segment
 
 SPECS = [
     TensorSpec(name="w", shape=(3, 8192), dtype="float32"),
@@ -187,6 +190,32 @@ def test_a_file_is_one_ranks_of_one_generation_and_outlives_its_process_only(shm
     for state in (successor, other, later):
         state.close()
     assert not list(shm.iterdir())
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_what_a_dead_rank_had_yet_to_send_is_read_out_of_a_copy_of_its_memory(shm: Path, skips: bool) -> None:
+    state = opened()
+    pushed(state, gradient(0), 0, servers=2)
+    left = state.packed(1)
+
+    def behind(read: Callable[[str], Any]) -> Any:
+        comm = CommConfig(push_format="int8")
+        return RankState.left_behind(read, "run", 1, 0, 1, LAYOUTS[2], comm, seed=0, skip_nonfinite=skips)
+
+    with pytest.raises(SegmentBusy, match="belongs to a living process"):
+        behind(read_segment)
+    state.close(remove=False)
+    (path,) = shm.iterdir()
+    before = path.read_bytes()
+    if skips:
+        with pytest.raises(StateLost, match="died before it knew whether step 0 was skipped"):
+            behind(read_segment)
+    else:
+        assert behind(read_segment).tolist() == left.tolist()
+    assert path.read_bytes() == before
+    for lost in (lambda _: None, lambda _: np.zeros(100, np.uint8), lambda _: np.zeros(len(before), np.uint8)):
+        with pytest.raises(StateLost):
+            behind(lost)
 
 
 def test_a_dead_ranks_file_stays_while_the_run_has_its_driver(shm: Path) -> None:

@@ -1,0 +1,27 @@
+import socket
+from contextlib import closing
+
+import pytest
+
+from deploy.launch.ray_head import LOST_AFTER_S, RayHead
+from ps.errors import Unreachable
+from tests.deploy.waiting import until
+
+
+def test_a_head_that_is_back_in_time_is_no_loss_and_one_that_is_not_is_named_with_the_remedy() -> None:
+    now = [0.0]
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    with closing(RayHead(address, clock=lambda: now[0])) as head:
+        assert head.answers()
+        listener.close()
+        until(lambda: not head.answers(), timeout_s=10)
+        now[0] += LOST_AFTER_S
+        with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+            until(lambda: head.is_there, timeout_s=10)
+            now[0] += LOST_AFTER_S
+        until(lambda: not head.is_there, timeout_s=10)
+        assert not head.answers()
+        now[0] += LOST_AFTER_S + 1
+        with pytest.raises(Unreachable, match=rf"the Ray head at {address} has not answered for 20 s: .* --resume"):
+            head.answers()
