@@ -261,6 +261,7 @@ def test_a_living_owners_cluster_is_left_alone(cluster: VirtualCluster) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.alone
 def test_a_cluster_that_cannot_be_made_leaves_nothing() -> None:
     tags = set(owner.known_tags())
     with (
