@@ -102,6 +102,10 @@ class Unreachable(PserverError):
     """A process does not answer within its deadline."""
 
 
+class HeadLost(Unreachable):
+    """The head of a Ray cluster is gone. A program that is connected to it cannot end as usual: Ray waits for the head then, or crashes."""
+
+
 class ProcessDied(PserverError):
     """A worker or server process has ended by itself."""
 

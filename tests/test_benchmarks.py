@@ -42,4 +42,4 @@ def test_an_exchange_is_measured_between_hosts_that_are_gone_afterwards() -> Non
     names = ("plain TCP / M/B", "exchange / M/B", "exposed / communication, compute as long")
     assert set(measures) == {f"100mbit, 0.061 MiB: {name}" for name in names}
     assert all(set(row) == {"ours", "peer", "ratio", "must", "ok"} and row["ours"] > 0 for row in measures.values())
-    assert set(owner.known_tags()) == tags
+    assert not set(owner.known_tags()) - tags

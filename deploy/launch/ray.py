@@ -157,7 +157,7 @@ class RayLauncher:
         self._runs[key] = self._actors[key].run.remote(self._targets[key.role], settings, str(path), self._storage.shared)
 
     def ended(self) -> dict[ProcessKey, Ending]:
-        """Raises Unreachable when the head of the cluster is lost. Until that is sure, Ray is asked nothing."""
+        """Raises HeadLost when the head of the cluster is lost. Until that is sure, Ray is asked nothing."""
         if not self._head_answers():
             return dict(self._ended)
         running = {ref: key for key, ref in self._runs.items() if key not in self._ended}

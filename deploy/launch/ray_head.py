@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ps.errors import Unreachable
+from ps.errors import HeadLost
 
 LOST_AFTER_S = 20.0
 """A head that is started again, or a link that heals, within this time is no loss; well below Ray's minute."""
@@ -28,9 +28,9 @@ class RayHead:
         self._thread.start()
 
     def answers(self) -> bool:
-        """`is_there`. Raises Unreachable once it has not been for LOST_AFTER_S."""
+        """`is_there`. Raises HeadLost once it has not been for LOST_AFTER_S."""
         if not self.is_there and self._clock() - self._seen_s > LOST_AFTER_S:
-            raise Unreachable(
+            raise HeadLost(
                 f"the Ray head at {self.address} has not answered for {LOST_AFTER_S:g} s: its host, `ray start --head` there, or the way to it "
                 "is gone; start a cluster again, and the same command with --resume goes on from the last checkpoint"
             )

@@ -4,7 +4,7 @@ from contextlib import closing
 import pytest
 
 from deploy.launch.ray_head import LOST_AFTER_S, RayHead
-from ps.errors import Unreachable
+from ps.errors import HeadLost
 from tests.deploy.waiting import until
 
 
@@ -23,5 +23,5 @@ def test_a_head_that_is_back_in_time_is_no_loss_and_one_that_is_not_is_named_wit
         until(lambda: not head.is_there, timeout_s=10)
         assert not head.answers()
         now[0] += LOST_AFTER_S + 1
-        with pytest.raises(Unreachable, match=rf"the Ray head at {address} has not answered for 20 s: .* --resume"):
+        with pytest.raises(HeadLost, match=rf"the Ray head at {address} has not answered for 20 s: .* --resume"):
             head.answers()

@@ -261,7 +261,6 @@ def test_a_living_owners_cluster_is_left_alone(cluster: VirtualCluster) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.alone
 def test_a_cluster_that_cannot_be_made_leaves_nothing() -> None:
     tags = set(owner.known_tags())
     with (
@@ -269,4 +268,4 @@ def test_a_cluster_that_cannot_be_made_leaves_nothing() -> None:
         VirtualCluster([HostSpec(name="a"), HostSpec(name="b", private=("/proc/nosuch",))]),
     ):
         pass
-    assert set(owner.known_tags()) == tags
+    assert not set(owner.known_tags()) - tags
