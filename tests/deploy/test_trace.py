@@ -12,6 +12,7 @@ import pytest
 from deploy.cli.main import main
 from deploy.measure import trace as trace_module
 from deploy.measure.trace import trace
+from deploy.measure.window import SPANS
 from ps.ledger import ShardTraffic
 from tests.deploy.ledgers import BEGIN_S, MB, step_of, write_run
 
@@ -43,9 +44,19 @@ def test_every_worker_and_server_has_a_track_whose_spans_sum_to_its_steps() -> N
             assert all(b["ts"] == pytest.approx(a["ts"] + a["dur"], abs=0.001) for a, b in itertools.pairwise(inner))
             if name.startswith("worker"):
                 assert outer["dur"] == pytest.approx(100_000)
-    worker = next(row for row in steps[2].workers if row.rank == 1)
-    (compute,) = [e for e in tracks[2, 0] if e["name"] == "compute" and e["args"]["step"] == 2]
-    assert compute["dur"] == pytest.approx(worker.compute_s * 1e6)
+
+
+def test_each_span_of_each_worker_is_as_long_in_the_trace_as_in_the_ledger() -> None:
+    steps = [step_of(step, num_workers=3) for step in range(4)]
+    drawn, written = defaultdict[tuple[int, str], float](float), defaultdict[tuple[int, str], float](float)
+    for event in trace(steps)["traceEvents"]:
+        if event["ph"] == "X" and event["tid"] == 0 and event["pid"] <= 3 and not event["name"].startswith("step "):
+            drawn[event["pid"] - 1, event["name"]] += event["dur"]
+    for row in (row for step in steps for row in step.workers):
+        for span in SPANS:
+            if seconds := getattr(row, span):
+                written[row.rank, span.removesuffix("_s").replace("_", " ")] += seconds * 1e6
+    assert drawn == pytest.approx(written, abs=0.01)
 
 
 def test_slices_of_one_track_never_overlap_though_clocks_jitter() -> None:
