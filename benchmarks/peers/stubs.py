@@ -58,12 +58,14 @@ class Stub:
         """Reads until everything is answered."""
         missing = sum(map(len, self._frames))
         while missing:
-            header, _ = frame.decode(await self._call.read())
-            if header.kind == pb.RECEIPT:
-                assert header.verdict == pb.ACCEPTED, header
+            data = await self._call.read()
+            receipts, at = frame.receipts_of(data)
+            header, _ = frame.decode(data, at) if at < len(data) else (pb.FrameHeader(), None)
+            for receipt in [*receipts, header] if header.kind == pb.RECEIPT else receipts:
+                assert receipt.verdict == pb.ACCEPTED, receipt
                 self.receipts += 1
                 self._window.release()
-            else:
+            if header.kind == pb.PARAMS:
                 missing -= header.num_chunks
 
     async def close(self) -> None:
