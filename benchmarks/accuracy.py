@@ -142,7 +142,8 @@ def _found(case: Case, runs: Sequence[Sequence[LedgerStep]], calibrated: Mapping
 
 
 def _scenario(case: Case, steps: Sequence[LedgerStep]) -> Scenario:
-    return scenario_of_config(case.config("."), steps)
+    """Every process has a host of its own: the configuration says so, whatever the run has found."""
+    return replace(scenario_of_config(case.config("."), steps), hosts="apart")
 
 
 def table(found: Sequence[Found]) -> str:

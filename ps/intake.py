@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Intake:
-    """Thread-safe. `check` raises, under the lock, if the shard has ended, or may not take the push, if one is given; `fail` ends the shard."""
+    """Thread-safe. `check` raises, under the lock, if the shard has ended or may not take the push; `fail` ends the shard."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Intake:
         work: Work,
         answers: Answers,
         segments: Mapping[int, Bytes],
-        check: Callable[[Push | None], None],
+        check: Callable[[Push], None],
         fail: Callable[[PserverError], None],
         *,
         exact: bool,
@@ -115,8 +115,8 @@ class Intake:
     def _in_pool(self, push: Push) -> None:
         try:
             self._work.carry_out_in_pool(push.actions, push.rank, push.whole)
-        except RuntimeError:  # the pool is closed
-            self._check(None)
+        except RuntimeError:  # the pool is closed: the shard has ended
+            self._check(push)
             raise
 
     def _verify_repeated(self, rank: int, header: pb.FrameHeader, run: Run) -> None:

@@ -173,11 +173,10 @@ class Shard:
         for stream in streams:
             stream.end(error)
 
-    def _check(self, push: Push | None) -> None:
+    def _check(self, push: Push) -> None:
         self._check_running()
-        if push:
-            self._check_fence(push.member)
-            self._check_decided(push.step)
+        self._check_fence(push.member)
+        self._check_decided(push.step)
 
     def _check_running(self) -> None:
         if self._ended:

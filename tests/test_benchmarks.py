@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import Row
+from benchmarks.peers.stubs import Stubs
 from benchmarks.workload import Workload, parse_size
 from deploy.virtual import owner
+from ps.config import CommConfig
+from ps.plan import Plan
+from tests.ps.cluster import TOKEN, cluster
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,3 +47,18 @@ def test_an_exchange_is_measured_between_hosts_that_are_gone_afterwards() -> Non
     assert set(measures) == {f"100mbit, 0.061 MiB: {name}" for name in names}
     assert all(set(row) == {"ours", "peer", "ratio", "must", "ok"} and row["ours"] > 0 for row in measures.values())
     assert not set(owner.known_tags()) - tags
+
+
+def test_stub_workers_exchange_with_a_server_also_while_one_stands_still() -> None:
+    with cluster(2, 1, comm=CommConfig(shared_memory=False), plan=Plan(steps_per_epoch=1000, total_steps=1_000_000)) as servers:
+        at = servers.addresses[0]
+        stub = {"data": at.data, "control": at.control, "run_id": servers.settings.run_id, "secret": TOKEN, "tls": None}
+        stubs = Stubs(Workload(contender="stubs", gate="", workers=2, tensors=2, model_bytes=1 << 16, stub=stub))
+        try:
+            stubs.step()
+            stubs.step_with_one_stopped()
+        finally:
+            stubs.close()
+        reader = servers.reader()
+        assert reader.version() == 2
+        reader.close()
