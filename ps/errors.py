@@ -16,6 +16,7 @@ PserverError
 ├── NotInitialised       version 0 is not there yet
 ├── NonFinite            NaN or infinity in a loss or a mean gradient
 ├── Unreachable          a process does not answer within its deadline
+├── HeadLost             the head of a Ray cluster is gone
 ├── ProcessDied          a worker or server process has ended by itself
 ├── WorkerFailed         the user's code raised in a worker
 ├── CheckpointDamaged    a file of a checkpoint is not what was written
@@ -139,6 +140,7 @@ STATUS: dict[type[PserverError], grpc.StatusCode] = {
     NotInitialised: grpc.StatusCode.FAILED_PRECONDITION,
     NonFinite: grpc.StatusCode.FAILED_PRECONDITION,
     Unreachable: grpc.StatusCode.UNAVAILABLE,
+    HeadLost: grpc.StatusCode.UNAVAILABLE,
     ProcessDied: grpc.StatusCode.ABORTED,
     WorkerFailed: grpc.StatusCode.ABORTED,
     ResourcesMissing: grpc.StatusCode.RESOURCE_EXHAUSTED,

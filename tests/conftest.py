@@ -15,16 +15,6 @@ settings.register_profile("pserver", deadline=None, derandomize=True, print_blob
 settings.load_profile("pserver")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes that share the tests (`--dist loadgroup`), one makes all virtual hosts, since tests look whether any is left,
-    and one has the only Ray. The tests of any other file stay together."""
-    with_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = "hosts" if item.get_closest_marker("root") else "ray" if item.path in with_ray else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Continuous integration sets PSERVER_NO_SKIP=1, so that nothing is left out unseen."""
     needs = {"root": _no_namespaces, "chromium": _no_chromium}
