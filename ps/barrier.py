@@ -283,7 +283,8 @@ def _alike(run: Run, *values: npt.NDArray[Any]) -> list[Run]:
 
 def _is_constant(array: npt.NDArray[Any]) -> bool:
     """Of the same bytes throughout: a tenth of what comparing the elements costs, and most runs are."""
-    return array.tobytes() == array[:1].tobytes() * len(array)
+    data, size = array.tobytes(), array.itemsize
+    return data[size:] == data[:-size]
 
 
 def _cut(prints: npt.NDArray[np.uint64] | None, run: Run, part: Run) -> npt.NDArray[np.uint64] | None:

@@ -45,12 +45,12 @@ class CommConfig:
     """How frames travel."""
 
     frame_bytes: int | None = None
-    """Payload of a frame, 4 KiB to 12 MiB; rounded down to whole chunks, at least one. None: 12 MiB where it stays in shared memory, else
+    """Payload of a frame, 4 KiB to 12 MiB; rounded down to whole chunks, at least one. None: 16 MiB where it stays in shared memory, else
     what suits the link: 32 KiB to 1 MiB, from its rate as each worker measures it when it joins."""
     window_frames: int | None = None
     """Frames a worker may have on their way to all shards together, >= 1; where all payload stays in shared memory there is no bound.
     None: what suits the link, 8 to 64, from its rate and delay."""
-    out_of_order_bytes: int = 256 << 20
+    out_of_order_bytes: int = 32 << 20
     """Payload a shard keeps of ranks whose turn in the sum has not come, >= 0; when full it stops reading from them."""
     push_format: PushFormat = "fp32"
     """How gradients travel: as they are ("fp32", whatever their type), cast to 2 bytes each ("fp16" saturates at ±65504), as one byte

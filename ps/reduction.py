@@ -34,6 +34,7 @@ class Accumulators:
         self._lent = np.zeros((num_workers, layout.num_versioned), np.bool_)
         """Whether each rank's contribution to each chunk lies in its segment, and is to be added to that."""
         self._segments: dict[int, Bytes] = {}
+        """Of the ranks that have lent anything; none where all payload travels, and then there is nothing to look for."""
 
     def of(self, run: Run) -> Bytes:
         """The run's sums, alignment included (always zero there). Folded."""
@@ -41,11 +42,13 @@ class Accumulators:
 
     def lenders(self, run: Run) -> list[int]:
         """Ranks in whose segments contributions to the run lie."""
-        return np.flatnonzero(self._lent[:, run.span].any(axis=1)).tolist()
+        return np.flatnonzero(self._lent[:, run.span].any(axis=1)).tolist() if self._segments else []
 
     def fold(self, run: Run, through: int | None = None) -> None:
         """Adds what is lent of the run (None: by all ranks; else where this rank lends, by it and those before): no segment is read for
         that any more."""
+        if not self._segments:
+            return
         stop = len(self._lent) if through is None else through + 1
         for part in self._alike(run, stop):
             ranks = np.flatnonzero(self._lent[:stop, part.first]).tolist()
