@@ -40,6 +40,8 @@ def main() -> None:
     print(f"one server with default settings and Adam; every stub worker pushes {CHUNKS} chunks of {arguments.chunk_elements} elements in one frame")
     rows: list[Row] = []
     found = {workers: _push_us(workers, arguments) for workers in arguments.workers}
+    for workers in arguments.workers:
+        print(f"{workers} workers, a bare relay of as long messages: {_relay_us(workers, arguments):.0f} us per message", flush=True)
     for workers, push_us in found.items():
         rows.append(Row(f"{workers} workers: server CPU us per push / limit", push_us, MUST_PUSH_US, 1.0))
     few, many = min(found), max(found)
@@ -64,16 +66,51 @@ def _arguments() -> argparse.Namespace:
 
 def _push_us(workers: int, arguments: argparse.Namespace) -> float:
     """CPU time of the server process per rank and step in microseconds, at the median round."""
-    samples, cpu_us = Samples(), []
-    with running(workers, tensors=CHUNKS, model_bytes=CHUNKS * arguments.chunk_elements * 4) as (server, stubs):
-        stubs.run(Samples(), warmup=0, steps=WARMUP)
-        for _ in range(arguments.rounds):
-            before = server.cpu_s
-            stubs.run(samples, warmup=0, steps=arguments.steps)
-            cpu_us.append((server.cpu_s - before) / (arguments.steps * workers) * 1e6)
+    samples = Samples()
+    with running(workers, tensors=CHUNKS, model_bytes=_frame_bytes(arguments)) as (server, stubs):
+        cpu_us = _cpu_us(server.pid, stubs, workers, arguments, samples)
     median = statistics.median(cpu_us)
     print(f"{workers} workers: {median:.0f} us per push ({min(cpu_us):.0f}..{max(cpu_us):.0f}), {samples.median * 1e3:.0f} ms per step", flush=True)
     return median
+
+
+def _relay_us(workers: int, arguments: argparse.Namespace) -> float:
+    """The same of a process that sends back what comes."""
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.peers.relay", "serve"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        with process.stdout as lines, gate() as at:
+            where = {"data": f"127.0.0.1:{lines.readline().strip()}"}
+            entry = Entry(module="relay", members=1)
+            clients = Contender(at, "relay", entry, start_here, workers=workers, stub=where, model_bytes=_frame_bytes(arguments))
+            try:
+                return statistics.median(_cpu_us(process.pid, clients, workers, arguments, Samples()))
+            finally:
+                clients.stop()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _frame_bytes(arguments: argparse.Namespace) -> int:
+    return CHUNKS * int(arguments.chunk_elements) * 4
+
+
+def _cpu_us(pid: int, clients: Contender, workers: int, arguments: argparse.Namespace, samples: Samples) -> list[float]:
+    """CPU microseconds of a process per rank and step, by round."""
+    clients.run(Samples(), warmup=0, steps=WARMUP)
+    found = []
+    for _ in range(arguments.rounds):
+        before = cpu_s(pid)
+        clients.run(samples, warmup=0, steps=arguments.steps)
+        found.append((cpu_s(pid) - before) / (arguments.steps * workers) * 1e6)
+    return found
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process since its start."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def _memory(workers: int, arguments: argparse.Namespace) -> Row:
@@ -98,12 +135,6 @@ class Server:
     """Port."""
     idle_bytes: int
     """Resident before the first Join."""
-
-    @property
-    def cpu_s(self) -> float:
-        """CPU time since its start."""
-        times = psutil.Process(self.pid).cpu_times()
-        return float(times.user + times.system)
 
     @property
     def peak_bytes(self) -> int:
