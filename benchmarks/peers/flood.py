@@ -26,8 +26,8 @@ MESSAGE_BYTES = 1_000_000
 PART_BYTES = 16_384
 SLOW_S = 0.5
 BURST = 50
-PAUSE_S = {"silent": SLOW_S, "slow": SLOW_S, "rude": 0.01, "calls": 0.01}
-"""Before a connection that has ended is made again."""
+PAUSE_S = {"silent": SLOW_S, "slow": SLOW_S, "push": 0.01, "rude": 0.01, "calls": 0.01}
+"""Before what has ended is begun again: calls that fail at once would only take the processors from everybody, by gRPC's threads that never sleep."""
 
 
 def frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
@@ -61,6 +61,7 @@ async def push(address: str, tried: asyncio.Event) -> None:
                 async for _ in channel.stream_stream("/pserver.Shard/Steps")(iter([bytes(MESSAGE_BYTES)] * (PUSH_BYTES // MESSAGE_BYTES))):
                     pass
             tried.set()
+            await asyncio.sleep(PAUSE_S["push"])
 
 
 async def rude(stream: Stream) -> None:
