@@ -66,7 +66,7 @@ class Watch:
             if self._interrupted.is_set():
                 raise KeyboardInterrupt
             if failure:
-                error = by_name(failure.error_type, _named(failure.rank, failure.error))
+                error = by_name(failure.error_type, _named(failure.worker, failure.error))
                 error.add_note(failure.traceback)
                 with self._by_cause():
                     raise error
@@ -117,7 +117,7 @@ class Watch:
         ended = self._launcher.ended()
         with self._service.changed:
             failure = self._control.failure
-            failed = ProcessKey("worker", failure.rank) if failure and failure.rank is not None else None
+            failed = ProcessKey("worker", failure.worker) if failure and failure.worker is not None else None
             return [(key, ending) for key, ending in ended.items() if key != failed and not self._has_finished(key)]
 
     def _make_good(self, key: ProcessKey, ending: Ending) -> None:

@@ -107,18 +107,20 @@ class Member(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., incarnation: _Optional[int] = ..., generation: _Optional[int] = ..., session: _Optional[int] = ..., lands_shared: bool = ...) -> None: ...
 
 class Tensor(_message.Message):
-    __slots__ = ("name", "shape", "dtype", "rule", "group")
+    __slots__ = ("name", "shape", "dtype", "rule", "group", "stage")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     name: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     dtype: str
     rule: Rule
     group: int
-    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., rule: _Optional[_Union[Rule, str]] = ..., group: _Optional[int] = ...) -> None: ...
+    stage: int
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., rule: _Optional[_Union[Rule, str]] = ..., group: _Optional[int] = ..., stage: _Optional[int] = ...) -> None: ...
 
 class Environment(_message.Message):
     __slots__ = ("host", "pid", "python", "torch", "pserver", "num_threads", "cpu_capability")
@@ -403,7 +405,7 @@ class LocateReply(_message.Message):
     def __init__(self, server: _Optional[_Union[ServerAddress, _Mapping]] = ...) -> None: ...
 
 class SavedRequest(_message.Message):
-    __slots__ = ("role", "index", "incarnation", "version", "size_bytes", "digests", "state_digests", "error")
+    __slots__ = ("role", "index", "incarnation", "version", "size_bytes", "digests", "state_digests", "error", "stage")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -412,6 +414,7 @@ class SavedRequest(_message.Message):
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     STATE_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     role: Role
     index: int
     incarnation: int
@@ -420,27 +423,30 @@ class SavedRequest(_message.Message):
     digests: _containers.RepeatedScalarFieldContainer[int]
     state_digests: _containers.RepeatedScalarFieldContainer[int]
     error: str
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., size_bytes: _Optional[int] = ..., digests: _Optional[_Iterable[int]] = ..., state_digests: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ...) -> None: ...
+    stage: int
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., size_bytes: _Optional[int] = ..., digests: _Optional[_Iterable[int]] = ..., state_digests: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., stage: _Optional[int] = ...) -> None: ...
 
 class SavedReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class DepositRequest(_message.Message):
-    __slots__ = ("role", "index", "incarnation", "version", "offset", "data")
+    __slots__ = ("role", "index", "incarnation", "version", "offset", "data", "stage")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     role: Role
     index: int
     incarnation: int
     version: int
     offset: int
     data: bytes
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    stage: int
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., stage: _Optional[int] = ...) -> None: ...
 
 class DepositReply(_message.Message):
     __slots__ = ()
@@ -493,7 +499,7 @@ class ProcessState(_message.Message):
     def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., environment: _Optional[_Union[Environment, _Mapping]] = ..., step: _Optional[int] = ..., doing: _Optional[str] = ..., waits_for: _Optional[_Iterable[int]] = ..., silent_s: _Optional[float] = ..., stacks: _Optional[str] = ..., is_away: bool = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("role", "index", "incarnation", "step", "rows", "exchanging", "doing", "waits_for", "stacks")
+    __slots__ = ("role", "index", "incarnation", "step", "rows", "exchanging", "doing", "waits_for", "stacks", "stage")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -503,6 +509,7 @@ class HeartbeatRequest(_message.Message):
     DOING_FIELD_NUMBER: _ClassVar[int]
     WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
     STACKS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     role: Role
     index: int
     incarnation: int
@@ -512,7 +519,8 @@ class HeartbeatRequest(_message.Message):
     doing: str
     waits_for: _containers.RepeatedScalarFieldContainer[int]
     stacks: str
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., step: _Optional[int] = ..., rows: _Optional[_Iterable[str]] = ..., exchanging: bool = ..., doing: _Optional[str] = ..., waits_for: _Optional[_Iterable[int]] = ..., stacks: _Optional[str] = ...) -> None: ...
+    stage: int
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., index: _Optional[int] = ..., incarnation: _Optional[int] = ..., step: _Optional[int] = ..., rows: _Optional[_Iterable[str]] = ..., exchanging: bool = ..., doing: _Optional[str] = ..., waits_for: _Optional[_Iterable[int]] = ..., stacks: _Optional[str] = ..., stage: _Optional[int] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ("stop", "wants_stacks", "came_s", "answered_s")

@@ -106,13 +106,14 @@ def _spec(tensor: pb.Tensor, sender: str) -> TensorSpec:
         raise ModelMismatch(f"{sender}: tensor {tensor.name} has dtype {tensor.dtype!r} and rule {tensor.rule}: not supported")
     if tensor.rule == pb.RULE_OPTIMIZER and tensor.dtype not in ("float32", "float64"):
         raise ModelMismatch(f"{sender}: parameter {tensor.name} is {tensor.dtype}: train in float32 or float64")
-    return TensorSpec(name=tensor.name, shape=tuple(tensor.shape), dtype=tensor.dtype, rule=Rule(tensor.rule), group=tensor.group)
+    return TensorSpec(name=tensor.name, shape=tuple(tensor.shape), dtype=tensor.dtype, rule=Rule(tensor.rule), group=tensor.group, stage=tensor.stage)
 
 
 def spec_messages(specs: Iterable[TensorSpec]) -> list[pb.Tensor]:
     """The messages of specs."""
-    return [pb.Tensor(name=s.name, shape=s.shape, dtype=s.dtype, rule=pb.Rule.Name(s.rule), group=s.group) for s in specs]
+    return [pb.Tensor(name=s.name, shape=s.shape, dtype=s.dtype, rule=pb.Rule.Name(s.rule), group=s.group, stage=s.stage) for s in specs]
 
 
 def _text(spec: TensorSpec) -> str:
-    return f"{spec.dtype}{list(spec.shape)} ({spec.rule.name.lower()})"
+    where = f" on stage {spec.stage}" if spec.stage else ""
+    return f"{spec.dtype}{list(spec.shape)} ({spec.rule.name.lower()}){where}"

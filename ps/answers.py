@@ -30,8 +30,9 @@ class Answers:
         """Sends each run's bytes, encoded once and after the norms, to everybody they are owed to; bytes that are gone are not sent."""
         encoded: dict[tuple[Run, int, bool], bytes] = {}
         for answer in answers:
+            number = self._state.pusher(answer.rank, answer.run)
             with self._changed:
-                stream = self._state.streams.of(answer.rank)
+                stream = self._state.streams.of(number)
             if stream is None:
                 continue
             key = (answer.run, answer.version, stream.lands_shared)
@@ -40,14 +41,13 @@ class Answers:
                     encoded[key] = self._encode_answer(answer, shared=stream.lands_shared)
             except VersionGone:
                 continue
-            if self._send_answer(answer, stream, encoded[key]):
+            if self._send_answer(number, answer.version - 1, stream, encoded[key]):
                 self._state.stats.sent(answer.version - 1, frame.payload_bytes(self._layout, answer.run, self._pull_format))
 
-    def _send_answer(self, answer: Answer, stream: Stream, data: bytes) -> bool:
-        """False if the stream has ended, or another one has not asked yet."""
-        step = answer.version - 1
+    def _send_answer(self, number: int, step: int, stream: Stream, data: bytes) -> bool:
+        """False if the member's stream has ended, or another one has not asked yet."""
         with self._changed:
-            if self._state.streams.of(answer.rank) is not stream or not self._state.two_phase.delivery.has_pushed(answer.rank, step):
+            if self._state.streams.of(number) is not stream or not self._state.two_phase.delivery.has_pushed(number, step):
                 return False
             self.send_norms(step)
             stream.send(data)
@@ -104,13 +104,13 @@ class Answers:
             return self._store.version
 
     def send_norms(self, step: int) -> None:
-        """Sends what is known of the step's norms to the ranks that must have them now."""
+        """Sends what is known of the step's norms to the members that must have them now."""
         if not self._state.two_phase.needed:
             return
         with self._changed:
             if not (frames := self._state.two_phase.frames(step)):
                 return
-            streams = [self._state.streams.of(rank) for rank in self._state.two_phase.delivery.due(step)]
+            streams = [self._state.streams.of(number) for number in self._state.two_phase.delivery.due(step)]
             for data in frames:
                 for stream in streams:
                     if stream:

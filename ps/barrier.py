@@ -87,9 +87,23 @@ class Barrier:
     `words` are the version words (owned by the store), `sizes` the payload bytes per chunk. A chunk's row in the
     tables belongs to the step of its word; it is cleared before the new word is visible. Unless `exact`, a contribution that
     comes again with other bytes is owed an answer as if it were the same.
+
+    A rank is `num_stages` members, of which `stages` names the one that pushes each chunk (None: each rank is one member). Who pushes is
+    fenced by member, number rank * num_stages + stage; who has contributed is counted by rank.
     """
 
-    def __init__(self, words: IntArray, sizes: IntArray, num_workers: int, generation: int, out_of_order_bytes: int, *, exact: bool = True) -> None:
+    def __init__(
+        self,
+        words: IntArray,
+        sizes: IntArray,
+        num_workers: int,
+        generation: int,
+        out_of_order_bytes: int,
+        *,
+        exact: bool = True,
+        stages: IntArray | None = None,
+        num_stages: int = 1,
+    ) -> None:
         chunks = len(sizes)
         self._words = words
         self._sizes = sizes
@@ -111,30 +125,34 @@ class Barrier:
         self._present = np.zeros(chunks, np.bool_)
         self._unit = np.ones(chunks)
         """Weight of the first contribution."""
-        self._incarnation = [0] * num_workers
+        self.num_stages = num_stages
+        self._stages: IntArray = np.zeros(chunks, np.int64) if stages is None else stages
+        self._incarnation = [0] * num_workers * num_stages
 
     # -- members ---------------------------------------------------------------------------------------------
 
-    def is_fenced(self, rank: int, incarnation: int, generation: int) -> bool:
-        """Whether a newer incarnation of the rank, or another generation of the run, has joined."""
-        return incarnation != self._incarnation[rank] or generation != self._generation
+    def is_fenced(self, member: int, incarnation: int, generation: int) -> bool:
+        """Whether a newer incarnation of the member, or another generation of the run, has joined."""
+        return incarnation != self._incarnation[member] or generation != self._generation
 
-    def may_join(self, rank: int, incarnation: int, generation: int) -> Verdict:
+    def may_join(self, member: int, incarnation: int, generation: int) -> Verdict:
         """ACCEPTED, or FENCED for an old incarnation or another generation."""
-        old = incarnation < self._incarnation[rank] or generation != self._generation
+        old = incarnation < self._incarnation[member] or generation != self._generation
         return Verdict.FENCED if old else Verdict.ACCEPTED
 
     def is_summing(self, rank: int) -> bool:
         """Whether a sum over a contribution of the rank runs: a higher incarnation must wait for it."""
         return bool((self._state[rank] == _SUMMING).any())
 
-    def join(self, rank: int, incarnation: int) -> list[Run]:
+    def join(self, member: int, incarnation: int) -> list[Run]:
         """Fences older incarnations and forgets what they queued (the runs returned); answers owed to them are dropped."""
-        self._owed[rank] = False
-        if incarnation == self._incarnation[rank]:
+        rank, stage = divmod(member, self.num_stages)
+        own = self._stages == stage
+        self._owed[rank][own] = False
+        if incarnation == self._incarnation[member]:
             return []
-        self._incarnation[rank] = incarnation
-        queued = self._state[rank] == _QUEUED
+        self._incarnation[member] = incarnation
+        queued = own & (self._state[rank] == _QUEUED)
         self.early_bytes -= int(self._sizes[queued & self._held[rank]].sum())
         self._state[rank][queued] = _NONE
         return [part for part in _alike(Run(0, len(queued)), queued) if queued[part.first]]
@@ -259,9 +277,10 @@ class Barrier:
         return bool(((self._words[run.span] == step) & (self._state[rank][run.span] != _NONE)).any())
 
     def missing(self) -> dict[int, int]:
-        """Ranks that some chunk waits for, with the number of chunks."""
-        counts = (self._state == _NONE).sum(axis=1)
-        return {rank: int(count) for rank, count in enumerate(counts) if count}
+        """Members that some chunk waits for, with the number of chunks."""
+        awaited = self._state == _NONE
+        counts = np.stack([(awaited & (self._stages == stage)).sum(axis=1) for stage in range(self.num_stages)], axis=1)
+        return {member: int(count) for member, count in enumerate(counts.flat) if count}
 
     def is_complete(self) -> bool:
         """Whether all ranks are in for every chunk."""

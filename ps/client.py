@@ -106,10 +106,16 @@ class Client:
         """The frames of a step, as the lines are."""
         shards, travelling = self.layout.shards, self._comm.frame_bytes or self.pacing.frame_bytes
         sizes = [self._comm.frame_bytes or SHARED_FRAME_BYTES if line.pushes_shared else travelling for line in lines]
-        self._frames = [[run for run in shard.frames(size) if run.stop <= shard.num_versioned] for shard, size in zip(shards, sizes, strict=True)]
+        stage = lines[0].member.stage
+        self._frames = [
+            [run for run in shard.frames(size, stage) if run.stop <= shard.num_versioned] for shard, size in zip(shards, sizes, strict=True)
+        ]
         all_shared = all(line.pushes_shared for line in lines)
         window = sum(map(len, self._frames)) if all_shared else self._comm.window_frames or self.pacing.window_frames
-        return Exchange(rank, self._frames, [shard.tensor[: shard.num_versioned] for shard in shards], window)
+        versioned = [shard.num_versioned for shard in shards]
+        tensors = [shard.tensor[:count] for shard, count in zip(shards, versioned, strict=True)]
+        own = [shard.stage[:count] == stage for shard, count in zip(shards, versioned, strict=True)]
+        return Exchange(rank, self._frames, tensors, window, own)
 
     # -- join, init, pull ------------------------------------------------------------------------------------
 
@@ -138,11 +144,12 @@ class Client:
         return version
 
     def init(self, values: Bytes) -> None:
-        """Brings version 0 to all shards from a flat layout, which must not change before `open` returns; repeating it changes nothing."""
+        """Brings version 0 of the member's tensors to all shards from a flat layout, which must not change before `open` returns; repeating it
+        changes nothing."""
         self._connections.init(values)
 
     def pull(self, version: int, into: Bytes) -> int:
-        """All tensors of one version, pinned, into a flat layout; returns the version. Raises VersionGone: join again."""
+        """All of the member's tensors of one version, pinned, into a flat layout; returns the version. Raises VersionGone: join again."""
         return self._connections.pull(version, into)
 
     def open(self) -> None:

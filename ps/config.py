@@ -246,6 +246,8 @@ class ServerSettings:
     """Servers of the run."""
     num_workers: int
     """Ranks of the run."""
+    num_stages: int = 1
+    """Members that share each rank's model, >= 1."""
     control_address: str | None = None
     """"host:port" of the driver. None: started by hand, lives until SIGTERM or Stop."""
     host: str = "127.0.0.1"
@@ -267,9 +269,15 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         require(0 <= self.shard < self.num_servers, "shard", self.shard, f"0 <= value < {self.num_servers}")
-        require(self.num_workers >= 1, "num_workers", self.num_workers, ">= 1")
+        for name in ("num_workers", "num_stages"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
         if bool(self.secret) == (self.tls is not None):
             raise ValueError("set exactly one of secret (callers have tokens) and tls (callers have certificates)")
+
+    @property
+    def num_members(self) -> int:
+        """Processes that push."""
+        return self.num_workers * self.num_stages
 
     @property
     def credentials(self) -> Credentials:

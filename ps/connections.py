@@ -35,14 +35,14 @@ class Connections:
         return [self._rejoin.join(line) for line in self._state.lines]
 
     def init(self, values: Bytes) -> None:
-        """Brings version 0 to all shards from a flat layout, which must not change before `open` returns."""
+        """Brings version 0 of the member's tensors to all shards from a flat layout, which must not change before `open` returns."""
         self._initial = values
         for line in self._state.lines:
             self._rejoin.persist(line, partial(line.init, values))
             hit("worker.brought")
 
     def pull(self, version: int, into: Bytes) -> int:
-        """All tensors of one version, pinned, into a flat layout; returns the version. Raises VersionGone: join again."""
+        """All of the member's tensors of one version, pinned, into a flat layout; returns the version. Raises VersionGone: join again."""
         pulled = version
         for line in self._state.lines:
             pulled = self._rejoin.persist(line, partial(line.pull, pulled, into))

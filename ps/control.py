@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from ps.errors import Fenced, MalformedFrame, ModelMismatch
+from ps.roles import member_name
 from ps.store import EMPTY
 
 
@@ -26,13 +27,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class EpochSums:
-    """One rank's report of an epoch."""
+    """One worker's report of an epoch."""
 
     version: int
     training: dict[str, float]
-    """The versioned sums of shard 0, the same on every rank."""
+    """The versioned sums of shard 0, the same on every rank; empty on its stages before the last."""
     validation: dict[str, float]
-    """This rank's part."""
+    """This rank's part, likewise."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Epoch:
 class Failure:
     """Why a member cannot go on."""
 
-    rank: int | None
+    worker: int | None
     """None for a server or the driver itself."""
     error_type: str
     error: str
@@ -61,6 +62,8 @@ class Control:
 
     num_workers: int
     num_servers: int
+    num_stages: int = 1
+    """Members of a rank. A worker's index is rank * num_stages + stage."""
     home: str | None = None
     """The driver's host: processes elsewhere are named with theirs. None: not known."""
     servers: dict[int, ServerAddress] = field(default_factory=dict)
@@ -86,7 +89,7 @@ class Control:
     def register(self, role: str, index: int, address: ServerAddress | None = None, machine: Machine | None = None) -> int:
         """Issues the next incarnation. Raises MalformedFrame for an index that the run does not have, ModelMismatch for
         versions other than the first process'; that one is recorded as a failure too, for no process can mend it."""
-        count = self.num_servers if role == "server" else self.num_workers
+        count = self.num_servers if role == "server" else self.num_members
         if not 0 <= index < count:
             raise MalformedFrame(f"{role} {index} registers in a run of {count}")
         if machine:
@@ -98,6 +101,15 @@ class Control:
         self.beats[role, index] = 0
         return self.incarnations[role, index]
 
+    @property
+    def num_members(self) -> int:
+        """Worker processes."""
+        return self.num_workers * self.num_stages
+
+    def name(self, worker: int) -> str:
+        """A worker, for people."""
+        return member_name(worker, self.num_stages)
+
     def beat(self, role: str, index: int, step: int) -> None:
         """A sign of life of the newest incarnation. A server without versioned chunks (`step` is EMPTY) is as far as the others."""
         self.beats[role, index] = self.beats.get((role, index), 0) + 1
@@ -106,7 +118,9 @@ class Control:
         self.newest_step = max(self.newest_step, step)
 
     def lose(self, role: str, index: int) -> None:
-        """The process has ended; a successor will register."""
+        """The process has ended; a successor will register, and end anew."""
+        if role == "worker":
+            self._finished.pop(index, None)
         self.beats.pop((role, index), None)
         self.steps.pop((role, index), None)
 
@@ -118,8 +132,8 @@ class Control:
         for place, other in self.machines.items():
             for name, version in other.versions.items():
                 if machine.versions.get(name) != version:
-                    who = f"{_name(role, index)} on {machine.host} has {name} {machine.versions.get(name)}"
-                    text = f"{who}, {_name(*place)} on {other.host} has {version}: install the same {name} on all hosts"
+                    who = f"{self._name(role, index)} on {machine.host} has {name} {machine.versions.get(name)}"
+                    text = f"{who}, {self._name(*place)} on {other.host} has {version}: install the same {name} on all hosts"
                     self.failure = self.failure or Failure(index if role == "worker" else None, ModelMismatch.__name__, text, "")
                     raise ModelMismatch(text)
 
@@ -138,76 +152,78 @@ class Control:
         if self.incarnations.get((role, index)) != incarnation:
             raise Fenced(f"{role} {index} incarnation {incarnation} is not the newest, {self.incarnations.get((role, index), 0)}")
 
-    def report_epoch(self, rank: int, sums: EpochSums) -> Epoch | None:
-        """Takes a rank's report, once; the epoch's sums when it is the last one. A repeated report changes nothing."""
+    def report_epoch(self, worker: int, sums: EpochSums) -> Epoch | None:
+        """Takes a worker's report, once; the epoch's sums when it is the last one. A repeated report changes nothing."""
         for version, reports in self._reports.items():
-            if version != sums.version and rank in reports and len(reports) < self.num_workers:
-                raise MalformedFrame(f"rank {rank} reports version {sums.version} while others are awaited for its report of version {version}")
+            if version != sums.version and worker in reports and len(reports) < self.num_members:
+                raise MalformedFrame(
+                    f"{self.name(worker)} reports version {sums.version} while others are awaited for its report of version {version}"
+                )
         reports = self._reports.setdefault(sums.version, {})
-        is_new = rank not in reports
-        reports.setdefault(rank, sums)
+        is_new = worker not in reports
+        reports.setdefault(worker, sums)
         self._check_left()
-        if not is_new or len(reports) < self.num_workers:
+        if not is_new or len(reports) < self.num_members:
             return None
         epoch = self._epoch(sums.version)
-        reports.update({rank: EpochSums(sums.version, {}, {}) for rank in reports})  # who has reported is kept, what is not
+        reports.update({worker: EpochSums(sums.version, {}, {}) for worker in reports})  # who has reported is kept, what is not
         return epoch
 
     def _epoch(self, version: int) -> Epoch:
-        """Adds the validation parts in rank order."""
-        reports = [self._reports[version][rank] for rank in range(self.num_workers)]
+        """Adds the validation parts in rank order; where ranks have stages, the last ones bring sums."""
+        reports = [self._reports[version][worker] for worker in range(self.num_members)]
         names = {name: None for report in reports for name in report.validation}
         validation = {name: sum(report.validation.get(name, 0.0) for report in reports) for name in names}
-        return Epoch(version, reports[0].training, validation)
+        return Epoch(version, reports[self.num_stages - 1].training, validation)
 
-    def finish(self, rank: int, version: int) -> None:
-        """The rank has landed `version`, the last one."""
-        self._finished[rank] = version
+    def finish(self, worker: int, version: int) -> None:
+        """The worker has landed `version`, the last one."""
+        self._finished[worker] = version
         self._check_left()
 
     def _check_left(self) -> None:
-        """A rank that has left its loop will not report any more: whoever waits for it would wait for ever."""
+        """A worker that has left its loop will not report any more: whoever waits for it would wait for ever."""
         for at, reports in self._reports.items():
-            for rank, version in self._finished.items():
-                if rank not in reports:
-                    self._fail_report(rank, f"left its loop at version {version}", at)
+            for worker, version in self._finished.items():
+                if worker not in reports:
+                    self._fail_report(worker, f"left its loop at version {version}", at)
 
-    def exchanges(self, rank: int, step: int) -> None:
-        """The rank is past version `step`: others that wait for it there, or have ended there, would wait for ever."""
+    def exchanges(self, worker: int, step: int) -> None:
+        """The worker is past version `step`: others that wait for it there, or have ended there, would wait for ever."""
         self._exchanging = max(self._exchanging, step)
         for version, reports in self._reports.items():
-            if version <= step and rank not in reports and len(reports) < self.num_workers:
-                self._fail_report(rank, f"pushes step {step}", version)
+            if version <= step and worker not in reports and len(reports) < self.num_members:
+                self._fail_report(worker, f"pushes step {step}", version)
         for other, version in self._finished.items():
             if version <= step:
-                self._fail(rank, f"rank {other} left its loop at version {version}, rank {rank} goes on: end all together, when ctx.report says so")
+                left, goes_on = self.name(other), self.name(worker)
+                self._fail(worker, f"{left} left its loop at version {version}, {goes_on} goes on: end all together, when ctx.report says so")
 
     def is_past(self, version: int) -> bool:
         """Whether a rank pushes a step from `version` on: whatever was to be reported there has been."""
         return self._exchanging >= version
 
-    def _fail_report(self, rank: int, what: str, version: int) -> None:
-        others = ", ".join(map(str, sorted(self._reports[version])))
-        self._fail(rank, f"rank {rank} {what}, rank {others} waits in ctx.report at version {version}: every rank must call it")
+    def _fail_report(self, worker: int, what: str, version: int) -> None:
+        others = ", ".join(self.name(other).removeprefix("rank ") for other in sorted(self._reports[version]))
+        self._fail(worker, f"{self.name(worker)} {what}, rank {others} waits in ctx.report at version {version}: every rank must call it")
 
-    def _fail(self, rank: int, error: str) -> None:
-        self.fail(Failure(rank, "ConfigError", error, ""))
+    def _fail(self, worker: int, error: str) -> None:
+        self.fail(Failure(worker, "ConfigError", error, ""))
 
-    def has_finished(self, rank: int) -> bool:
-        return rank in self._finished
+    def has_finished(self, worker: int) -> bool:
+        return worker in self._finished
 
     @property
     def final_version(self) -> int | None:
-        """The last version, once every rank has landed it."""
-        return min(self._finished.values()) if len(self._finished) == self.num_workers else None
+        """The last version, once every worker has landed it."""
+        return min(self._finished.values()) if len(self._finished) == self.num_members else None
 
     def fail(self, failure: Failure) -> None:
         """Records why a member cannot go on; only the first counts, the others follow from it. On several hosts its own is named."""
         if self.failure is None:
-            named = failure.rank is None or f"rank {failure.rank}" in failure.error
-            where = "" if named or failure.rank is None else self.on_host("worker", failure.rank)
-            self.failure = replace(failure, error=f"rank {failure.rank}{where}: {failure.error}") if where else failure
+            named = failure.worker is None or self.name(failure.worker) in failure.error
+            where = "" if named or failure.worker is None else self.on_host("worker", failure.worker)
+            self.failure = replace(failure, error=f"{self._name('worker', failure.worker or 0)}{where}: {failure.error}") if where else failure
 
-
-def _name(role: str, index: int) -> str:
-    return f"rank {index}" if role == "worker" else f"{role} {index}"
+    def _name(self, role: str, index: int) -> str:
+        return self.name(index) if role == "worker" else f"{role} {index}"

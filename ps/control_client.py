@@ -27,7 +27,7 @@ class Progress(NamedTuple):
     doing: str = ""
     """For people."""
     waits_for: Sequence[int] = ()
-    """Ranks that a server waits for."""
+    """Members that a server waits for, by number."""
 
 
 def all_stacks() -> str:
@@ -40,11 +40,12 @@ def all_stacks() -> str:
 class ControlClient:
     """A process' calls to the driver. Thread-safe after `register`."""
 
-    def __init__(self, peer: Peer, role: Literal["server", "worker"], index: int) -> None:
+    def __init__(self, peer: Peer, role: Literal["server", "worker"], index: int, stage: int = 0) -> None:
         self._peer = peer
         self._role = pb.SERVER if role == "server" else pb.WORKER
         self._index = index
-        self.member = pb.Member(rank=index)
+        self._stage = stage
+        self.member = pb.Member(rank=index, stage=stage)
         """Who this process is; incarnation and generation are issued by `register`."""
 
     def register(
@@ -54,6 +55,7 @@ class ControlClient:
         request = pb.RegisterRequest(
             role=self._role,
             index=self._index,
+            stage=self._stage,
             environment=environment,
             data_address=data_address,
             control_address=control_address,
@@ -67,6 +69,7 @@ class ControlClient:
         request = pb.HeartbeatRequest(
             role=self._role,
             index=self._index,
+            stage=self._stage,
             incarnation=self.member.incarnation,
             step=progress.step,
             exchanging=progress.exchanging,
@@ -88,13 +91,19 @@ class ControlClient:
 
     def saved(self, report: pb.SavedRequest) -> None:
         """A part of a checkpoint is written, or will not be; the sender is filled in."""
-        report.role, report.index, report.incarnation = self._role, self._index, self.member.incarnation
+        report.role, report.index, report.stage, report.incarnation = self._role, self._index, self._stage, self.member.incarnation
         self._peer.call("Control", "Saved", report, pb.SavedReply)
 
     def deposit(self, version: int, offset: int, data: bytes) -> None:
         """Bytes of a part, for the driver to write."""
         request = pb.DepositRequest(
-            role=self._role, index=self._index, incarnation=self.member.incarnation, version=version, offset=offset, data=data
+            role=self._role,
+            index=self._index,
+            stage=self._stage,
+            incarnation=self.member.incarnation,
+            version=version,
+            offset=offset,
+            data=data,
         )
         self._peer.call("Control", "Deposit", request, pb.DepositReply)
 

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 
@@ -16,7 +16,7 @@ from ps.inspection import Inspection
 from ps.transport.rpc import unary
 
 Process = tuple[str, int]
-"""Role ("server", "worker") and index."""
+"""Role ("server", "worker") and index: the shard, or of a worker rank * num_stages + stage."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,11 @@ class ControlServicer:
         with as_status(context), self.changed:
             check_register(request)
             try:
-                incarnation = self._control.register(_role(request.role), request.index, address, machine_of(request.environment))
+                sender = self._sender(request)
+                incarnation = self._control.register(*sender, address, machine_of(request.environment))
             finally:
                 self.changed.notify_all()
-            self._inspection.registered(request)
+            self._inspection.registered(request, sender[1])
             if request.role == pb.WORKER:
                 self._wait(context, lambda: self._control.has_all_servers and not self._control.restores)
             servers = [_message(server) for _, server in sorted(self._control.servers.items())]
@@ -125,19 +126,19 @@ class ControlServicer:
     def heartbeat(self, request: pb.HeartbeatRequest, context: grpc.ServicerContext) -> pb.HeartbeatReply:
         came_s = time.time()
         with as_status(context):
-            role = _role(request.role)
-            check_heartbeat(request, self._control.num_workers, self._control.num_servers)
+            role, index = sender = self._sender(request)
+            check_heartbeat(request, self._control.num_members, self._control.num_servers)
             with self.changed:
-                self._control.check_current(role, request.index, request.incarnation)
-                self._control.beat(role, request.index, request.step)
+                self._control.check_current(role, index, request.incarnation)
+                self._control.beat(role, index, request.step)
                 if request.exchanging:
-                    self._control.exchanges(request.index, request.step)
-                reply = pb.HeartbeatReply(stop=self._stop, wants_stacks=self._inspection.told(request))
+                    self._control.exchanges(index, request.step)
+                reply = pb.HeartbeatReply(stop=self._stop, wants_stacks=self._inspection.told(request, index))
                 if request.stacks:
                     self.changed.notify_all()
-            self._on_rows((role, request.index), list(request.rows))
+            self._on_rows(sender, list(request.rows))
             if request.role == pb.WORKER:
-                self._on_step(request.index, request.step)
+                self._on_step(index, request.step)
             reply.came_s, reply.answered_s = came_s, time.time()
         return reply
 
@@ -145,7 +146,7 @@ class ControlServicer:
         with as_status(context):
             check_report(request)
             with self.changed:
-                self._control.check_current("worker", request.member.rank, request.member.incarnation)
+                self._control.check_current("worker", self._worker(request.member), request.member.incarnation)
             if request.event == pb.FAILED:
                 self._fail(request)
             elif request.event == pb.EPOCH:
@@ -156,25 +157,36 @@ class ControlServicer:
 
     def saved(self, request: pb.SavedRequest, context: grpc.ServicerContext) -> pb.SavedReply:
         with as_status(context):
-            role = _role(request.role)
+            sender = self._sender(request)
             check_saved(request)
             part = SavedPart(request.version, request.size_bytes, request.digests, request.state_digests, printable(request.error))
-            self._keeper(role, request.index, request.incarnation).saved((role, request.index), part)
+            self._keeper(*sender, request.incarnation).saved(sender, part)
         return pb.SavedReply()
 
     def deposit(self, request: pb.DepositRequest, context: grpc.ServicerContext) -> pb.DepositReply:
         with as_status(context):
-            role = _role(request.role)
+            sender = self._sender(request)
             check_deposit(request)
-            self._keeper(role, request.index, request.incarnation).deposit((role, request.index), request.version, request.offset, request.data)
+            self._keeper(*sender, request.incarnation).deposit(sender, request.version, request.offset, request.data)
         return pb.DepositReply()
 
     def withdraw(self, request: pb.WithdrawRequest, context: grpc.ServicerContext) -> pb.WithdrawReply:
         data = b""
         with as_status(context):
-            member = request.member
-            data = self._keeper("worker", member.rank, member.incarnation).withdraw(member.rank, request.offset)
+            worker = self._worker(request.member)
+            data = self._keeper("worker", worker, request.member.incarnation).withdraw(worker, request.offset)
         return pb.WithdrawReply(data=data)
+
+    def _sender(self, request: Any) -> Process:
+        """Who sends a message with role, index and stage. Raises MalformedFrame."""
+        role = _role(request.role)
+        return role, self._worker(pb.Member(rank=request.index, stage=request.stage)) if role == "worker" else request.index
+
+    def _worker(self, member: pb.Member) -> int:
+        """Raises MalformedFrame."""
+        if not 0 <= member.stage < self._control.num_stages:
+            raise MalformedFrame(f"stage {member.stage} of a run of {self._control.num_stages} stages")
+        return member.rank * self._control.num_stages + member.stage
 
     def _keeper(self, role: str, index: int, incarnation: int) -> Checkpoints:
         """Raises Fenced, MalformedFrame in a run without checkpoints."""
@@ -201,7 +213,7 @@ class ControlServicer:
 
     def _fail(self, request: pb.ReportRequest) -> None:
         with self.changed:
-            self._control.fail(Failure(request.member.rank, request.error_type, printable(request.error), printable(request.traceback)))
+            self._control.fail(Failure(self._worker(request.member), request.error_type, printable(request.error), printable(request.traceback)))
             self.changed.notify_all()
 
     def _epoch(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> bool:
@@ -211,7 +223,7 @@ class ControlServicer:
             dict(zip(request.validation_names, request.validation_sums, strict=True)),
         )
         with self.changed:
-            epoch = self._control.report_epoch(request.member.rank, sums)
+            epoch = self._control.report_epoch(self._worker(request.member), sums)
         if epoch:
             stop = self._on_epoch(epoch)
             with self.changed:
@@ -223,7 +235,7 @@ class ControlServicer:
 
     def _finish(self, request: pb.ReportRequest) -> None:
         with self.changed:
-            self._control.finish(request.member.rank, request.version)
+            self._control.finish(self._worker(request.member), request.version)
             self.changed.notify_all()
 
     def _wait(self, context: grpc.ServicerContext, done: Callable[[], bool]) -> None:

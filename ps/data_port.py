@@ -54,12 +54,12 @@ T = TypeVar("T")
 class DataPort:
     """Methods of `pserver.Shard` that move bulk bytes."""
 
-    def __init__(self, host: ShardHost, link: Link, comm: CommConfig, num_workers: int) -> None:
+    def __init__(self, host: ShardHost, link: Link, comm: CommConfig, num_members: int) -> None:
         self._host = host
         self._link = link
         self._comm = comm
         # every stream may wait in one thread for its rank's turn, and the rank whose turn it is must still find one
-        self._threads = ThreadPoolExecutor(num_workers + (os.cpu_count() or 1), thread_name_prefix="data")
+        self._threads = ThreadPoolExecutor(num_members + (os.cpu_count() or 1), thread_name_prefix="data")
 
     def handlers(self) -> grpc.GenericRpcHandler:
         return grpc.method_handlers_generic_handler(
@@ -222,6 +222,8 @@ class DataPort:
         run = frame.checked_run(header, payload, shard.layout, with_payload=header.kind == pb.PUSH, wire=wire, may_share=may_share)
         if run.stop > shard.layout.num_versioned:
             raise MalformedFrame(f"chunks {run.first}..{run.stop - 1} of shard {shard.layout.index} are frozen: nothing may be pushed to them")
+        if (owner := int(shard.layout.stage[run.first])) != member.stage:
+            raise MalformedFrame(f"chunks {run.first}..{run.stop - 1} of shard {shard.layout.index} are stage {owner}'s, not stage {member.stage}'s")
         if header.step < 0:
             raise MalformedFrame(f"step {header.step} of a run that starts at 0")
         if not 0.0 <= header.weight < float("inf"):

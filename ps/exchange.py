@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 import numpy as np
+import numpy.typing as npt
 
 from ps.layout import IntArray, Run
 
@@ -18,10 +19,18 @@ class Exchange:
     """State of one member's step. Not thread-safe: the client locks.
 
     `frames` are the runs of every shard that are pushed as one frame each, in layout order; `tensors` names the tensor of
-    every versioned chunk of every shard; `window` is the number of frames that may be on their way.
+    every versioned chunk of every shard; `window` is the number of frames that may be on their way. `own`: the chunks that are the
+    member's; None: all. Others neither leave nor land.
     """
 
-    def __init__(self, rank: int, frames: Sequence[Sequence[Run]], tensors: Sequence[IntArray], window: int) -> None:
+    def __init__(
+        self,
+        rank: int,
+        frames: Sequence[Sequence[Run]],
+        tensors: Sequence[IntArray],
+        window: int,
+        own: Sequence[npt.NDArray[np.bool_]] | None = None,
+    ) -> None:
         self._frames = frames
         self._tensors = tensors
         self._window = window
@@ -42,6 +51,7 @@ class Exchange:
         """Places of the frames that are ready: a heap per shard."""
         self._sent = [[0] * len(runs) for runs in frames]
         """How often each frame is on its way: a receipt may arrive after the answer, when the next step has begun."""
+        self._own = [np.ones(len(ids), np.bool_) for ids in tensors] if own is None else own
         self._landed = [np.ones(len(ids), np.bool_) for ids in tensors]
         self._missing = 0
         self._missing_of: IntArray = np.zeros(1 + max((int(ids.max()) for ids in tensors if len(ids)), default=0), np.int64)
@@ -66,10 +76,10 @@ class Exchange:
         self._unready = [[len(its) for its in contents] for contents in self._in_frame]
         self._ready = [[False] * len(runs) for runs in self._frames]
         self._queue = [[] for _ in self._frames]
-        for landed, ids in zip(self._landed, self._tensors, strict=True):
-            landed[:] = False
-            self._missing_of += np.bincount(ids, minlength=len(self._missing_of))
-        self._missing = sum(len(landed) for landed in self._landed)
+        for landed, own, ids in zip(self._landed, self._own, self._tensors, strict=True):
+            landed[:] = ~own
+            self._missing_of += np.bincount(ids[own], minlength=len(self._missing_of))
+        self._missing = int(self._missing_of.sum())
 
     def ready(self, tensors: Iterable[int]) -> None:
         """The contributions to these tensors are complete; each is named once per step."""

@@ -45,7 +45,7 @@ class ShardHost:
         """Set when the process is asked to end."""
         self._keeps_memory = settings.control_address is not None
         """Whether the memory outlives the process, since the driver may start another one: until it says that the run ends."""
-        self.stats = ServerStats(settings.shard, settings.num_workers, rows, settings.comm.link_bytes_per_s(settings.shard))
+        self.stats = ServerStats(settings.shard, settings.num_members, rows, settings.comm.link_bytes_per_s(settings.shard))
 
     def recover(self) -> None:
         """Goes on with the shard that a former process has left on this host, if there is one. Raises ResourcesMissing."""
@@ -69,6 +69,8 @@ class ShardHost:
         if not 0 <= request.member.rank < settings.num_workers:
             raise ModelMismatch(f"rank {request.member.rank} joins a run of {settings.num_workers} workers: start the server with as many")
         model = model_from(request)
+        if (stages := max((request.member.stage, *(spec.stage for spec in model.specs))) + 1) > settings.num_stages:
+            raise ModelMismatch(f"rank {request.member.rank} is split over {stages} stages or more, the run over {settings.num_stages}")
         with self._lock:
             self._check_restored()
             shard = self._agreed(model, request)
@@ -80,7 +82,7 @@ class ShardHost:
             num_servers=settings.num_servers,
             num_chunks=len(shard.layout),
             session=session,
-            reads_shared=memory is not None and shard.reads_segment(request.member.rank),
+            reads_shared=memory is not None and shard.reads_segment(request.member),
             store=self._offer if memory is not None else None,
             skipped=shard.has_skipped(version - 1),
         )
@@ -197,7 +199,7 @@ class ShardHost:
                 raise MalformedFrame(f"initial bytes of {name} are not those announced at Join")
 
     def waits_for(self) -> dict[int, int]:
-        """Ranks that the shard waits for, with the number of chunks; empty before the first Join."""
+        """Members, by number, that the shard waits for, with the number of chunks; empty before the first Join."""
         return self._shard.waits_for() if self._shard else {}
 
     @property

@@ -20,6 +20,7 @@ class ProcessState:
 
     role: Literal["server", "worker"]
     index: int
+    """Shard, or number of a worker: rank * num_stages + stage."""
     host: str
     pid: int
     step: int
@@ -27,7 +28,7 @@ class ProcessState:
     doing: str = ""
     """Of a worker: continues the sentence "worker 0 ..."."""
     waits_for: tuple[int, ...] = ()
-    """Ranks that a server waits for."""
+    """Workers that a server waits for."""
     silent_s: float = 0.0
     """Since its last sign of life."""
     stacks: str = ""
@@ -75,14 +76,15 @@ class Inspection:
         self._owed: set[_Key] = set()
         """Who has not brought them."""
 
-    def registered(self, request: pb.RegisterRequest) -> None:
-        key = (request.role, request.index)
-        self._states[key] = pb.ProcessState(role=request.role, index=request.index, environment=request.environment)
+    def registered(self, request: pb.RegisterRequest, index: int) -> None:
+        """`index`: of the process, as it is shown."""
+        key = (request.role, index)
+        self._states[key] = pb.ProcessState(role=request.role, index=index, environment=request.environment)
         self._told_s[key] = self._clock()
 
-    def told(self, request: pb.HeartbeatRequest) -> bool:
+    def told(self, request: pb.HeartbeatRequest, index: int) -> bool:
         """A heartbeat; whether its sender shall bring stacks."""
-        key = (request.role, request.index)
+        key = (request.role, index)
         if (state := self._states.get(key)) is None:
             return False
         self._told_s[key] = self._clock()

@@ -37,7 +37,7 @@ class Intake:
         *,
         exact: bool,
     ) -> None:
-        """`segments`: flat layout in the segment of every rank's incarnation that has one."""
+        """`segments`: flat layout in the segment of every member's incarnation that has one, by the member's number."""
         self._state = state
         self._layout = state.layout
         self._changed = state.changed
@@ -60,9 +60,10 @@ class Intake:
         """
         values = frame.exact_payload(header, payload, self._layout, run)
         prints = np.array(header.digests, np.uint64) if header.kind == pb.PUSH else None
+        push = Push(member, header, run, values, len(payload), prints, receipt, [run], self._state.number(member))
         if header.shared:
-            self._verify_repeated(member.rank, header, run)
-        return self._go_on(Push(member, header, run, values, len(payload), prints, receipt, [run]), may_wait=may_wait)
+            self._verify_repeated(push)
+        return self._go_on(push, may_wait=may_wait)
 
     def _go_on(self, push: Push, *, may_wait: bool) -> Callable[[], object] | None:
         try:
@@ -79,8 +80,8 @@ class Intake:
         while push.todo:
             with self._changed:
                 self._check(push)
-                self._state.two_phase.delivery.pushed(push.rank, push.step)
-                push.whole = self._contribution(push.rank, push.header, push.run, push.payload)
+                self._state.two_phase.delivery.pushed(push.number, push.step)
+                push.whole = self._contribution(push)
                 offers = [self._offer(push, part) for part in push.todo]
                 self._changed.notify_all()
                 push.worst = max(push.worst, *(offer.verdict for offer in offers))
@@ -105,7 +106,7 @@ class Intake:
             self._state.stats.diverged(push.step)
         push.receipt(push.worst)
         hit("shard.taken")
-        self._state.stats.received(push.rank, push.step, self._layout.payload_bytes(push.run) if push.header.shared else push.sent_bytes)
+        self._state.stats.received(push.number, push.step, self._layout.payload_bytes(push.run) if push.header.shared else push.sent_bytes)
         self._answers.send_norms(push.step)
         if push.whole.is_flat:
             self._in_pool(push)
@@ -119,22 +120,22 @@ class Intake:
             self._check(push)
             raise
 
-    def _verify_repeated(self, rank: int, header: pb.FrameHeader, run: Run) -> None:
+    def _verify_repeated(self, push: Push) -> None:
         """Looks at the bytes in a segment if the run was pushed before. Comes before the offer: the member waits for the run,
         and would write its next contribution as soon as that is answered. Raises Diverged."""
         with self._changed:
-            if rank not in self._segments or not self._state.barrier.has_contributed(rank, int(header.step), run):
+            if push.number not in self._segments or not self._state.barrier.has_contributed(push.rank, push.step, push.run):
                 return
-            memory = self._segments[rank]
-        if frame.chunk_digests(memory, self._layout, run, flat=True) != list(header.digests):
-            raise self._refusal(Verdict.DIVERGED, rank, int(header.step), run)
+            memory = self._segments[push.number]
+        if frame.chunk_digests(memory, self._layout, push.run, flat=True) != list(push.header.digests):
+            raise self._refusal(Verdict.DIVERGED, push.rank, push.step, push.run)
 
-    def _contribution(self, rank: int, header: pb.FrameHeader, run: Run, payload: Bytes) -> Part:
-        if not header.shared:
-            return Part(run, payload)
-        if rank not in self._segments:
-            raise MalformedFrame(f"rank {rank} pushed from shared memory that shard {self._state.index} has not found: join first")
-        return Part(run, self._segments[rank], is_flat=True)
+    def _contribution(self, push: Push) -> Part:
+        if not push.header.shared:
+            return Part(push.run, push.payload)
+        if push.number not in self._segments:
+            raise MalformedFrame(f"rank {push.rank} pushed from shared memory that shard {self._state.index} has not found: join first")
+        return Part(push.run, self._segments[push.number], is_flat=True)
 
     def _refusal(self, verdict: Verdict, rank: int, step: int, run: Run) -> PserverError:
         if verdict is Verdict.EARLY:

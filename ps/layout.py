@@ -52,6 +52,8 @@ class TensorSpec:
     rule: Rule = Rule.OPTIMIZER
     group: int = 0
     """Index of the optimizer's parameter group."""
+    stage: int = 0
+    """Part of a layer-split rank that computes with it, and pushes it."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -96,12 +98,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive chunks of a shard that share rule, dtype and parameter group; no frame crosses its ends."""
+    """Consecutive chunks of a shard that share rule, dtype, parameter group and stage; no frame crosses its ends."""
 
     run: Run
     rule: Rule
     dtype: str
     group: int
+    stage: int
 
 
 class ShardLayout:
@@ -112,6 +115,8 @@ class ShardLayout:
         self.chunks = chunks
         """Ids in the whole layout."""
         self.tensor = layout.chunk_tensor[chunks]
+        self.stage = np.array([spec.stage for spec in layout.specs], np.int64)[self.tensor]
+        """Who pushes each chunk."""
         self.num_bytes = layout.chunk_bytes[chunks]
         self.flat = layout.chunk_flat[chunks]
         """Byte offsets in the flat layout."""
@@ -145,7 +150,7 @@ class ShardLayout:
 
     def _blocks(self, specs: Sequence[TensorSpec]) -> Iterator[Block]:
         first = 0
-        keys = [(specs[t].rule, specs[t].dtype, specs[t].group) for t in self.tensor]
+        keys = [(specs[t].rule, specs[t].dtype, specs[t].group, specs[t].stage) for t in self.tensor]
         for i in range(1, len(keys) + 1):
             if i == len(keys) or keys[i] != keys[first]:
                 yield Block(Run(first, i), *keys[first])
@@ -191,9 +196,14 @@ class ShardLayout:
                 return block
         raise ValueError(f"chunks {run.first}..{run.stop - 1} are not a run of one block of shard {self.index}")
 
-    def frames(self, frame_bytes: int) -> list[Run]:
-        """The shard's chunks as runs of at most `frame_bytes` of payload (at least one chunk), none across blocks."""
-        return [run for block in self.blocks for run in self.split(block.run, frame_bytes)]
+    def frames(self, frame_bytes: int, stage: int | None = None) -> list[Run]:
+        """The chunks of a stage (None: of all) as runs of at most `frame_bytes` of payload (at least one chunk), none across blocks."""
+        return [run for block in self.blocks if stage in (None, block.stage) for run in self.split(block.run, frame_bytes)]
+
+    def spans(self, stage: int) -> list[Run]:
+        """The chunks of a stage as fewest possible runs, across blocks."""
+        mine = np.flatnonzero(np.diff(self.stage == stage, prepend=False, append=False)).tolist()
+        return [Run(a, b) for a, b in zip(mine[::2], mine[1::2], strict=True)]
 
     def split(self, run: Run, num_bytes: int) -> list[Run]:
         """The run as runs of at most so much payload, and at least one chunk."""

@@ -121,16 +121,21 @@ class Line:
         return Joined(int(reply.version), reply.skipped)
 
     def init(self, values: Bytes) -> None:
-        """Brings version 0 from a flat layout."""
+        """Brings version 0 of the member's tensors from a flat layout."""
         contribution = Contribution(0, 0.0, values, np.ones(0, np.bool_))
-        frames = (self.encode(pb.INIT, run, contribution).data for run in self.layout.frames(1 << 20))
+        frames = (self.encode(pb.INIT, run, contribution).data for run in self.layout.frames(1 << 20, self.member.stage))
         self._data.send_frames("Init", frames, pb.InitReply, call_metadata(self._credentials, self.member), timeout_s=600.0)
 
     def pull(self, version: int, into: Bytes) -> int:
-        """All of the shard's bytes of `version` into a flat layout; returns the version. Raises VersionGone."""
+        """The shard's bytes of the member's tensors of `version` into a flat layout; returns the version. Raises VersionGone."""
+        for span in self.layout.spans(self.member.stage):
+            version = self._pull(version, span, into)
+        return version
+
+    def _pull(self, version: int, span: Run, into: Bytes) -> int:
         pulled = version
         wanted = "" if self.pull_format == frame.EXACT else self.pull_format
-        request = pb.PullRequest(member=self.member, version=version, format=wanted)
+        request = pb.PullRequest(member=self.member, version=version, first_chunk=span.first, num_chunks=len(span), format=wanted)
         for data in self._data.receive_frames("Pull", request):
             self._link.receive(len(data))
             header, payload = frame.decode(data)

@@ -92,10 +92,10 @@ class NormExchange:
 
 
 class NormDelivery:
-    """To which ranks a shard must send its norms now. Not thread-safe: the shard locks.
+    """To which members, by number, a shard must send its norms now. Not thread-safe: the shard locks.
 
-    Not before the rank has pushed to the step on its present stream: it would drop them, since its step has not begun.
-    And before any bytes of the next version: a rank that has landed all of them pushes nothing more, and other shards
+    Not before the member has pushed to the step on its present stream: it would drop them, since its step has not begun.
+    And before any bytes of the next version: a member that has landed all of them pushes nothing more, and other shards
     may need it as the relay. So an answer goes only to a stream on which the step was pushed, after the norms.
     """
 
@@ -103,24 +103,24 @@ class NormDelivery:
         self._pushed: dict[int, int] = {}
         self._sent: dict[int, int] = {}
 
-    def opened(self, rank: int) -> None:
-        """The rank has a new stream."""
-        self._pushed.pop(rank, None)
-        self._sent.pop(rank, None)
+    def opened(self, member: int) -> None:
+        """The member has a new stream."""
+        self._pushed.pop(member, None)
+        self._sent.pop(member, None)
 
-    def pushed(self, rank: int, step: int) -> None:
-        """The rank has pushed to the step on its present stream."""
-        self._pushed[rank] = max(step, self._pushed.get(rank, step))
+    def pushed(self, member: int, step: int) -> None:
+        """The member has pushed to the step on its present stream."""
+        self._pushed[member] = max(step, self._pushed.get(member, step))
 
-    def has_pushed(self, rank: int, step: int) -> bool:
-        """Whether bytes of step + 1 may be sent on the rank's present stream."""
-        return self._pushed.get(rank, -1) >= step
+    def has_pushed(self, member: int, step: int) -> bool:
+        """Whether bytes of step + 1 may be sent on the member's present stream."""
+        return self._pushed.get(member, -1) >= step
 
     def due(self, step: int) -> list[int]:
-        """Ranks that must be sent the step's norms now that they are known; each is named once per stream."""
-        ranks = [rank for rank, pushed in sorted(self._pushed.items()) if pushed == step > self._sent.get(rank, -1)]
-        self._sent |= dict.fromkeys(ranks, step)
-        return ranks
+        """Members that must be sent the step's norms now that they are known; each is named once per stream."""
+        members = [member for member, pushed in sorted(self._pushed.items()) if pushed == step > self._sent.get(member, -1)]
+        self._sent |= dict.fromkeys(members, step)
+        return members
 
 
 class NormRelay:

@@ -36,10 +36,6 @@ class PendingPayload:
     def keep(self, rank: int, part: Part) -> None:
         self._kept[rank].append(part)
 
-    def forget(self, rank: int) -> None:
-        """Drops everything of the rank: its new incarnation brings it again."""
-        self._kept[rank].clear()
-
     def take(self, rank: int, run: Run) -> list[Part]:
         """What is kept of the rank for the run; what lies outside of it stays."""
         taken: list[Part] = []

@@ -28,6 +28,8 @@ class Push:
     receipt: Callable[[Verdict], None]
     todo: list[Run]
     """Parts that have not been taken."""
+    number: int
+    """Of the member."""
     worst: Verdict = Verdict.ACCEPTED
     actions: list[Action] = field(default_factory=list)
     whole: Part = field(init=False)

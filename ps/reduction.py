@@ -33,8 +33,8 @@ class Accumulators:
         """Whether the sum of each chunk has begun in our memory."""
         self._lent = np.zeros((num_workers, layout.num_versioned), np.bool_)
         """Whether each rank's contribution to each chunk lies in its segment, and is to be added to that."""
-        self._segments: dict[int, Bytes] = {}
-        """Of the ranks that have lent anything; none where all payload travels, and then there is nothing to look for."""
+        self._segments: dict[tuple[int, int], Bytes] = {}
+        """By rank and stage, of those that have lent anything; none where all payload travels, and then there is nothing to look for."""
 
     def of(self, run: Run) -> Bytes:
         """The run's sums, alignment included (always zero there). Folded."""
@@ -56,10 +56,10 @@ class Accumulators:
                 self._fold_part(part, ranks)
 
     def _fold_part(self, run: Run, ranks: Sequence[int]) -> None:
-        dtype, begun = self._layout.block_of(run).dtype, bool(self._begun[run.first])
+        block, begun = self._layout.block_of(run), bool(self._begun[run.first])
         for piece in self._layout.pieces(run):
-            total = self._memory[piece.local : piece.local + piece.num_bytes].view(dtype)
-            terms = [self._segments[rank][piece.flat : piece.flat + piece.num_bytes].view(dtype) for rank in ranks]
+            total = self._memory[piece.local : piece.local + piece.num_bytes].view(block.dtype)
+            terms = [self._segments[rank, block.stage][piece.flat : piece.flat + piece.num_bytes].view(block.dtype) for rank in ranks]
             _add_up(total, [total, *terms] if begun else terms)
         self._lent[ranks, run.span] = False
         self._begun[run.span] = True
@@ -70,12 +70,12 @@ class Accumulators:
         Raises ModelMismatch if a buffer that must be equal on all ranks differs from the first rank's.
         """
         run = contribution.run
-        rule = self._layout.block_of(run).rule
-        scale = 1.0 if rule is Rule.SUM else weight
+        block = self._layout.block_of(run)
+        scale = 1.0 if block.rule is Rule.SUM else weight
         if is_first:
             self._begun[run.span] = False
-        if contribution.is_flat and scale == 1.0 and rule is not Rule.EQUAL:
-            self._segments[rank] = contribution.payload
+        if contribution.is_flat and scale == 1.0 and block.rule is not Rule.EQUAL:
+            self._segments[rank, block.stage] = contribution.payload
             self._lent[rank, run.span] = True
             return
         self.fold(run)

@@ -46,6 +46,12 @@ class Role:
         return f"{_SCHEME}{self}"
 
 
+def member_name(number: int, num_stages: int) -> str:
+    """For people: the member whose number is rank * num_stages + stage."""
+    rank, stage = divmod(number, num_stages)
+    return f"rank {rank}" if num_stages == 1 else f"rank {rank} stage {stage}"
+
+
 DRIVER = Role("driver")
 READER = Role("reader")
 
@@ -86,7 +92,7 @@ def _of_process(request: Any) -> Role | None:
     """The sender of a message with `role` and `index`; one of neither role is the servicer's to refuse."""
     if request.role == pb.SERVER:
         return Role("server", request.index)
-    return Role("member", request.index, getattr(request, "stage", 0)) if request.role == pb.WORKER else None
+    return Role("member", request.index, request.stage) if request.role == pb.WORKER else None
 
 
 def _of_pull(request: pb.PullRequest) -> Role | None:

@@ -34,7 +34,7 @@ from ps.ledger import RowBuffer
 from ps.logs import configure_logging
 from ps.memory import keep_freed_memory
 from ps.metrics import Meter, metered, tell_row
-from ps.roles import DRIVER
+from ps.roles import DRIVER, member_name
 from ps.security import RunGuard, StreamGuard, check_plaintext
 from ps.segments import run_mark
 from ps.transport.rpc import Bindable, Peer, bind, bind_within, new_server
@@ -55,9 +55,9 @@ class Server:
         self.host.recover()
         callers = settings.run_id, settings.secret
         link = Link(settings.comm.bucket_bytes_per_s(settings.shard))
-        handlers = DataPort(self.host, link, settings.comm, settings.num_workers).handlers()
+        handlers = DataPort(self.host, link, settings.comm, settings.num_members).handlers()
         self._data = StreamServer(StreamGuard(*callers), handlers, settings.host)
-        self._control = new_server("control", RunGuard(*callers), num_roles=settings.num_workers + 3)  # driver, reader, itself
+        self._control = new_server("control", RunGuard(*callers), num_roles=settings.num_members + 3)  # driver, reader, itself
         self._control.add_generic_rpc_handlers((ControlPort(self.host).handlers(),))
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._control)
@@ -87,7 +87,7 @@ class Server:
         while not self.host.stopping.wait(on_wait):
             missing = self.host.waits_for()
             if missing and self.host.version == version:
-                names = ", ".join(f"rank {rank} ({chunks} chunks)" for rank, chunks in missing.items())
+                names = ", ".join(f"{member_name(number, self.settings.num_stages)} ({chunks} chunks)" for number, chunks in missing.items())
                 log.warning("shard %d at version %d waits for %s", self.settings.shard, version, names)
             version = self.host.version
 

@@ -59,18 +59,20 @@ class Shard:
             settings.generation,
             settings.comm.out_of_order_bytes,
             exact=settings.exact,
+            stages=self.layout.stage[:versioned],
+            num_stages=settings.num_stages,
         )
         self._two_phase = TwoPhase([s.num_optimizer for s in layout.shards], self._index, settings.optimizer, store)
         self._pending = PendingPayload(self.layout, settings.num_workers)
-        self._streams = Streams(settings.num_workers)
+        self._streams = Streams(settings.num_members)
         self._num_tensors = len(layout.specs)
         self._order: bytes | None = None
         """Rank 0's order of pushes, as a frame for everybody."""
         self._segments: dict[int, Bytes] = {}
-        """Flat layout in the segment of every rank's incarnation that has one."""
+        """Flat layout in the segment of every member's incarnation that has one, by the member's number."""
         self._ended: PserverError | None = None
         """What every call raises since the shard has ended."""
-        state = ShardState(self._index, self.layout, store, stats, self._barrier, self._two_phase, self._streams, self._changed)
+        self._state = state = ShardState(self._index, self.layout, store, stats, self._barrier, self._two_phase, self._streams, self._changed)
         self.answers = Answers(state, settings.comm.pull_format)
         self.updater = Updater(layout, store, settings.optimizer, settings.schedule, plan)
         norms = NormSamples(layout, self.layout, settings.num_workers, exact=not is_lossy(settings.comm.push_format))
@@ -85,23 +87,24 @@ class Shard:
         `segment`: the flat layout in memory that the member shares.
         """
         with self._changed:
+            number = self._state.number(member)
             self._check_may_join(member)
             self._changed.wait_for(lambda: bool(self._ended) or not self.work.reads(member.rank))
             self._check_running()
             self._check_may_join(member)
-            if self._barrier.is_fenced(member.rank, member.incarnation, member.generation):
-                self.work.detach(member.rank)
-                self._segments.pop(member.rank, None)
-            if self._barrier.join(member.rank, member.incarnation):
-                self._pending.forget(member.rank)
+            if self._barrier.is_fenced(number, member.incarnation, member.generation):
+                self.work.detach(member.rank, member.stage)
+                self._segments.pop(number, None)
+            for run in self._barrier.join(number, member.incarnation):
+                self._pending.take(member.rank, run)
             if segment is not None:
-                self._segments.setdefault(member.rank, segment)
-            session, stream = self._streams.join(member.rank)
+                self._segments.setdefault(number, segment)
+            session, stream = self._streams.join(number)
             self._changed.notify_all()  # a push of the old session that waits for its turn has none
             version = self.store.version
         hit("shard.joined")
         if stream:
-            stream.end(Fenced(f"rank {member.rank} has joined again as incarnation {member.incarnation}"))
+            stream.end(Fenced(f"{_name(member)} has joined again as incarnation {member.incarnation}"))
         return version, session
 
     def has_skipped(self, step: int) -> bool:
@@ -109,14 +112,14 @@ class Shard:
         with self._changed:
             return self._two_phase.has_skipped(step)
 
-    def reads_segment(self, rank: int) -> bool:
-        """Whether the rank's frames may come without payload."""
+    def reads_segment(self, member: pb.Member) -> bool:
+        """Whether the member's frames may come without payload."""
         with self._changed:
-            return rank in self._segments
+            return self._state.number(member) in self._segments
 
     def _check_may_join(self, member: pb.Member) -> None:
-        if self._barrier.may_join(member.rank, member.incarnation, member.generation) is not Verdict.ACCEPTED:
-            raise Fenced(f"rank {member.rank} incarnation {member.incarnation} of generation {member.generation}: a newer one runs")
+        if self._barrier.may_join(self._state.number(member), member.incarnation, member.generation) is not Verdict.ACCEPTED:
+            raise Fenced(f"{_name(member)} incarnation {member.incarnation} of generation {member.generation}: a newer one runs")
 
     def check_member(self, member: pb.Member) -> None:
         """Raises Fenced unless the member is the one that has joined."""
@@ -126,25 +129,29 @@ class Shard:
     def _check_fence(self, member: pb.Member) -> None:
         if not 0 <= member.rank < self._barrier.num_workers:
             raise MalformedFrame(f"rank {member.rank} of a run of {self._barrier.num_workers} workers")
-        if self._barrier.is_fenced(member.rank, member.incarnation, member.generation):
-            raise Fenced(f"rank {member.rank} incarnation {member.incarnation} of generation {member.generation} is not the one that joined")
-        if not self._streams.is_current(member.rank, member.session):
-            raise Fenced(f"rank {member.rank} has joined again since session {member.session}")
+        if not 0 <= member.stage < self._barrier.num_stages:
+            raise MalformedFrame(f"stage {member.stage} of a rank of {self._barrier.num_stages} stages")
+        number = self._state.number(member)
+        if self._barrier.is_fenced(number, member.incarnation, member.generation):
+            raise Fenced(f"{_name(member)} incarnation {member.incarnation} of generation {member.generation} is not the one that joined")
+        if not self._streams.is_current(number, member.session):
+            raise Fenced(f"{_name(member)} has joined again since session {member.session}")
 
     def open_stream(self, member: pb.Member, stream: Stream) -> None:
         """Makes `stream` the member's; it is told READY as soon as version 0 is there. Raises Fenced."""
         with self._changed:
             self._check_fence(member)
-            former = self._streams.open(member.rank, stream)
-            self._two_phase.delivery.opened(member.rank)
-            self._barrier.join(member.rank, member.incarnation)
+            number = self._state.number(member)
+            former = self._streams.open(number, stream)
+            self._two_phase.delivery.opened(number)
+            self._barrier.join(number, member.incarnation)
             if self.store.initialised:
                 self.answers.send_ready(stream)
             if self._order:
                 stream.send(self._order)
         hit("shard.opened")
         if former:
-            former.end(Fenced(f"rank {member.rank} has opened another stream"))
+            former.end(Fenced(f"{_name(member)} has opened another stream"))
 
     def share_order(self, member: pb.Member, header: pb.FrameHeader) -> None:
         """Rank 0's order of pushes, for all ranks, now and when they open a stream; the first one stands. Raises Fenced, MalformedFrame."""
@@ -161,7 +168,7 @@ class Shard:
     def close_stream(self, member: pb.Member, stream: Stream) -> None:
         """Forgets a stream that has ended."""
         with self._changed:
-            self._streams.close(member.rank, stream)
+            self._streams.close(self._state.number(member), stream)
 
     def end(self, error: PserverError | None) -> None:
         """Ends all streams and wakes everything that waits; for good. Only the first error counts."""
@@ -183,7 +190,7 @@ class Shard:
             raise self._ended
 
     def waits_for(self) -> dict[int, int]:
-        """Ranks whose contributions are missing, with the number of chunks."""
+        """Members, by number, whose contributions are missing, with the number of chunks."""
         with self._changed:
             return self._barrier.missing()
 
@@ -264,3 +271,7 @@ class Shard:
                 return
             self._two_phase.learn(header.norms_shard, header.norms)
         self.work.release(step)
+
+
+def _name(member: pb.Member) -> str:
+    return f"rank {member.rank}" + (f" stage {member.stage}" if member.stage else "")

@@ -11,15 +11,15 @@ from ps.server_log import ServerLog
 class ServerStats:
     """Counts of the steps in progress; a step's row is handed on when it has been applied. Thread-safe."""
 
-    def __init__(self, shard: int, num_workers: int, rows: RowBuffer, link_bytes_per_s: float | None) -> None:
+    def __init__(self, shard: int, num_members: int, rows: RowBuffer, link_bytes_per_s: float | None) -> None:
         self._shard = shard
         self._rows = rows
         self._link = link_bytes_per_s
         self._lock = threading.Lock()  # guards everything below
         self._open: dict[int, ServerRow] = {}
-        self._first: list[float | None] = [None] * num_workers
-        self._last = [0.0] * num_workers
-        self._last_rank = 0
+        self._first: list[float | None] = [None] * num_members
+        self._last = [0.0] * num_members
+        self._last_member = 0
         self._newest = -1
         self._aggregate_s = 0.0
         self._squares = [0.0, 0.0, 0]
@@ -37,14 +37,14 @@ class ServerStats:
             self._open[step] = ServerRow(shard=self._shard, step=step, time_s=0.0, link_bytes_per_s=self._link)
         return self._open[step]
 
-    def received(self, rank: int, step: int, num_bytes: int) -> None:
+    def received(self, member: int, step: int, num_bytes: int) -> None:
         """A contribution has been taken."""
         now = time.monotonic()
         with self._lock:
-            if self._first[rank] is None:
-                self._first[rank] = now
-            self._last[rank] = now
-            self._last_rank = rank
+            if self._first[member] is None:
+                self._first[member] = now
+            self._last[member] = now
+            self._last_member = member
             if step > self._newest:
                 self._row(step).ingress_bytes += num_bytes
 
@@ -57,7 +57,7 @@ class ServerStats:
     def last_contribution(self) -> tuple[int, float]:
         """Who brought the newest contribution, and when (monotonic clock)."""
         with self._lock:
-            return self._last_rank, self._last[self._last_rank]
+            return self._last_member, self._last[self._last_member]
 
     def sent(self, step: int, num_bytes: int) -> None:
         """An answer to `step` has been queued; repeated ones, after the step's row has gone, are not counted."""
@@ -108,7 +108,7 @@ class ServerStats:
         row.ingress_s = covered(spans)
         if spans:
             row.first_s, row.complete_s = ended - spans[0][0], ended - max(last for _, last in spans)
-        ends = sorted((last, rank) for rank, last in enumerate(self._last))
+        ends = sorted((last, member) for member, last in enumerate(self._last) if self._first[member] is not None)
         if len(ends) > 1:
             row.wait_s = ends[-1][0] - ends[0][0]
             row.waits_for = ends[-1][1]

@@ -1,4 +1,4 @@
-"""The living stream of every rank of one shard."""
+"""The living stream of every member of one shard."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,39 +19,39 @@ class Stream:
 
 
 class Streams:
-    """At most one stream per rank, and the session it must belong to. Not thread-safe: the shard locks.
+    """At most one stream per member, by its number, and the session it must belong to. Not thread-safe: the shard locks.
 
     Every Join begins a session. A stream of an older one may arrive late, when its handler was slow: it is refused
     instead of taking the place of the stream that the member works with.
     """
 
-    def __init__(self, num_workers: int) -> None:
-        self._session = [0] * num_workers
+    def __init__(self, num_members: int) -> None:
+        self._session = [0] * num_members
         self._living: dict[int, Stream] = {}
 
-    def join(self, rank: int) -> tuple[int, Stream | None]:
+    def join(self, member: int) -> tuple[int, Stream | None]:
         """Begins a session; returns it and the stream of the last one, which must be ended."""
-        self._session[rank] += 1
-        return self._session[rank], self._living.pop(rank, None)
+        self._session[member] += 1
+        return self._session[member], self._living.pop(member, None)
 
-    def is_current(self, rank: int, session: int) -> bool:
-        """Whether the session is the rank's newest."""
-        return session == self._session[rank]
+    def is_current(self, member: int, session: int) -> bool:
+        """Whether the session is the member's newest."""
+        return session == self._session[member]
 
-    def open(self, rank: int, stream: Stream) -> Stream | None:
-        """Makes `stream` the rank's; returns the one before, which must be ended."""
-        former = self._living.pop(rank, None)
-        self._living[rank] = stream
+    def open(self, member: int, stream: Stream) -> Stream | None:
+        """Makes `stream` the member's; returns the one before, which must be ended."""
+        former = self._living.pop(member, None)
+        self._living[member] = stream
         return former
 
-    def close(self, rank: int, stream: Stream) -> None:
+    def close(self, member: int, stream: Stream) -> None:
         """Forgets a stream that has ended."""
-        if self._living.get(rank) is stream:
-            del self._living[rank]
+        if self._living.get(member) is stream:
+            del self._living[member]
 
-    def of(self, rank: int) -> Stream | None:
-        """The rank's stream; None between two."""
-        return self._living.get(rank)
+    def of(self, member: int) -> Stream | None:
+        """The member's stream; None between two."""
+        return self._living.get(member)
 
     def living(self) -> list[Stream]:
         return list(self._living.values())

@@ -122,10 +122,10 @@ class Work:
         """Whether a thread reads the rank's contributions at this moment. Under the lock."""
         return self._state.barrier.is_summing(rank) or self._read[rank] > 0
 
-    def detach(self, rank: int) -> None:
-        """Nothing that has been taken of the rank is read in its segment any more. Under the lock, while it is not read."""
+    def detach(self, rank: int, stage: int) -> None:
+        """Nothing that has been taken of the member is read in its segment any more. Under the lock, while it is not read."""
         for block in self._layout.blocks:
-            if block.rule is not Rule.FROZEN:
+            if block.stage == stage and block.rule is not Rule.FROZEN:
                 self._sums.fold(block.run, rank)
 
     def _completed(self, complete: Complete) -> None:

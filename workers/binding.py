@@ -1,7 +1,8 @@
 """A torch model bound to flat host memory: landed versions are what it computes with, gradients are gathered into one buffer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -17,10 +18,11 @@ SUM_NAMES = ("loss", "weight", "samples", "steps")
 """What the versioned epoch sums hold, in order: weighted loss, weights, samples, and 1 per step."""
 
 
-def specs_of(model: nn.Module, groups: Sequence[GroupConfig] = ()) -> tuple[TensorSpec, ...]:
+def specs_of(model: nn.Module, groups: Sequence[GroupConfig] = (), stages: Mapping[str, int] | None = None) -> tuple[TensorSpec, ...]:
     """The model's distinct parameters and persistent buffers in state-dict order, then the epoch sums.
 
-    Raises ConfigError for a tensor of a type that is not served, and for a group whose pattern matches no parameter.
+    `stages`: of each by its name, if the model is split. Raises ConfigError for a tensor of a type that is not served, and for a group whose
+    pattern matches no parameter.
     """
     params = dict(model.named_parameters())
     group_of = assign_groups(params, groups)
@@ -33,7 +35,8 @@ def specs_of(model: nn.Module, groups: Sequence[GroupConfig] = ()) -> tuple[Tens
         elif name in buffers:
             rule = Rule.MEAN if buffers[name].is_floating_point() else Rule.EQUAL
             specs.append(_spec(name, buffers[name], rule))
-    return (*specs, TensorSpec(name=SUMS, shape=(len(SUM_NAMES),), dtype="float64", rule=Rule.SUM))
+    specs.append(TensorSpec(name=SUMS, shape=(len(SUM_NAMES),), dtype="float64", rule=Rule.SUM))
+    return tuple(specs) if stages is None else tuple(replace(spec, stage=stages[spec.name]) for spec in specs)
 
 
 def _spec(name: str, tensor: torch.Tensor, rule: Rule, group: int = 0) -> TensorSpec:

@@ -43,6 +43,7 @@ class TensorRecord:
     dtype: str
     rule: int
     group: int
+    stage: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class Manifest:
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(name=t.name, shape=t.shape, dtype=t.dtype, rule=Rule(t.rule), group=t.group) for t in self.tensors)
+        return tuple(TensorSpec(name=t.name, shape=t.shape, dtype=t.dtype, rule=Rule(t.rule), group=t.group, stage=t.stage) for t in self.tensors)
 
     def to_json(self) -> bytes:
         body = _canonical(_packed(asdict(self)))
@@ -121,7 +122,7 @@ class Manifest:
 
 
 def records_of(specs: Sequence[TensorSpec]) -> tuple[TensorRecord, ...]:
-    return tuple(TensorRecord(name=s.name, shape=s.shape, dtype=s.dtype, rule=int(s.rule), group=s.group) for s in specs)
+    return tuple(TensorRecord(name=s.name, shape=s.shape, dtype=s.dtype, rule=int(s.rule), group=s.group, stage=s.stage) for s in specs)
 
 
 def to_hex(digests: Digests) -> str:

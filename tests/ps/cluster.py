@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -74,9 +74,19 @@ class Cluster:
     def addresses(self) -> list[ServerAddress]:
         return [ServerAddress(i, s.data_address, s.control_address) for i, s in enumerate(self.servers)]
 
-    def member(self, rank: int, model: nn.Module, *, incarnation: int = 1, comm: CommConfig | None = None, copies: bool | None = None) -> Member:
-        layout = Layout(specs_of(model, self.settings.optimizer.groups), self.num_servers)
-        member = pb.Member(rank=rank, incarnation=incarnation, generation=self.settings.generation)
+    def member(
+        self,
+        rank: int,
+        model: nn.Module,
+        *,
+        stage: int = 0,
+        stages: Mapping[str, int] | None = None,
+        incarnation: int = 1,
+        comm: CommConfig | None = None,
+        copies: bool | None = None,
+    ) -> Member:
+        layout = Layout(specs_of(model, self.settings.optimizer.groups, stages), self.num_servers)
+        member = pb.Member(rank=rank, stage=stage, incarnation=incarnation, generation=self.settings.generation)
         comm = comm or self.settings.comm
         segment = None
         if comm.may_share:
@@ -84,7 +94,7 @@ class Cluster:
         bound = BoundModel(model, layout, copies=copies, gradients=segment.contributions if segment else None)
         client = Client(
             member=member,
-            credentials=self.credentials(Role("member", rank)),
+            credentials=self.credentials(Role("member", rank, stage)),
             layout=bound.layout,
             servers=self.addresses,
             comm=comm,
@@ -125,6 +135,7 @@ def cluster(
     num_workers: int,
     num_servers: int,
     *,
+    num_stages: int = 1,
     optimizer: OptimizerConfig | None = None,
     schedule: ScheduleConfig | None = None,
     comm: CommConfig | None = None,
@@ -139,6 +150,7 @@ def cluster(
         shard=0,
         num_servers=num_servers,
         num_workers=num_workers,
+        num_stages=num_stages,
         optimizer=optimizer or OptimizerConfig(),
         schedule=schedule or ScheduleConfig(),
         comm=comm or CommConfig(),

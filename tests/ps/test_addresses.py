@@ -104,7 +104,7 @@ def test_other_versions_are_refused_with_both_hosts_named() -> None:
     with pytest.raises(ModelMismatch, match=r"^rank 1 on node-c has torch 2\.8\.0, server 0 on node-a has 2\.13\.0: install the same torch"):
         control.register("worker", 1, machine=machine("node-c", torch="2.8.0"))
     assert control.failure is not None
-    assert (control.failure.rank, control.failure.error_type) == (1, "ModelMismatch")
+    assert (control.failure.worker, control.failure.error_type) == (1, "ModelMismatch")
     assert ("worker", 1) not in control.incarnations
 
 
@@ -113,7 +113,7 @@ def test_a_server_with_another_version_fails_the_run_too() -> None:
     control.register("server", 0, machine=machine("node-a"))
     with pytest.raises(ModelMismatch, match="server 1 on node-b has python 3.12"):
         control.register("server", 1, machine=machine("node-b", python="3.12"))
-    assert control.failure is not None and control.failure.rank is None
+    assert control.failure is not None and control.failure.worker is None
 
 
 @pytest.mark.parametrize(("hosts", "text"), [(("a", "b"), "rank 1 on b: no data"), (("a", "a"), "no data")])

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from ps.control import Control, EpochSums, Failure, ServerAddress
+from ps.control import Control, Epoch, EpochSums, Failure, ServerAddress
 from ps.errors import Fenced, MalformedFrame
 from ps.store import EMPTY
 
@@ -68,6 +68,21 @@ def test_the_run_has_a_final_version_when_every_rank_has_landed_it() -> None:
     assert control.final_version is None and control.has_finished(1) and not control.has_finished(0)
     control.finish(0, 8)
     assert control.final_version == 8
+
+
+def test_a_rank_of_two_stages_is_two_workers_of_which_the_last_brings_sums() -> None:
+    control = Control(num_workers=1, num_servers=1, num_stages=2)
+    assert [control.register("worker", index) for index in (0, 1)] == [1, 1]
+    with pytest.raises(MalformedFrame, match="worker 2 registers in a run of 2"):
+        control.register("worker", 2)
+    assert control.report_epoch(0, EpochSums(4, {}, {})) is None
+    assert control.report_epoch(1, EpochSums(4, {"loss": 3.0}, {"loss": 2.0})) == Epoch(4, {"loss": 3.0}, {"loss": 2.0})
+    control.finish(0, 8)
+    assert control.final_version is None
+    control.finish(1, 8)
+    assert control.final_version == 8
+    control.lose("worker", 0)
+    assert control.final_version is None, "its group does the last step again"
 
 
 def test_the_first_failure_counts() -> None:

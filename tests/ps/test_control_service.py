@@ -9,7 +9,7 @@ import pytest
 
 from protos import pserver_pb2 as pb
 from ps.control import EpochSums, ServerAddress
-from ps.control_client import Heart, Progress
+from ps.control_client import ControlClient, Heart, Progress
 from ps.errors import Fenced, MalformedFrame, Stopped
 from ps.ledger import RowBuffer, ServerRow
 from ps.roles import Role
@@ -36,6 +36,10 @@ def test_registering_issues_identities_and_tells_where_servers_are(driver: Drive
 def test_a_place_or_role_that_does_not_exist_is_refused(driver: Driver) -> None:
     with pytest.raises(MalformedFrame, match="worker 2 registers in a run of 2"):
         driver.client(2)
+    split = ControlClient(driver.peer(Role("member", 0, 1)), "worker", 0, 1)
+    with pytest.raises(MalformedFrame, match="stage 1 of a run of 1 stages"):
+        split.register(pb.Environment())
+    split.close()
     peer = driver.peer(Role("member", 0))
     for method, request, reply in (
         ("Register", pb.RegisterRequest(), pb.RegisterReply),
@@ -136,7 +140,7 @@ def test_failures_and_ends_reach_the_driver(driver: Driver) -> None:
     for client in clients:
         client.report_finished(8)
     failure = driver.control.failure
-    assert failure is not None and (failure.rank, failure.error_type, failure.error) == (1, "NonFinite", "loss is nan at step 7")
+    assert failure is not None and (failure.worker, failure.error_type, failure.error) == (1, "NonFinite", "loss is nan at step 7")
     assert driver.control.final_version == 8
 
 

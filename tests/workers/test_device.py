@@ -152,7 +152,7 @@ def test_an_operation_that_gives_other_bits_in_every_run_is_named() -> None:
         with pytest.raises(ConfigError, match=r"^put_ has no deterministic implementation .*: use another .* \(scaling\.use_gpu = false\)$"):
             worker.run()
         failure = driver.control.failure
-    assert failure is not None and (failure.rank, failure.error_type) == (0, "ConfigError") and failure.error.startswith("put_ has no")
+    assert failure is not None and (failure.worker, failure.error_type) == (0, "ConfigError") and failure.error.startswith("put_ has no")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this host has what is missed")

@@ -147,7 +147,7 @@ def test_an_error_of_the_users_code_is_reported_in_one_line() -> None:
         with pytest.raises(KeyError):
             made.worker(0, raises=True).run()
         failure = made.driver.control.failure
-        assert failure is not None and (failure.rank, failure.error_type) == (0, "WorkerFailed")
+        assert failure is not None and (failure.worker, failure.error_type) == (0, "WorkerFailed")
         assert failure.error.startswith("KeyError: ") and "\n" not in failure.error and "no such" in failure.traceback
 
 
