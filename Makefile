@@ -28,7 +28,7 @@ models: $(STAMP)  ## Search the larger models of the protocol too (some minutes)
 explore: $(STAMP)  ## Simulate thousands of histories of the protocol, with everything that may go wrong (ARGS="--seed 1234 --trace")
 	@PYTHONPATH=. $(PYTHON) -m tests.explore $(ARGS)
 
-chaos: $(STAMP)  ## Kill, end and stop processes of real runs, and compare the bits (ARGS="--faults 20 --seed 7 --launcher ray")
+chaos: $(STAMP)  ## Kill, end, stop and cut off processes of real runs, and compare the bits (ARGS="--faults 20 --seed 7 --launcher ray")
 	@PYTHONPATH=. $(PYTHON) -m tests.chaos $(ARGS)
 
 fuzz: $(STAMP)  ## Send wrong messages to every method and give wrong bytes to every reader of a format (ARGS="--seconds 60 --seed 7")

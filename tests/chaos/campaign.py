@@ -22,6 +22,8 @@ class Campaign:
     storage: Path
     launcher: LauncherName
     steps: int
+    partitions: bool
+    """Whether this process has a network of its own, in which they can be made."""
     hit: list[Fault] = field(default_factory=list)
     seconds_lost: list[float] = field(default_factory=list)
     hangs: int = 0
@@ -36,7 +38,8 @@ class Campaign:
         if optimizer not in self.alone:
             self.alone[optimizer] = self._undisturbed(optimizer)
         spec = self._spec(optimizer, shared)
-        faults = first(seed + index, size, num_workers=spec.num_workers, num_servers=spec.num_servers, two_phases=optimizer == TWO_PHASES)
+        shape = {"num_workers": spec.num_workers, "num_servers": spec.num_servers}
+        faults = first(seed + index, size, **shape, two_phases=optimizer == TWO_PHASES, partitions=self.partitions)
         name = f"chaos-{seed}-{index}"
         outcome = Run(self.storage, name, spec, faults).go()
         self._add(name, outcome, differs=not outcome.hangs and outcome.bits != self.alone[optimizer])

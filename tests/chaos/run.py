@@ -17,6 +17,7 @@ import psutil
 from deploy.rundir import RunDirectory
 from tests.chaos.armed import VARIABLE, wish
 from tests.chaos.drive import Spec
+from tests.chaos.network import partition
 from tests.chaos.plan import Fault
 from tests.chaos.processes import Table, kill_all, send
 from tests.deploy.leftovers import segments_of
@@ -110,6 +111,10 @@ class Run:
         if fault.how == "pause":
             time.sleep(fault.hold_s)
             send(pid, signal.SIGCONT)
+        elif fault.how == "partition":
+            send(pid, signal.SIGCONT)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                partition(psutil.Process(pid), fault.hold_s)
         elif fault.how == "freeze":
             self._wait(f"the end of {fault.victim}, which is frozen", lambda: not psutil.pid_exists(pid), _BACK_WITHIN_S)
         else:
