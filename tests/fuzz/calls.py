@@ -23,7 +23,7 @@ from ps.errors import STATUS
 from ps.ledger import ServerRow, WorkerRow, to_line
 from ps.roles import ACCESS, DRIVER, READER, Role
 from ps.security import RunGuard, call_metadata
-from ps.transport.rpc import bind, new_server
+from ps.transport.rpc import MAX_MESSAGE_BYTES, bind, new_server
 from tests.fuzz.inputs import message, payloads, varied
 from tests.ps.cluster import TOKEN, Cluster, cluster
 
@@ -189,7 +189,10 @@ def try_call(made: Target, method: str, role: Role | None, sent: list[bytes]) ->
     is_allowed = role is not None and role.kind in ACCESS[method].kinds
     error = made.call(made.home[method], method, role, sent, wait_s=WAIT_S if is_allowed else REFUSED_S)
     is_unknown = method.startswith("/grpc.health") and error is not None and error.code() is grpc.StatusCode.NOT_FOUND  # as its specification has it
-    assert error is None or is_unknown or ours(error), f"{method} by {role}: {error.code().name}: {error.details()}"
-    if not is_allowed:
+    is_too_long = (
+        max(map(len, sent), default=0) > MAX_MESSAGE_BYTES and error is not None and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    )  # in gRPC's words
+    assert error is None or is_unknown or is_too_long or ours(error), f"{method} by {role}: {error.code().name}: {error.details()}"
+    if not is_allowed and not is_too_long:
         refusals = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
         assert error is not None and error.code() in refusals, f"{role} may call {method}"
