@@ -1,6 +1,7 @@
 """Real servers on free ports and members in threads, in one process."""
 
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -145,7 +146,7 @@ def cluster(
     authority: Authority | None = None,
 ) -> Iterator[Cluster]:
     base = ServerSettings(
-        run_id=f"{run_id}-{threading.get_ident()}",
+        run_id=f"{run_id}-{os.getpid()}-{threading.get_ident()}",
         secret=TOKEN,
         shard=0,
         num_servers=num_servers,

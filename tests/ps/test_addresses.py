@@ -12,6 +12,7 @@ from ps.errors import ConfigError, ModelMismatch
 from ps.security import RunGuard
 from ps.server import Server
 from ps.transport.rpc import bind_within, new_server
+from tests.ports import free_ports
 
 LOOPBACK = next(name for name, own in psutil.net_if_addrs().items() if any(a.address == "127.0.0.1" for a in own))
 
@@ -45,19 +46,6 @@ def test_what_is_no_range_of_ports_is_refused(text: str) -> None:
 
 def test_a_range_holds_both_ends() -> None:
     assert list(parse_ports("20000-20002")) == [20000, 20001, 20002]
-
-
-def free_ports(count: int) -> range:
-    """Neighbours that are free right now."""
-    for first in range(21000, 60000, 50):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return range(first, first + count)
-    raise AssertionError("no free ports")
 
 
 def test_the_first_free_port_of_the_range_is_taken_and_a_full_one_named() -> None:
