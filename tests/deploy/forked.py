@@ -23,7 +23,7 @@ from tests.deploy.faults import Armed, arm
 from workers.config import TrainConfig
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ps.server", "workers.worker"])
+CONTEXT.set_forkserver_preload(["tests.deploy.preloaded"])
 TARGETS: Mapping[Role, str] = {"server": "ps.server:serve", "worker": "workers.worker:work"}
 
 

@@ -37,8 +37,9 @@ def test_any_cluster_equals_one_process(num_workers: int, num_servers: int, one_
     assert not torch.equal(found["marked.weight"], start["marked.weight"])
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_every_optimizer_equals_torchs(name: str) -> None:
+@pytest.mark.parametrize("name", ["dampening", "adam", "rmsprop"])
+def test_state_of_tensors_that_lack_a_gradient_in_some_steps_is_torchs(name: str) -> None:
+    """What the first gradient makes, the count of updates, and a plain slot; every rule by itself is in test_recipe_optimizers.py."""
     config, make, _ = TABLE[name]
     job = replace(MOMENTUM, optimizer=config, num_workers=3)
     found = run(job).weights
@@ -46,9 +47,9 @@ def test_every_optimizer_equals_torchs(name: str) -> None:
     assert moved(job, found) >= 1e-7
 
 
-@pytest.mark.parametrize("name", [name for name, row in TABLE.items() if row[2] is not None])
-def test_float32_is_as_close_as_rounding_allows(name: str) -> None:
-    config, make, tolerance = TABLE[name]
+def test_float32_is_as_close_as_rounding_allows() -> None:
+    """Of every rule in test_optimizers.py."""
+    config, make, tolerance = TABLE["momentum"]
     job = replace(MOMENTUM, optimizer=config).changed(dtype="float32")
     found = run(job).weights
     assert found["wide.weight"].dtype is torch.float32

@@ -4,6 +4,7 @@ A model yields edges (label, next state, is_progress). Adversary edges (kills, b
 zombies) are no progress: the end must be reachable from every state without them.
 """
 
+import gc
 from collections import defaultdict, deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
@@ -53,6 +54,16 @@ class TooLarge(Exception):
 
 def explore(model: Model, max_states: int = 150_000) -> Finding:
     """Breadth first, so that traces are shortest: kind "holds", "violation" or "stuck"."""
+    was_enabled = gc.isenabled()
+    gc.disable()  # states are in no cycles, and all that there are would be looked through again and again
+    try:
+        return _explore(model, max_states)
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _explore(model: Model, max_states: int) -> Finding:
     states = [model.initial]
     index: dict[Hashable, int] = {model.initial: 0}
     parent: list[tuple[int, str] | None] = [None]
