@@ -19,7 +19,7 @@ from ps.errors import ResourcesMissing, StateLost
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.layout import ALIGN_BYTES, IntArray, Layout, Rule, Run, ShardLayout
-from ps.segments import Segment, find_segment, run_prefix, segment_folder
+from ps.segments import Segment, find_segment, new_segment, run_prefix
 
 _MAGIC = np.frombuffer(b"pserverR", np.int64)[0]
 _HEADER_BYTES = 512
@@ -127,13 +127,12 @@ class RankState:
     def open(cls, run_id: str, member: pb.Member, layout: Layout, comm: CommConfig, *, seed: int, skip_nonfinite: bool) -> "RankState":
         """The member's, as a former process has left it or new. `seed`: of the run. Raises ResourcesMissing."""
         size, name = cls.size_bytes(layout), _segment_name(run_id, member)
-        path = find_segment(name) or segment_folder(size) / name
+        path = find_segment(name)
         try:
-            segment = Segment(path, size)
+            segment = Segment(path, size) if path else new_segment(name, size)
         except OSError as error:
-            raise ResourcesMissing(
-                f"rank {member.rank} cannot have {size} bytes in {path.parent} for what comm.push_format has yet to send: {error.strerror or error}"
-            ) from error
+            what = f"{size} bytes in memory or on disk for what comm.push_format has yet to send"
+            raise ResourcesMissing(f"rank {member.rank} cannot have {what}: {error.strerror or error}") from error
         state = cls._at(segment.memory, run_id, member, layout, comm, seed=seed, skip_nonfinite=skip_nonfinite)
         state._segment = segment
         return state

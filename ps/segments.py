@@ -4,6 +4,7 @@ Not `multiprocessing.shared_memory`: its tracker unlinks a segment when a mere r
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import mmap
@@ -109,6 +110,17 @@ def segment_folder(size_bytes: int) -> Path:
         if room.f_bavail * room.f_frsize > size_bytes:
             return SHM
     return Path(tempfile.gettempdir())
+
+
+def new_segment(name: str, size_bytes: int) -> Segment:
+    """A segment in that folder. Raises OSError."""
+    folder = segment_folder(size_bytes)
+    try:
+        return Segment(folder / name, size_bytes)
+    except OSError as error:
+        if folder != SHM or error.errno != errno.ENOSPC:
+            raise
+    return Segment(Path(tempfile.gettempdir()) / name, size_bytes)  # another process was quicker to take the room
 
 
 def run_prefix(run_id: str) -> str:

@@ -12,7 +12,7 @@ from protos import pserver_pb2 as pb
 from ps.config import ServerSettings
 from ps.errors import ResourcesMissing
 from ps.frame import Bytes
-from ps.segments import Segment, SegmentBusy, find_segment, run_prefix, segment_folder
+from ps.segments import Segment, SegmentBusy, find_segment, new_segment, run_prefix
 
 _POLL_S = 0.05
 _TRAIL_BYTES = 40
@@ -31,11 +31,10 @@ class ShardMemory:
         """New memory, zeroed but for the request. Raises ResourcesMissing."""
         text = request.SerializeToString(deterministic=True)
         size = store_bytes + len(text) + _TRAIL_BYTES
-        path = segment_folder(size) / segment_name(settings)
         try:
-            segment = Segment(path, size)
+            segment = new_segment(segment_name(settings), size)
         except OSError as error:
-            raise ResourcesMissing(f"shard {settings.shard} cannot have {size} bytes in {path.parent}: {error.strerror or error}") from error
+            raise ResourcesMissing(f"shard {settings.shard} cannot have {size} bytes in memory or on disk: {error.strerror or error}") from error
         if segment.existed:
             segment.memory[:] = 0
         tail = hashlib.blake2b(text, digest_size=32).digest() + len(text).to_bytes(8, "little")

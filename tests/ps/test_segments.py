@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from ps import segments
-from ps.segments import Segment, SegmentBusy, segment_folder
+from ps.segments import Segment, SegmentBusy, new_segment, segment_folder
 
 SIZE = 1 << 16
 OWNER = """
@@ -95,6 +96,23 @@ def test_a_segment_that_does_not_fit_into_memory_goes_to_the_disk(monkeypatch: p
     assert segment_folder(1 << 60) != Path("/dev/shm")
     monkeypatch.setattr(segments, "SHM", tmp_path / "none")
     assert segment_folder(1) != tmp_path / "none"
+
+
+def test_a_segment_whose_room_another_process_has_just_taken_goes_to_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve = os.posix_fallocate
+
+    def taken_in_memory(file: int, at: int, size: int) -> None:
+        if os.readlink(f"/proc/self/fd/{file}").startswith("/dev/shm/"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        reserve(file, at, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", taken_in_memory)
+    name = f"pserver-test-late-{os.getpid()}"
+    segment = new_segment(name, 1 << 16)
+    try:
+        assert segment.path.parent != Path("/dev/shm") and not Path("/dev/shm", name).exists()
+    finally:
+        segment.close(remove=True)
 
 
 def test_memory_that_others_can_read_or_have_put_there_is_not_used(tmp_path: Path) -> None:
