@@ -52,7 +52,7 @@ class Authority:
 
 
 def check_tls(tls: Tls, role: Role) -> None:
-    """Raises ValueError unless the texts are an authority's certificate, one of it for the role, and the latter's key."""
+    """Raises ValueError unless the texts are an authority's certificate, one of it for the role that is valid now, and the latter's key."""
     try:
         authority, own = (x509.load_pem_x509_certificate(text.encode()) for text in (tls.authority, tls.certificate))
         key = load_pem_private_key(tls.key.encode(), None)
@@ -64,6 +64,10 @@ def check_tls(tls: Tls, role: Role) -> None:
         raise ValueError("the key is another certificate's")
     if role.uri not in names.get_values_for_type(x509.UniformResourceIdentifier):
         raise ValueError("the certificate is another role's")
+    now = datetime.datetime.now(datetime.UTC)
+    for one in (authority, own):
+        if not one.not_valid_before_utc <= now <= one.not_valid_after_utc:
+            raise ValueError(f"a certificate is valid from {one.not_valid_before_utc:%Y-%m-%d} to {one.not_valid_after_utc:%Y-%m-%d} only")
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:

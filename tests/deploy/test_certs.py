@@ -15,6 +15,7 @@ import pytest
 from deploy.cli.main import main
 from deploy.keys import write_certificates
 from protos import pserver_pb2 as pb
+from ps import certificates
 from ps.config import ServerSettings, Timeouts, to_json
 from ps.credentials import Credentials
 from ps.errors import ConfigError, NotInitialised
@@ -127,3 +128,10 @@ def test_certificates_that_do_not_fit_are_named_before_a_port_is_opened(file: st
         (folder / file).write_bytes((folder / text).read_bytes() if text else b"\x80 no PEM")
     with pytest.raises(ConfigError, match=message):
         read_tls(folder, Role("server", 0))
+
+
+def test_an_expired_certificate_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificates, "VALID_DAYS", -0.5)
+    write_certificates(tmp_path / "certs", num_workers=1, num_servers=1)
+    with pytest.raises(ConfigError, match=r"a certificate is valid from \S+ to \S+ only\): make the folder anew"):
+        read_tls(tmp_path / "certs", Role("server", 0))

@@ -10,6 +10,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from torch import nn
 
 from protos import pserver_pb2 as pb
+from ps import certificates
 from ps.certificates import Authority
 from ps.config import CommConfig, ServerSettings, from_json, to_json
 from ps.control_client import ControlClient
@@ -32,6 +33,13 @@ JOIN, STOP = ("Join", pb.JoinRequest(), pb.JoinReply), ("Stop", pb.StopRequest()
 def servers() -> Iterator[Cluster]:
     with cluster(1, 1, authority=AUTHORITY) as made:
         yield made
+
+
+def expired(role: Role) -> Tls:
+    """Of the right authority, until twelve hours ago."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certificates, "VALID_DAYS", -0.5)
+        return AUTHORITY.issue(role)
 
 
 @contextmanager
@@ -71,7 +79,9 @@ def test_encrypted_runs_give_the_bits_of_plain_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "tls", [None, ANOTHER.issue(MEMBER), ANOTHER.issue(DRIVER)], ids=["no certificate", "another authority", "another authority's driver"]
+    "tls",
+    [None, ANOTHER.issue(MEMBER), ANOTHER.issue(DRIVER), expired(MEMBER)],
+    ids=["no certificate", "another authority", "another authority's driver", "expired"],
 )
 def test_who_has_no_certificate_of_the_run_gets_no_connection(servers: Cluster, tls: Tls | None) -> None:
     if tls:  # it trusts the server, and is still not trusted
@@ -91,8 +101,8 @@ def test_a_client_without_a_certificate_of_its_own_is_refused(servers: Cluster) 
 
 @pytest.mark.parametrize(
     "tls",
-    [ANOTHER.issue(SERVER), AUTHORITY.issue(Role("server", 1)), AUTHORITY.issue(DRIVER), AUTHORITY.issue(MEMBER)],
-    ids=["another authority", "another server", "the driver", "a member"],
+    [ANOTHER.issue(SERVER), AUTHORITY.issue(Role("server", 1)), AUTHORITY.issue(DRIVER), AUTHORITY.issue(MEMBER), expired(SERVER)],
+    ids=["another authority", "another server", "the driver", "a member", "expired"],
 )
 def test_a_server_is_only_what_its_own_certificate_says(tls: Tls) -> None:
     """A client of server 0 is not taken in by anybody else who listens in its place."""
