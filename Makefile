@@ -6,7 +6,7 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test hosts models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats bench-checkpoints plan-accuracy docs clean
+.PHONY: help setup train test hosts models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats bench-checkpoints bench-recovery plan-accuracy docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ bench-formats: $(STAMP)  ## Train Fashion-MNIST in every wire format, and write 
 
 bench-checkpoints: $(STAMP)  ## Measure what checkpoints cost, in steps with and without (ARGS="--model-bytes 400MB --storage /disk")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.checkpoints $(ARGS)
+
+bench-recovery: $(STAMP)  ## Measure how long training stands still when processes are killed, by launcher (ARGS="--rounds 5 --launchers ray")
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.recovery $(ARGS)
 
 plan-accuracy: $(STAMP)  ## Compare the plan with runs on virtual hosts, and write docs/plan-accuracy.md (as root, a quarter of an hour; ARGS="--cases 6")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.accuracy --table docs/plan-accuracy.md $(ARGS)

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.harness import Row
 from benchmarks.peers.stubs import Stubs
+from benchmarks.recovery import back_at
 from benchmarks.workload import Workload, parse_size
 from deploy.virtual import owner
 from ps.config import CommConfig
@@ -33,6 +34,17 @@ def test_tensors_in_place_of_the_perceptron_have_all_its_bytes() -> None:
     workload = Workload(contender="ours", gate="", tensors=3, model_bytes=1000)
     assert workload.sizes() == [84, 83, 83]
     assert [tensor.numel() for tensor in workload.model().parameters()] == workload.sizes()
+
+
+@pytest.mark.parametrize(
+    ("ends", "back"),
+    [
+        ([1.0, 2.0, 7.0, 7.1, 12.0], 7.0),  # the step that was on its way waits for the dead
+        ([1.0, 2.0, 3.5, 8.0, 8.1], 8.0),  # it had pushed all of that one: the next step waits
+    ],
+)
+def test_training_goes_on_with_the_first_step_that_the_dead_were_needed_for(ends: list[float], back: float) -> None:
+    assert back_at(3.0, ends) == back
 
 
 @pytest.mark.root
