@@ -19,6 +19,8 @@ _WIDTHS = {
     FieldDescriptor.TYPE_ENUM: (0, (1 << 31) - 1),
 }
 _MANY = 3000
+_LONG = 24 << 20
+"""Bytes of the longest list: more than any message may have."""
 
 
 def values(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
@@ -38,9 +40,13 @@ def values(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
         one = st.sampled_from([n for n in (*_NUMBERS, *(-n for n in _NUMBERS)) if low <= n <= high]) | st.integers(low, high)
     if not field.is_repeated:
         return one
-    return st.lists(one, max_size=4) | (
-        one.map(lambda value: [value] * _MANY) if field.type != FieldDescriptor.TYPE_STRING else st.just([""] * _MANY)
-    )
+    many = st.just([""] * _MANY) if field.type == FieldDescriptor.TYPE_STRING else one.map(_repeated)
+    return st.lists(one, max_size=4) | many
+
+
+def _repeated(value: Any) -> list[Any]:
+    size = value.ByteSize() if isinstance(value, Message) else 10
+    return [value] * min(_MANY, _LONG // max(size, 1))
 
 
 def message(descriptor: Descriptor, depth: int = 3) -> st.SearchStrategy[Message]:
