@@ -1,6 +1,7 @@
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -37,13 +38,25 @@ def notes() -> Iterator[Notes]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """One local Ray for the whole session; logical CPUs, so that small requests always fit."""
+def local_ray() -> Iterator[dict[str, Any]]:
+    """One local Ray for the whole session, as it tells of itself; logical CPUs, so that small requests always fit."""
     context = start_local_ray(8)
     try:
-        yield context.address_info["address"]
+        yield context.address_info
     finally:
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(local_ray: dict[str, Any]) -> str:
+    """Its address."""
+    return str(local_ray["address"])
+
+
+@pytest.fixture(scope="session")
+def ray_session(local_ray: dict[str, Any]) -> Path:
+    """Where it has its logs; its name is in the arguments of its processes."""
+    return Path(local_ray["session_dir"])
 
 
 def gone(pid: int, timeout_s: float = 10.0) -> bool:

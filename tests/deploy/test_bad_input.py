@@ -26,7 +26,7 @@ from ps.server import main as serve_by_hand
 from ps.transport.rpc import Peer, bind, new_server
 from tests.deploy.forked import train
 from tests.deploy.leftovers import nothing_left, segments_of
-from tests.ps.test_addresses import free_ports
+from tests.ports import free_port, free_ports
 from workers.config import TrainConfig, WorkerSettings
 from workers.tasks.digits import Digits
 from workers.worker import work
@@ -183,11 +183,6 @@ def by_hand(settings: Path, monkeypatch: pytest.MonkeyPatch) -> int:
         settings.chmod(0o600)
     monkeypatch.setattr("sys.argv", ["ps.server", "--config", str(settings)])
     return serve_by_hand()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def assert_one_line(error: Exception, message: str) -> None:

@@ -1,12 +1,10 @@
 """`pserver certs` and a server started by hand with what it makes."""
 
 import json
-import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from ps.key_files import read_tls, settings_of_server
 from ps.roles import DRIVER, READER, Role
 from ps.server import main as serve_by_hand
 from ps.transport.rpc import Peer
+from tests.ports import free_port
 
 SETTINGS: dict[str, Any] = {"run_id": "by-hand", "shard": 1, "num_servers": 2, "num_workers": 1}
 HAS_SECRET = ServerSettings(run_id="by-hand", secret="s" * 64, shard=0, num_servers=1, num_workers=1)
@@ -47,8 +46,7 @@ def test_the_command_makes_a_certificate_per_role_that_only_its_owner_can_use(tm
 def test_a_server_by_hand_serves_those_who_have_certificates_of_its_folder(tmp_path: Path) -> None:
     folder, config = tmp_path / "certs", tmp_path / "server.json"
     write_certificates(folder, num_workers=1, num_servers=2)
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     config.write_text(json.dumps({**SETTINGS, "host": "127.0.0.1", "control_port": port}))
     command = [sys.executable, "-m", "ps.server", "--config", str(config), "--certs", str(folder)]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)

@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from deploy.launch.ray_errors import require_listener
 from ps.errors import ConfigError, ResourcesMissing, Unreachable
 from tests.deploy.conftest import Notes, gone
 from tests.deploy.waiting import ending_of
+from tests.ports import free_port
 
 WORKER = ProcessKey("worker", 0)
 SERVER = ProcessKey("server", 0)
@@ -117,8 +117,7 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 
 def test_a_cluster_that_does_not_answer_is_named_at_once() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with pytest.raises(Unreachable, match=rf"no Ray cluster answers at {address}: "):
         require_listener(address, 1.0)
 
@@ -155,9 +154,8 @@ except Exception as error:
 """
 
 
-def test_a_ray_of_ones_own_is_reached_from_this_host_with_its_token_only(ray_cluster: str, tmp_path: Path) -> None:
-    session = Path("/tmp/ray/session_latest").resolve().name
-    rays = [p for p in psutil.process_iter(["cmdline"]) if session in " ".join(p.info["cmdline"] or [])]
+def test_a_ray_of_ones_own_is_reached_from_this_host_with_its_token_only(ray_cluster: str, ray_session: Path, tmp_path: Path) -> None:
+    rays = [p for p in psutil.process_iter(["cmdline"]) if ray_session.name in " ".join(p.info["cmdline"] or [])]
     listening = {c.laddr for p in rays for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     assert len(rays) > 3 and len(listening) > 3
     assert {address.removeprefix("::ffff:") for address, _ in listening} == {"127.0.0.1"}

@@ -17,22 +17,10 @@ from ps.metrics import RUN, metered, tell_row
 from ps.prometheus import Endpoint
 from tests.deploy.forked import ForkedLauncher, ForkedTrainer, trainer
 from tests.deploy.ledgers import step_of
+from tests.ports import free_port, free_ports
 from workers.ray_actor import RayMeter
 
 DASHBOARD = Path("deploy/cluster/grafana.json")
-
-
-def free_ports(count: int) -> int:
-    """The first of so many in a row that nobody listens on."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            first: int = probe.getsockname()[1]
-        try:
-            for port in range(first, first + count):
-                socket.create_server(("127.0.0.1", port)).close()
-            return first
-        except OSError:
-            continue
 
 
 def scraped(port: int) -> str:
@@ -46,7 +34,7 @@ def values(text: str) -> dict[str, float]:
 
 
 def test_rows_become_series() -> None:
-    with Endpoint("127.0.0.1", port := free_ports(1)) as endpoint:
+    with Endpoint("127.0.0.1", port := free_port()) as endpoint:
         for step in (step_of(0), step_of(1)):
             for row in step.rows:
                 tell_row(endpoint, row)
@@ -118,10 +106,10 @@ class WatchedTrainer(ForkedTrainer):
 
 
 def test_every_process_of_a_run_tells_what_the_dashboard_asks_for(tmp_path: Path) -> None:
-    first = free_ports(3)
-    job = trainer(tmp_path, "digits", epochs=12, batch_size=64, num_workers=1, num_servers=1, port=first)
+    ports = free_ports(3)
+    job = trainer(tmp_path, "digits", epochs=12, batch_size=64, num_workers=1, num_servers=1, port=ports[0])
     job.__class__ = WatchedTrainer
-    job.ports = {"driver": first, "server": first + 1, "worker": first + 2}
+    job.ports = dict(zip(("driver", "server", "worker"), ports, strict=True))
     result = job.fit()
     assert result.error is None
     names = {name: set(re.findall(r"^(pserver_\w+)[ {]", text, re.M)) for name, text in job.launcher.texts.items()}

@@ -6,18 +6,19 @@ import pytest
 from deploy.launch.ray_head import LOST_AFTER_S, RayHead
 from ps.errors import HeadLost
 from tests.deploy.waiting import until
+from tests.ports import free_port
 
 
 def test_a_head_that_is_back_in_time_is_no_loss_and_one_that_is_not_is_named_with_the_remedy() -> None:
     now = [0.0]
-    listener = socket.create_server(("127.0.0.1", 0))
-    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    listener = socket.create_server(("127.0.0.1", port := free_port()))
+    address = f"127.0.0.1:{port}"
     with closing(RayHead(address, clock=lambda: now[0])) as head:
         assert head.answers()
         listener.close()
         until(lambda: not head.answers(), timeout_s=10)
         now[0] += LOST_AFTER_S
-        with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+        with socket.create_server(("127.0.0.1", port)):
             until(lambda: head.is_there, timeout_s=10)
             now[0] += LOST_AFTER_S
         until(lambda: not head.is_there, timeout_s=10)

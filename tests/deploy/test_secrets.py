@@ -135,10 +135,9 @@ def fitted(made: WatchedTrainer) -> Watching:
     return made.launcher
 
 
-def test_ray_shows_no_secret_in_its_processes_and_logs(tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_shows_no_secret_in_its_processes_and_logs(tmp_path: Path, ray_session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They travel as arguments of a method."""
-    session = Path("/tmp/ray/session_latest").resolve()
-    monkeypatch.setattr(WatchedRay, "beside", session / "logs")
+    monkeypatch.setattr(WatchedRay, "beside", ray_session / "logs")
     made = WatchedTrainer(
         Digits(hidden=4),
         train_config=TrainConfig(epochs=2, batch_size=64, max_steps=30),
@@ -149,8 +148,8 @@ def test_ray_shows_no_secret_in_its_processes_and_logs(tmp_path: Path, ray_clust
     )
     launcher = fitted(made)
     assert len(launcher.secrets) == 3 and launcher.leaks == [] and len(launcher.looked_at) > 4
-    assert list(found_in(tmp_path, launcher.secrets)) == list(found_in(session, launcher.secrets)) == []
-    assert any((session / "logs").glob("worker-*")), "logs are looked at"
+    assert list(found_in(tmp_path, launcher.secrets)) == list(found_in(ray_session, launcher.secrets)) == []
+    assert any((ray_session / "logs").glob("worker-*")), "logs are looked at"
 
 
 def test_a_leak_is_found(tmp_path: Path) -> None:
