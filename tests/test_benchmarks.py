@@ -52,7 +52,7 @@ def test_an_exchange_is_measured_between_hosts_that_are_gone_afterwards() -> Non
     tags = set(owner.known_tags())
     arguments = "--workers 1 --servers 1 --bandwidth 100mbit --model-bytes 64KB --tensors 2 --rounds 1 --steps 2 --no-peers --no-bf16"
     command = [sys.executable, "-m", "benchmarks.network", *arguments.split()]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     measures = json.loads(done.stdout.splitlines()[-1])
     names = ("plain TCP / M/B", "exchange / M/B", "exposed / communication, compute as long")

@@ -5,14 +5,14 @@ import subprocess
 from pathlib import Path
 
 from deploy.compare import MIN_STEPS, compare
-from deploy.config import Config, TaskConfig
+from deploy.config import Config, ScalingConfig, TaskConfig
 from deploy.launch.choice import make_launcher
 from tests.deploy.test_run import PSERVER, environment
 from workers.config import TrainConfig
 
 
 def test_ray_compares_too(ray_cluster: str) -> None:
-    config = Config(task=TaskConfig(name="digits"), train=TrainConfig(batch_size=8))
+    config = Config(task=TaskConfig(name="digits"), train=TrainConfig(batch_size=8), scaling=ScalingConfig(num_workers=2, num_servers=1))
     found = compare(config, lambda *made: make_launcher("ray", *made[:2], "digits", address=None, say=made[2].line), num_steps=MIN_STEPS)
     assert found.losses_agree
 
@@ -20,7 +20,7 @@ def test_ray_compares_too(ray_cluster: str) -> None:
 def test_json_is_all_on_stdout_and_no_directory_is_left(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text('[task]\nname = "digits"\n[train]\nbatch_size = 8\n')
     command = [*PSERVER, "compare", "job.toml", "--launcher", "process", "--steps", str(MIN_STEPS), "--workers", "1", "--servers", "1", "--json"]
-    ended = subprocess.run(command, cwd=tmp_path, env={**environment(), "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=50)
+    ended = subprocess.run(command, cwd=tmp_path, env={**environment(), "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=100)
     assert (ended.returncode, ended.stderr) == (0, "")
     found = json.loads(ended.stdout)
     assert found["losses_agree"] and found["ratio"] == found["ours"]["step_s"] / found["ddp"]["step_s"]

@@ -42,12 +42,12 @@ def test_the_own_task_trains_by_the_readmes_command(tmp_path: Path) -> None:
     ended = subprocess.run(
         [
             *(sys.executable, "-c", "from deploy.cli.main import main; main()", *command.split(), "--launcher", "process", "--json"),
-            *("--set", "train.epochs=4", "--set", f"run.storage_path={tmp_path}"),
+            *("--set", "train.epochs=4", "--servers", "1", "--set", f"run.storage_path={tmp_path}"),
         ],
         env={**os.environ, "PYTHONPATH": os.getcwd()},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=100,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

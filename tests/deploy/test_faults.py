@@ -13,7 +13,7 @@ import psutil
 import pytest
 import ray
 
-from deploy.config import FailureConfig, RunConfig
+from deploy.config import FailureConfig, RunConfig, ScalingConfig
 from deploy.console import Console
 from deploy.launch.base import Ending, ProcessKey
 from deploy.launch.choice import LauncherName
@@ -97,6 +97,7 @@ def test_an_actor_that_is_killed_is_named(tmp_path: Path, ray_cluster: str) -> N
     made = Trainer(
         Broken(how="suicide"),
         train_config=TrainConfig(**ENDLESS),
+        scaling_config=ScalingConfig(num_workers=2, num_servers=1),
         failure=FailureConfig(max_failures=0),
         run_config=RunConfig(storage_path=str(tmp_path)),
         quiet=True,
@@ -132,6 +133,7 @@ def test_a_servers_actor_that_is_killed_ends_the_run_and_is_named(tmp_path: Path
     made = ServerKiller(
         Broken(how="long"),
         train_config=TrainConfig(**ENDLESS),
+        scaling_config=ScalingConfig(num_workers=1, num_servers=2),
         failure=FailureConfig(max_failures=0),
         run_config=RunConfig(storage_path=str(tmp_path)),
         quiet=True,
@@ -147,7 +149,7 @@ def test_a_servers_actor_that_is_killed_ends_the_run_and_is_named(tmp_path: Path
 
 PROGRAM = """
 import sys
-from deploy.config import FailureConfig, RunConfig
+from deploy.config import FailureConfig, RunConfig, ScalingConfig
 from deploy.trainer import Trainer
 from ps.config import Timeouts
 from tests.deploy.broken import Broken
@@ -156,6 +158,7 @@ from workers.config import TrainConfig
 Trainer(
     Broken(how="long"),
     train_config=TrainConfig(batch_size=8, epochs=1_000_000),
+    scaling_config=ScalingConfig(num_workers=1, num_servers=1),
     run_config=RunConfig(storage_path=sys.argv[1], name="run"),
     launcher="process",
     timeouts=Timeouts(heartbeat_s=0.2, orphan_after_s=1.0),
@@ -168,6 +171,9 @@ how = "long"
 [train]
 batch_size = 8
 epochs = 1000000
+[scaling]
+num_workers = 1
+num_servers = 1
 [run]
 name = "run"
 """
@@ -189,7 +195,7 @@ class Driver:
         return self._output.read_text()
 
     def wait_for(self, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 50
+        deadline = time.monotonic() + 100
         while not done():
             assert self.process.poll() is None and time.monotonic() < deadline, self.output
             time.sleep(0.02)
@@ -230,7 +236,7 @@ def test_ctrl_c_ends_within_five_seconds_and_leaves_a_whole_directory(interrupte
     driver, took_s, children = interrupted
     assert driver.process.returncode == 130
     assert took_s < 5
-    assert len(children) == 4 and all(gone(pid, 0) for pid in children)
+    assert len(children) == 2 and all(gone(pid, 0) for pid in children)
     summary = json.loads(driver.rundir.summary.read_text())
     assert summary["status"] == "interrupted"
     assert summary["comm"]["steps"] > 0
@@ -297,7 +303,7 @@ def test_processes_whose_driver_was_killed_end_and_remove_their_memory(tmp_path:
         with nothing_left():
             driver.wait_for(lambda: in_training(driver.rundir))
             children = driver.children()
-            assert len(children) == 4
+            assert len(children) == 2
             driver.process.kill()
             driver.process.wait()
             assert segments_of(driver.rundir.path)

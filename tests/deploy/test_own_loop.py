@@ -92,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     return subprocess.run(
-        [*PSERVER, "run", "job.toml", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=50, check=False
+        [*PSERVER, "run", "job.toml", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False
     )
 
 

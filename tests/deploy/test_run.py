@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deploy.config import RunConfig
+from deploy.config import RunConfig, ScalingConfig
 from deploy.result import Result
 from deploy.trainer import Trainer
 from ps.config import OptimizerConfig
@@ -34,6 +34,8 @@ seed = 3
 name = "sgd"
 lr = 0.1
 momentum = 0.9
+[scaling]
+num_servers = 1
 """
 
 
@@ -54,11 +56,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 @pytest.fixture(scope="session")
 def commanded(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """The same run by the command, with plain processes, in a folder of its own; `args` holds that folder."""
+    """The same run by the command, with plain processes and one server, in a folder of its own; `args` holds that folder."""
     folder = tmp_path_factory.mktemp("commanded")
     (folder / "job.toml").write_text(JOB)
     ended = subprocess.run(
-        [*PSERVER, "run", "job.toml", "--launcher", "process", "--json"], cwd=folder, env=environment(), capture_output=True, text=True, timeout=50
+        [*PSERVER, "run", "job.toml", "--launcher", "process", "--json"], cwd=folder, env=environment(), capture_output=True, text=True, timeout=100
     )
     ended.args = folder
     return ended
@@ -83,7 +85,12 @@ def test_another_seed_has_other_bits(reference: Result, tmp_path: Path) -> None:
 
 def test_ray_has_the_same_bits(reference: Result, tmp_path: Path, ray_cluster: str) -> None:
     result = Trainer(
-        Digits(hidden=96), train_config=TrainConfig(**SIZES), optimizer=MOMENTUM, run_config=RunConfig(storage_path=str(tmp_path)), quiet=True
+        Digits(hidden=96),
+        train_config=TrainConfig(**SIZES),
+        optimizer=MOMENTUM,
+        scaling_config=ScalingConfig(num_workers=2, num_servers=1),
+        run_config=RunConfig(storage_path=str(tmp_path)),
+        quiet=True,
     ).fit()
     assert sha_of(result) == sha_of(reference)
 
@@ -98,7 +105,7 @@ def test_plain_processes_have_the_same_bits_and_json_is_all_on_stdout(reference:
 
 def test_exported_weights_work_in_plain_torch(commanded: subprocess.CompletedProcess[str]) -> None:
     folder = Path(commanded.args)
-    ended = subprocess.run([*PSERVER, "export", "model.safetensors"], cwd=folder, env=environment(), capture_output=True, text=True, timeout=50)
+    ended = subprocess.run([*PSERVER, "export", "model.safetensors"], cwd=folder, env=environment(), capture_output=True, text=True, timeout=100)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("model.safetensors: the last weights of runs/")
     task = Digits(hidden=96)
