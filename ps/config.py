@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -311,9 +311,20 @@ def parse_seconds(text: str) -> float:
 
 def to_json(value: object) -> str:
     """JSON text of a settings dataclass."""
-    return TypeAdapter(type(value)).dump_json(value).decode()
+    return _adapter(type(value)).dump_json(value).decode()
 
 
 def from_json(cls: type[T], text: str | bytes) -> T:
     """The settings dataclass `cls` from JSON text, checked."""
-    return TypeAdapter(cls).validate_json(text)
+    found: T = _adapter(cls).validate_json(text)
+    return found
+
+
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+"""One for each class: to make one takes far longer than what it does."""
+
+
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    if cls not in _adapters:
+        _adapters[cls] = TypeAdapter(cls)
+    return _adapters[cls]
