@@ -157,7 +157,7 @@ except Exception as error:
 def test_a_ray_of_ones_own_is_reached_from_this_host_with_its_token_only(ray_cluster: str, ray_session: Path, tmp_path: Path) -> None:
     rays = [p for p in psutil.process_iter(["cmdline"]) if ray_session.name in " ".join(p.info["cmdline"] or [])]
     listening = {c.laddr for p in rays for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    assert len(rays) > 3 and len(listening) > 3
+    assert len(rays) > 3 and len(listening) >= 3
     assert {address.removeprefix("::ffff:") for address, _ in listening} == {"127.0.0.1"}
     assert 8265 not in {port for _, port in listening}, "no dashboard"
     outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

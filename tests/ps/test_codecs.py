@@ -141,6 +141,6 @@ def test_a_length_is_refused_before_memory_is_taken_for_it() -> None:
 
 
 def test_only_what_an_optimizer_updates_is_cast() -> None:
-    assert format_of("bf16", Block(Run(0, 1), Rule.OPTIMIZER, "float32", 0)) == "bf16"
+    assert format_of("bf16", Block(Run(0, 1), Rule.OPTIMIZER, "float32", 0, 0)) == "bf16"
     for rule, dtype in [(Rule.MEAN, "float32"), (Rule.SUM, "float64"), (Rule.EQUAL, "int64"), (Rule.OPTIMIZER, "int8")]:
-        assert format_of("bf16", Block(Run(0, 1), rule, dtype, 0)) == "fp32"
+        assert format_of("bf16", Block(Run(0, 1), rule, dtype, 0, 0)) == "fp32"
