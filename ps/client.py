@@ -39,9 +39,6 @@ from ps.waiter import Waiter
 
 log = logging.getLogger(__name__)
 
-_ASK_AGAIN_S = 0.1
-"""Until a server that is away is asked again."""
-
 
 class Client:
     """A member's connection to all shards. One thread uses it; `abort` may come from any.
