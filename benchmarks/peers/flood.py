@@ -68,12 +68,14 @@ async def rude(stream: Stream) -> None:
     reading = asyncio.create_task(stream[0].read())
     stream[1].write(HELLO + call(1, "/pserver.Shard/Steps"))
     part = frame(DATA, 0, 1, bytes(PART_BYTES))
-    for _ in range(PUSH_BYTES // PART_BYTES):
-        stream[1].write(part)
-        await stream[1].drain()
-        if reading.done():
-            break
-    await reading
+    try:
+        for _ in range(PUSH_BYTES // PART_BYTES):
+            stream[1].write(part)
+            await stream[1].drain()
+            if reading.done():
+                break
+    finally:
+        await asyncio.gather(reading, return_exceptions=True)
 
 
 async def calls(stream: Stream) -> None:

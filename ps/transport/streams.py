@@ -6,20 +6,18 @@ The loop only moves bytes and does what is over in a moment; it never waits for 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import mmap
 import os
 import threading
 from collections import deque
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import grpc
 import grpc.aio
 
+from ps.memory import SpareMemory
 from ps.security import StreamGuard
 from ps.transport.rpc import stream_options
 
@@ -40,25 +38,15 @@ def _loop(pid: int) -> asyncio.AbstractEventLoop:
     return loop
 
 
-TRIM_EVERY_S = 1.0
-TRIM_BYTES = 64 << 20
+LOOK_EVERY_S = 1.0
 
 
 async def _give_back() -> None:
-    """Has malloc return what is free, whenever much has been added: it would keep some megabytes of every connection of a flood."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    kept = _own_bytes()
-    while trim:
-        await asyncio.sleep(TRIM_EVERY_S)
-        if _own_bytes() > kept + TRIM_BYTES:
-            await asyncio.to_thread(trim, 0)
-            kept = max(kept, _own_bytes())
-
-
-def _own_bytes() -> int:
-    """Resident memory of this process that no other one has mapped."""
-    resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
-    return (int(resident) - int(shared)) * mmap.PAGESIZE
+    """What floods have left."""
+    memory = SpareMemory()
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.to_thread(memory.look)
 
 
 class StreamServer:
