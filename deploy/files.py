@@ -3,14 +3,15 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """One line of JSON at the end of a file, in one write: a kill loses the line or keeps it whole."""
-    with path.open("ab", buffering=0) as file:
+    with _naming(path), path.open("ab", buffering=0) as file:
         left = line_of(row)
         while left:  # a disk that fills up takes a part, then none
             left = left[file.write(left) or 0 :]
@@ -36,13 +37,22 @@ def write_atomic(path: Path, data: bytes) -> None:
     """The file has the old bytes or the new ones, also after a power cut. One writer per file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with _naming(path), temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Writes of a full disk fail without a word of which file it was."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def fsync_folder(path: Path) -> None:

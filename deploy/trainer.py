@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Self
@@ -262,10 +262,17 @@ def _result(rundir: RunDirectory, summary: Summary, driver: Driver | None, error
     )
 
 
+class _LogFile(logging.FileHandler):
+    """On a disk without room lines are lost, and the run has its own words about that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+
 @contextmanager
 def _log_to(rundir: RunDirectory) -> Iterator[None]:
     """The driver's own log lines go to its file while the run lasts."""
-    handler = logging.FileHandler(rundir.driver_log())
+    handler = _LogFile(rundir.driver_log())
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("deploy", "ps")]
     levels = [logger.level for logger in loggers]
@@ -278,4 +285,5 @@ def _log_to(rundir: RunDirectory) -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(level)
-        handler.close()
+        with suppress(OSError):  # a full disk: the run has its own error, or none
+            handler.close()

@@ -1,5 +1,6 @@
 """`pserver`: its verbs, and the one place where errors become a line on stderr and an exit code."""
 
+import errno
 import logging
 import os
 import sys
@@ -63,13 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (PserverError, OSError) as error:
         if "--traceback" in arguments:
             traceback.print_exception(error)
-        for line in (str(error) or type(error).__name__).splitlines():
+        for line in in_words(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         if isinstance(error, HeadLost):
             _end_at_once(exit_code(error))
         sys.exit(exit_code(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def in_words(error: Exception) -> str:
+    """What has ended a verb, and what to do about it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'a file'} cannot be written: {error.strerror}: free space there, or choose another run.storage_path"
+    return str(error) or type(error).__name__
 
 
 def _end_at_once(code: int) -> NoReturn:

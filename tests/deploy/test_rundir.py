@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from deploy.files import write_atomic
+from deploy.cli.main import in_words
+from deploy.files import append_line, write_atomic
 from deploy.result import Summary, versions
 from deploy.rundir import RunDirectory, generated_name
 from ps.credentials import Credentials
@@ -145,3 +146,11 @@ def test_a_control_file_is_read_back_and_what_is_none_is_named(tmp_path: Path) -
     run.control.chmod(0o644)
     with pytest.raises(ConfigError, match="others on this host can read it"):
         run.read_control()
+
+
+def test_a_disk_without_room_is_named_by_file_with_what_to_do(tmp_path: Path) -> None:
+    full = tmp_path / "metrics.jsonl"
+    full.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        append_line(full, {"loss": 1.0})
+    assert in_words(caught.value) == f"{full} cannot be written: No space left on device: free space there, or choose another run.storage_path"
