@@ -86,6 +86,8 @@ def check(config: Config, num_steps: int) -> None:
             "compare needs a task: an own loop (train.loop) calls pserver's optimizer itself, so DDP cannot run it; "
             "write model, data and loss as a task (examples/own_task.py)"
         )
+    if config.scaling.num_stages > 1:
+        raise ConfigError("compare has DDP beside it, whose ranks are whole: set scaling.num_stages = 1")
     if config.scaling.gpus_per_worker:
         raise ConfigError("compare has DDP over gloo, whose place is on CPUs: set scaling.use_gpu = false")
     if config.comm.shapes_streams or config.comm.latency:

@@ -74,11 +74,13 @@ class Driver:
         self.window = Window()
         """The ledger's totals, once `run` has ended."""
         scaling = config.scaling
-        self._control = Control(num_workers=scaling.num_workers, num_servers=scaling.num_servers, home=socket.gethostname())
+        self._control = Control(
+            num_workers=scaling.num_workers, num_servers=scaling.num_servers, num_stages=scaling.num_stages, home=socket.gethostname()
+        )
         if beginning.checkpoint:
             self._control.restores, self._control.newest_step = True, beginning.version
             self.books.resume(beginning.checkpoint.manifest)
-        self._ledger = LedgerWriter(rundir.comm, scaling.num_workers, scaling.num_servers, first_step=beginning.version)
+        self._ledger = LedgerWriter(rundir.comm, scaling.num_members, scaling.num_servers, first_step=beginning.version)
         self.checkpoints = CheckpointKeeper(written, beginning, reader=lambda: self._reader, books=self.books.at, say=self._say)
         self._service = ControlServicer(
             self._control,
@@ -148,7 +150,7 @@ class Driver:
         pause = partial(self._service.pause, POLL_S)
         self._reader = Reader(own, scaling.num_servers, self._control.locate, self._timeouts, pause=pause)
         guard = RunGuard(self._run_id, self._keys.secret)
-        server = new_server("control", guard, num_roles=scaling.num_workers + scaling.num_servers + 2)  # driver, reader
+        server = new_server("control", guard, num_roles=scaling.num_members + scaling.num_servers + 2)  # driver, reader
         server.add_generic_rpc_handlers((self._service.handlers(),))
         port = bind_within(server, host, config.comm.ports, own.tls)
         server.start()
@@ -166,7 +168,7 @@ class Driver:
             rival=self._rival,
         )
         scaling = self._config.scaling
-        for key in [ProcessKey("server", s) for s in range(scaling.num_servers)] + [ProcessKey("worker", r) for r in range(scaling.num_workers)]:
+        for key in [ProcessKey("server", s) for s in range(scaling.num_servers)] + [ProcessKey("worker", r) for r in range(scaling.num_members)]:
             self._processes.start(key)
 
     def _wait_for_processes(self, checkpoint: Checkpoint | None) -> None:
@@ -179,8 +181,8 @@ class Driver:
             with self._service.changed:
                 self._control.restores = False
                 self._service.changed.notify_all()
-        self._watch.wait("the workers to start", lambda: self._num_registered("worker") == scaling.num_workers, start_s)
-        self._say(f"{counted(scaling.num_workers, 'worker')} registered")
+        self._watch.wait("the workers to start", lambda: self._num_registered("worker") == scaling.num_members, start_s)
+        self._say(f"{counted(scaling.num_members, 'worker')} registered")
 
     def _aside(self, what: str, work: Callable[[], None]) -> None:
         """Does `work`, which may wait for a server, in a thread of its own, while this one has it started again."""
@@ -244,7 +246,7 @@ class Driver:
         self._ledger.add(sender, lines)
         if lines:
             row = from_line(lines[-1])
-            if isinstance(row, WorkerRow) and row.rank == 0:
+            if isinstance(row, WorkerRow) and row.rank == self._control.num_stages - 1:
                 self._loss = row.loss
 
     def _begin(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from deploy.checkpoints import CheckpointKeeper
 from deploy.config import Config
-from deploy.launch.base import Launcher, ProcessKey
+from deploy.launch.base import Launcher, ProcessKey, kill_all
 from ps.checkpoints.parts import chunk_digests, optimizer_chunks
 from ps.codecs import is_lossy
 from ps.control import Control
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 _WITHIN_S = 60.0
 _WRITTEN_WITHIN_S = 20.0
-_KILLED_WITHIN_S = 10.0
 _POLL_S = 0.1
 _TRIES = 5
 """Servers may still come to the end of the step in which the process died."""
@@ -80,15 +79,12 @@ class LastState:
         return None
 
     def _kill_workers(self) -> None:
-        workers = {ProcessKey("worker", rank) for rank in range(self.control.num_workers)}
-        for key in workers:
-            self.launcher.kill(key)
-        deadline = time.monotonic() + _KILLED_WITHIN_S
-        while not workers <= set(self.launcher.ended()):  # on other hosts it takes a moment
-            if time.monotonic() > deadline:
-                raise Unreachable("workers on other hosts do not end")
-            with self.changed:
-                self.changed.wait(_POLL_S)
+        workers = [ProcessKey("worker", worker) for worker in range(self.control.num_members)]
+        kill_all(self.launcher, workers, self._pause)
+
+    def _pause(self) -> None:
+        with self.changed:
+            self.changed.wait(_POLL_S)
 
     def _revive_servers(self) -> None:
         ended, servers = self.launcher.ended(), [ProcessKey("server", shard) for shard in range(self.control.num_servers)]

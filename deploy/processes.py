@@ -50,6 +50,7 @@ class Processes:
             shard=key.index,
             num_servers=config.scaling.num_servers,
             num_workers=config.scaling.num_workers,
+            num_stages=config.scaling.num_stages,
             control_address=self._control_address,
             host=self._launcher.bind_host(key),
             optimizer=config.optimizer,
@@ -72,21 +73,28 @@ class Processes:
 
     def _worker(self, key: ProcessKey) -> WorkerSettings:
         config = self._config
-        mine = self._keys.credentials(Role("member", key.index))
+        rank, stage = divmod(key.index, config.scaling.num_stages)
+        mine = self._keys.credentials(Role("member", rank, stage))
+        before = self._keys.credentials(Role("member", rank, stage - 1)).token if stage and mine.token else None
         return WorkerSettings(
             run_id=mine.run_id,
             generation=self._beginning.generation,
             token=mine.token,
             tls=mine.tls,
-            rank=key.index,
+            rank=rank,
             num_workers=config.scaling.num_workers,
+            stage=stage,
+            num_stages=config.scaling.num_stages,
+            pipeline=config.pipeline,
+            host=self._launcher.bind_host(key),
+            token_before=before,
             num_servers=config.scaling.num_servers,
             gpus=config.scaling.gpus_per_worker,
             control_address=self._control_address,
             task=task_path(self._task) if self._task else None,
             task_fields=task_fields(self._task) if self._task else {},
             train=self._train,
-            slowdown=config.scaling.slowdown.get(key.index, 1.0),
+            slowdown=config.scaling.slowdown.get(rank, 1.0),
             rival=self._rival,
             optimizer=config.optimizer,
             comm=config.comm,

@@ -26,7 +26,7 @@ from ps.config import CheckpointConfig, CommConfig, MetricsConfig, OptimizerConf
 from ps.decisions import EarlyStoppingConfig, PlateauConfig
 from ps.errors import ConfigError, Stopped
 from ps.metrics import Meter, metered, tell_run
-from workers.config import TrainConfig
+from workers.config import PipelineConfig, TrainConfig
 from workers.task import Task, load_task, task_fields, task_path
 
 
@@ -55,6 +55,7 @@ class Trainer:
         checkpoint: CheckpointConfig | None = None,
         failure: FailureConfig | None = None,
         metrics: MetricsConfig | None = None,
+        pipeline: PipelineConfig | None = None,
         launcher: LauncherName = "ray",
         address: str | None = None,
         quiet: bool = False,
@@ -70,6 +71,7 @@ class Trainer:
             optimizer=optimizer or OptimizerConfig(),
             schedule=schedule or ScheduleConfig(),
             scaling=scaling_config or ScalingConfig(),
+            pipeline=pipeline or PipelineConfig(),
             early_stopping=early_stopping or EarlyStoppingConfig(),
             plateau=plateau or PlateauConfig(),
             comm=comm or CommConfig(),
@@ -111,6 +113,7 @@ class Trainer:
             checkpoint=config.checkpoint,
             failure=config.failure,
             metrics=config.metrics,
+            pipeline=config.pipeline,
             launcher=launcher,
             address=address,
             quiet=quiet,
@@ -226,6 +229,7 @@ def _summary(
         versions=versions(),
         scaling={
             "num_workers": config.scaling.num_workers,
+            "num_stages": config.scaling.num_stages,
             "num_servers": config.scaling.num_servers,
             "imbalance": books.imbalance if books else None,
         },

@@ -3,11 +3,11 @@ cause, not by its echo."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.launch.base import Ending, Launcher, ProcessKey
+from deploy.launch.base import Ending, Launcher, ProcessKey, kill_all
 from deploy.recovery import NAMED_AFTER, Pulse, Recovery
 from deploy.rundir import RunDirectory
 from ps.config import Timeouts
@@ -66,7 +66,7 @@ class Watch:
             if self._interrupted.is_set():
                 raise KeyboardInterrupt
             if failure:
-                error = by_name(failure.error_type, _named(failure.worker, failure.error))
+                error = by_name(failure.error_type, self._named(failure.worker, failure.error))
                 error.add_note(failure.traceback)
                 with self._by_cause():
                     raise error
@@ -78,7 +78,7 @@ class Watch:
     def wait_for_ends(self, timeout_s: float) -> None:
         """Returns when all processes have ended, or after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
-        expected = self._control.num_workers + self._control.num_servers
+        expected = self._control.num_members + self._control.num_servers
         while len(self._launcher.ended()) < expected and time.monotonic() < deadline:
             time.sleep(POLL_S)
 
@@ -95,14 +95,21 @@ class Watch:
                 time.sleep(POLL_S)
             raise
 
+    def _pause(self, seconds: float) -> None:
+        with self._service.changed:
+            self._service.changed.wait(seconds)
+
     # -- deaths ----------------------------------------------------------------------------------------------
 
     def _tend(self) -> None:
         """Starts what has died again, kills what is frozen, and says so."""
+        begun: set[ProcessKey] = set()
         for key, ending in self._deaths():
             if self._control.failure:
                 return  # which ends the run
-            self._make_good(key, ending)
+            if key not in begun:
+                self._make_good(key, ending)
+                begun.update(self._group(key))
         with self._service.changed:
             beats = {key: self._control.beats[key.role, key.index] for key in self._expected() if (key.role, key.index) in self._control.beats}
             steps = {key: step for key in beats if (step := self._control.steps.get((key.role, key.index))) is not None}
@@ -123,7 +130,6 @@ class Watch:
     def _make_good(self, key: ProcessKey, ending: Ending) -> None:
         with self._service.changed:
             has_registered = self._has_registered(key)
-            incarnation = self._control.incarnations.get((key.role, key.index), 0)
             step = self._control.newest_step
             self._control.lose(key.role, key.index)
         reason = self._killed.pop(key, ending.reason)
@@ -135,9 +141,29 @@ class Watch:
         if why_not is not None:
             raise self._death(key, reason, ending, why_not)
         crash = f" ({ending.last_words})" if ending.has_crashed else ""
-        self._say(f"{key} {reason} at step {step}{crash}: starting it again")
-        self._restarted[key] = incarnation, time.monotonic()
-        self._restart(key)
+        group = self._group(key)
+        others = f", with {' and '.join(map(str, group[1:]))} of the same rank" if group[1:] else ""
+        self._say(f"{key} {reason} at step {step}{crash}: starting it again{others}")
+        self._begin_again(group)
+
+    def _group(self, key: ProcessKey) -> list[ProcessKey]:
+        """The process, and the other stages of its rank: they do the step again together."""
+        if key.role == "server":
+            return [key]
+        first = key.index - key.index % self._control.num_stages
+        stages = [ProcessKey("worker", first + stage) for stage in range(self._control.num_stages)]
+        return [key, *(other for other in stages if other != key)]
+
+    def _begin_again(self, group: Sequence[ProcessKey]) -> None:
+        """Nobody of the group finds a former incarnation of another one: all have ended before the first is started."""
+        if group[1:]:
+            kill_all(self._launcher, group[1:], lambda: self._pause(POLL_S))
+        with self._service.changed:
+            for key in group:
+                self._restarted[key] = self._control.incarnations.get((key.role, key.index), 0), time.monotonic()
+                self._control.lose(key.role, key.index)
+        for key in group:
+            self._restart(key)
 
     def _refusal(self, key: ProcessKey, reason: str, ending: Ending) -> PserverError:
         """A process has ended before it could begin."""
@@ -156,7 +182,7 @@ class Watch:
     def _expected(self) -> list[ProcessKey]:
         """Processes that have something left to do."""
         servers = [ProcessKey("server", shard) for shard in range(self._control.num_servers)]
-        return servers + [key for rank in range(self._control.num_workers) if not self._has_finished(key := ProcessKey("worker", rank))]
+        return servers + [key for worker in range(self._control.num_members) if not self._has_finished(key := ProcessKey("worker", worker))]
 
     def _kill_silent(self, beats: dict[ProcessKey, int]) -> None:
         named, frozen = self._pulse.tick(time.monotonic(), beats, self._launcher.cpu_s)
@@ -185,6 +211,6 @@ class Watch:
         missing = [str(key) for key in self._expected() if (key.role, key.index) not in self._control.incarnations]
         return f"{', '.join(missing)} did not register"
 
-
-def _named(rank: int | None, text: str) -> str:
-    return text if rank is None or f"rank {rank}" in text else f"rank {rank}: {text}"
+    def _named(self, worker: int | None, text: str) -> str:
+        name = None if worker is None else self._control.name(worker)
+        return text if name is None or name in text else f"{name}: {text}"

@@ -30,6 +30,9 @@ class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ORDER: _ClassVar[Kind]
     RESTORE: _ClassVar[Kind]
     STATE: _ClassVar[Kind]
+    ACTIVATIONS: _ClassVar[Kind]
+    GRADIENTS: _ClassVar[Kind]
+    AGREE: _ClassVar[Kind]
 
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -73,6 +76,9 @@ PROBE: Kind
 ORDER: Kind
 RESTORE: Kind
 STATE: Kind
+ACTIVATIONS: Kind
+GRADIENTS: Kind
+AGREE: Kind
 VERDICT_UNSPECIFIED: Verdict
 ACCEPTED: Verdict
 DUPLICATE: Verdict
@@ -236,8 +242,20 @@ class InitReply(_message.Message):
     num_stored: int
     def __init__(self, num_stored: _Optional[int] = ...) -> None: ...
 
+class Passed(_message.Message):
+    __slots__ = ("dtype", "shape", "strides", "needs_gradient")
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    STRIDES_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    strides: _containers.RepeatedScalarFieldContainer[int]
+    needs_gradient: bool
+    def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., strides: _Optional[_Iterable[int]] = ..., needs_gradient: bool = ...) -> None: ...
+
 class FrameHeader(_message.Message):
-    __slots__ = ("kind", "member", "step", "first_chunk", "num_chunks", "dtype", "digests", "weight", "sequence", "verdict", "detail", "norms_shard", "norms", "clock_s", "complete_s", "last_rank", "format", "shared", "places", "slot", "updates")
+    __slots__ = ("kind", "member", "step", "first_chunk", "num_chunks", "dtype", "digests", "weight", "sequence", "verdict", "detail", "norms_shard", "norms", "clock_s", "complete_s", "last_rank", "format", "shared", "places", "slot", "updates", "micro", "passed")
     KIND_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -259,6 +277,8 @@ class FrameHeader(_message.Message):
     PLACES_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     UPDATES_FIELD_NUMBER: _ClassVar[int]
+    MICRO_FIELD_NUMBER: _ClassVar[int]
+    PASSED_FIELD_NUMBER: _ClassVar[int]
     kind: Kind
     member: Member
     step: int
@@ -280,7 +300,9 @@ class FrameHeader(_message.Message):
     places: _containers.RepeatedScalarFieldContainer[int]
     slot: int
     updates: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ..., first_chunk: _Optional[int] = ..., num_chunks: _Optional[int] = ..., dtype: _Optional[str] = ..., digests: _Optional[_Iterable[int]] = ..., weight: _Optional[float] = ..., sequence: _Optional[int] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., detail: _Optional[str] = ..., norms_shard: _Optional[int] = ..., norms: _Optional[_Iterable[float]] = ..., clock_s: _Optional[float] = ..., complete_s: _Optional[float] = ..., last_rank: _Optional[int] = ..., format: _Optional[str] = ..., shared: bool = ..., places: _Optional[_Iterable[int]] = ..., slot: _Optional[int] = ..., updates: _Optional[_Iterable[int]] = ...) -> None: ...
+    micro: int
+    passed: _containers.RepeatedCompositeFieldContainer[Passed]
+    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ..., first_chunk: _Optional[int] = ..., num_chunks: _Optional[int] = ..., dtype: _Optional[str] = ..., digests: _Optional[_Iterable[int]] = ..., weight: _Optional[float] = ..., sequence: _Optional[int] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., detail: _Optional[str] = ..., norms_shard: _Optional[int] = ..., norms: _Optional[_Iterable[float]] = ..., clock_s: _Optional[float] = ..., complete_s: _Optional[float] = ..., last_rank: _Optional[int] = ..., format: _Optional[str] = ..., shared: bool = ..., places: _Optional[_Iterable[int]] = ..., slot: _Optional[int] = ..., updates: _Optional[_Iterable[int]] = ..., micro: _Optional[int] = ..., passed: _Optional[_Iterable[_Union[Passed, _Mapping]]] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("header", "padding", "receipts", "payload")
@@ -393,10 +415,12 @@ class ServerAddress(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., data_address: _Optional[str] = ..., control_address: _Optional[str] = ...) -> None: ...
 
 class LocateRequest(_message.Message):
-    __slots__ = ("shard",)
+    __slots__ = ("shard", "member")
     SHARD_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
     shard: int
-    def __init__(self, shard: _Optional[int] = ...) -> None: ...
+    member: Member
+    def __init__(self, shard: _Optional[int] = ..., member: _Optional[_Union[Member, _Mapping]] = ...) -> None: ...
 
 class LocateReply(_message.Message):
     __slots__ = ("server",)

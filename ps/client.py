@@ -61,6 +61,7 @@ class Client:
         segment: MemberSegment | None = None,
         locate: Locate | None = None,
         rank_state: RankState | None = None,
+        num_stages: int = 1,
     ) -> None:
         self.layout = layout
         self._segment = segment
@@ -76,7 +77,9 @@ class Client:
         self._frames: list[list[Run]]
         """What is pushed as one frame each, by shard."""
         exchange = self._planned(member.rank, lines)
-        self._state = state = MemberState(member, layout, lines, landing, NormRelay(len(lines)), StepClock(member.rank, len(lines)), exchange)
+        self._state = state = MemberState(
+            member, layout, lines, landing, NormRelay(len(lines)), StepClock(member.rank * num_stages + member.stage, len(lines)), exchange
+        )
         # guards the state, the lines and everything below
         self._changed = state.changed
         self._link_test = LinkTest(state.changed)
@@ -244,20 +247,26 @@ class Client:
             self._state.in_place = store if copies else None
         return copies
 
+    def tend(self) -> None:
+        """Opens broken streams again, for a thread that waits for something else than us. Raises what the servers raise."""
+        with self._changed:
+            self._state.check()
+            broken = sorted(self._state.broken)
+        for index in broken:
+            self._connections.reopen(self._state.lines[index])
+            self._pump()
+
     def _block(self, done: Callable[[], bool]) -> None:
         while True:
             with self._changed:
                 self._state.check()
-                broken = sorted(self._state.broken)
-                if not broken:
+                if not self._state.broken:
                     if done():
                         self._state.doing = None
                         return
                     self._state.doing = f"waits for the next version of {len(self._state.exchange.missing())} tensors"
                     self._waiter.wait(done, 1.0)
-            for index in broken:
-                self._connections.reopen(self._state.lines[index])
-                self._pump()
+            self.tend()
 
     def _settle_rank_state(self) -> None:
         """All shards have applied the step, or skipped it: their norms, which came before their answers, tell which."""

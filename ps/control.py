@@ -67,6 +67,8 @@ class Control:
     home: str | None = None
     """The driver's host: processes elsewhere are named with theirs. None: not known."""
     servers: dict[int, ServerAddress] = field(default_factory=dict)
+    stages: dict[int, str] = field(default_factory=dict)
+    """Where workers serve the stage before them."""
     incarnations: dict[tuple[str, int], int] = field(default_factory=dict)
     """Newest incarnation by role ("server", "worker") and index."""
     machines: dict[tuple[str, int], Machine] = field(default_factory=dict)
@@ -86,17 +88,19 @@ class Control:
     _reports: dict[int, dict[int, EpochSums]] = field(default_factory=dict)
     _finished: dict[int, int] = field(default_factory=dict)
 
-    def register(self, role: str, index: int, address: ServerAddress | None = None, machine: Machine | None = None) -> int:
-        """Issues the next incarnation. Raises MalformedFrame for an index that the run does not have, ModelMismatch for
-        versions other than the first process'; that one is recorded as a failure too, for no process can mend it."""
+    def register(self, role: str, index: int, address: ServerAddress | str | None = None, machine: Machine | None = None) -> int:
+        """Issues the next incarnation; `address`: where it serves, if it does. Raises MalformedFrame for an index that the run does not have,
+        ModelMismatch for versions other than the first process'; that one is recorded as a failure too, for no process can mend it."""
         count = self.num_servers if role == "server" else self.num_members
         if not 0 <= index < count:
             raise MalformedFrame(f"{role} {index} registers in a run of {count}")
         if machine:
             self._check_versions(role, index, machine)
             self.machines[role, index] = machine
-        if address:
+        if isinstance(address, ServerAddress):
             self.servers[index] = address
+        elif address:
+            self.stages[index] = address
         self.incarnations[role, index] = self.incarnations.get((role, index), 0) + 1
         self.beats[role, index] = 0
         return self.incarnations[role, index]
@@ -123,6 +127,10 @@ class Control:
             self._finished.pop(index, None)
         self.beats.pop((role, index), None)
         self.steps.pop((role, index), None)
+
+    def locate_stage(self, worker: int) -> str | None:
+        """The same of a stage that serves the one before it."""
+        return self.stages.get(worker) if ("worker", worker) in self.beats else None
 
     def locate(self, shard: int) -> ServerAddress | None:
         """Where the server of a shard is; None before it has registered, and between two incarnations."""

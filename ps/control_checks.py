@@ -23,11 +23,12 @@ def check_register(request: pb.RegisterRequest) -> None:
     _check_texts(MAX_TEXT, *texts, request.data_address, request.control_address)
     if not all(map(str.isprintable, texts)):
         raise MalformedFrame("an environment that a terminal would obey")
-    if request.role == pb.SERVER:
-        for address in (request.data_address, request.control_address):
-            host, _, port = address.rpartition(":")
-            if not host or not port.isdecimal():
-                raise MalformedFrame(f"server {request.index} listens at {address!r}, which is no HOST:PORT")
+    addresses = (request.data_address, request.control_address) if request.role == pb.SERVER else filter(None, [request.data_address])
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal():
+            name = "server" if request.role == pb.SERVER else "rank"
+            raise MalformedFrame(f"{name} {request.index} listens at {address!r}, which is no HOST:PORT")
 
 
 def check_heartbeat(request: pb.HeartbeatRequest, num_workers: int, num_servers: int) -> None:

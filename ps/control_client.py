@@ -89,6 +89,15 @@ class ControlClient:
             return None
         return address_of(reply.server) if reply.HasField("server") else None
 
+    def locate_stage(self, stage: int) -> str | None:
+        """Where another stage of this rank serves the one before it; None while it starts, or the driver does not answer."""
+        request = pb.LocateRequest(member=pb.Member(rank=self._index, stage=stage))
+        try:
+            reply = self._peer.call("Control", "Locate", request, pb.LocateReply)
+        except Unreachable:
+            return None
+        return reply.server.data_address if reply.HasField("server") else None
+
     def saved(self, report: pb.SavedRequest) -> None:
         """A part of a checkpoint is written, or will not be; the sender is filled in."""
         report.role, report.index, report.stage, report.incarnation = self._role, self._index, self._stage, self.member.incarnation

@@ -107,7 +107,7 @@ class ControlServicer:
             self._check_running()
 
     def register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
-        address = None
+        address: ServerAddress | str = request.data_address
         if request.role == pb.SERVER:
             address = ServerAddress(request.index, request.data_address, request.control_address)
         with as_status(context), self.changed:
@@ -199,6 +199,9 @@ class ControlServicer:
     def locate(self, request: pb.LocateRequest, context: grpc.ServicerContext) -> pb.LocateReply:
         with as_status(context), self.changed:
             self._check_running()
+            if request.HasField("member"):
+                stage = self._control.locate_stage(self._worker(request.member))
+                return pb.LocateReply(server=None if stage is None else pb.ServerAddress(data_address=stage))
             found = self._control.locate(request.shard)
         return pb.LocateReply(server=_message(found) if found else None)
 

@@ -2,6 +2,7 @@
 
 import hmac
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ps.roles import Role, parse_role
@@ -40,9 +41,14 @@ def token_of(secret: str, role: Role) -> str:
     return f"{role}:{hmac.digest(secret.encode(), str(role).encode(), 'sha256').hex()}"
 
 
-def role_of_token(secret: str, token: str) -> Role | None:
-    """Whose token it is; None if it is none of this run."""
+Callers = str | Mapping[Role, str]
+"""Whose tokens are known: those of all roles, which follow from the run's secret, or those of some."""
+
+
+def role_of_token(callers: Callers, token: str) -> Role | None:
+    """Whose token it is; None if it is none of the callers'."""
     role = parse_role(token.partition(":")[0])
-    if role is None or not hmac.compare_digest(token_of(secret, role).encode(), token.encode()):
+    if role is None:
         return None
-    return role
+    expected = token_of(callers, role) if isinstance(callers, str) else callers.get(role, "")
+    return role if expected and hmac.compare_digest(expected.encode(), token.encode()) else None

@@ -17,6 +17,7 @@ PserverError
 ├── NonFinite            NaN or infinity in a loss or a mean gradient
 ├── Unreachable          a process does not answer within its deadline
 ├── HeadLost             the head of a Ray cluster is gone
+├── NeighbourLost        a stage of the same rank has ended, or its connection: all of them begin again
 ├── ProcessDied          a worker or server process has ended by itself
 ├── WorkerFailed         the user's code raised in a worker
 ├── CheckpointDamaged    a file of a checkpoint is not what was written
@@ -107,6 +108,10 @@ class HeadLost(Unreachable):
     """The head of a Ray cluster is gone. A program that is connected to it cannot end as usual: Ray waits for the head then, or crashes."""
 
 
+class NeighbourLost(Unreachable):
+    """A stage of the same rank has ended, or the connection to it: the rank's stages begin again from the version that all can read."""
+
+
 class ProcessDied(PserverError):
     """A worker or server process has ended by itself."""
 
@@ -141,6 +146,7 @@ STATUS: dict[type[PserverError], grpc.StatusCode] = {
     NonFinite: grpc.StatusCode.FAILED_PRECONDITION,
     Unreachable: grpc.StatusCode.UNAVAILABLE,
     HeadLost: grpc.StatusCode.UNAVAILABLE,
+    NeighbourLost: grpc.StatusCode.UNAVAILABLE,
     ProcessDied: grpc.StatusCode.ABORTED,
     WorkerFailed: grpc.StatusCode.ABORTED,
     ResourcesMissing: grpc.StatusCode.RESOURCE_EXHAUSTED,

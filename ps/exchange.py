@@ -51,11 +51,16 @@ class Exchange:
         """Places of the frames that are ready: a heap per shard."""
         self._sent = [[0] * len(runs) for runs in frames]
         """How often each frame is on its way: a receipt may arrive after the answer, when the next step has begun."""
-        self._own = [np.ones(len(ids), np.bool_) for ids in tensors] if own is None else own
+        own = [np.ones(len(ids), np.bool_) for ids in tensors] if own is None else own
+        self._foreign = [~mine for mine in own]
         self._landed = [np.ones(len(ids), np.bool_) for ids in tensors]
         self._missing = 0
         self._missing_of: IntArray = np.zeros(1 + max((int(ids.max()) for ids in tensors if len(ids)), default=0), np.int64)
         """Chunks of each tensor that have not landed."""
+        self._chunks_of: IntArray = np.zeros_like(self._missing_of)
+        """Those that are the member's."""
+        for ids, mine in zip(tensors, own, strict=True):
+            self._chunks_of += np.bincount(ids[mine], minlength=len(self._chunks_of))
         self.in_flight = 0
         """Frames whose credit has not come back."""
         self.step = -1
@@ -76,10 +81,10 @@ class Exchange:
         self._unready = [[len(its) for its in contents] for contents in self._in_frame]
         self._ready = [[False] * len(runs) for runs in self._frames]
         self._queue = [[] for _ in self._frames]
-        for landed, own, ids in zip(self._landed, self._own, self._tensors, strict=True):
-            landed[:] = ~own
-            self._missing_of += np.bincount(ids[own], minlength=len(self._missing_of))
-        self._missing = int(self._missing_of.sum())
+        for landed, foreign in zip(self._landed, self._foreign, strict=True):
+            landed[:] = foreign
+        self._missing_of[:] = self._chunks_of
+        self._missing = int(self._chunks_of.sum())
 
     def ready(self, tensors: Iterable[int]) -> None:
         """The contributions to these tensors are complete; each is named once per step."""

@@ -19,6 +19,8 @@ POINTS = frozenset(
         "worker.reports",
         "worker.reported",
         "worker.finished",
+        "stage.took",
+        "stage.put",
         "server.recovered",
         "server.registered",
         "shard.made",

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from protos import pserver_pb2 as pb
 from ps.codecs import CAST_BYTES, CASTS, CODECS, Chunk, Seed, format_of
 from ps.errors import MalformedFrame
-from ps.layout import DTYPES, Run, ShardLayout
+from ps.layout import CHUNK_ELEMENTS, DTYPES, Run, ShardLayout, TensorSpec
 
 Bytes = npt.NDArray[np.uint8]
 """Raw bytes, one-dimensional."""
@@ -145,6 +145,12 @@ def chunk_digests(memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool) -
     ends = starts + layout.num_bytes[run.span]
     digest, view = xxhash.xxh3_64_intdigest, memory.data
     return [digest(view[a:b]) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def tensor_digests(memory: Bytes, spec: TensorSpec) -> list[int]:
+    """xxh3-64 of every chunk of one tensor, whose bytes these are."""
+    size = CHUNK_ELEMENTS * DTYPES[spec.dtype]
+    return [xxhash.xxh3_64_intdigest(memory.data[at : at + size]) for at in range(0, len(memory), size)]
 
 
 def payload_digests(payload: Bytes, layout: ShardLayout, run: Run) -> list[int]:

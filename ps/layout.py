@@ -272,6 +272,20 @@ class Layout:
     def __len__(self) -> int:
         return len(self.chunk_tensor)
 
+    def first_chunk(self, tensor: int) -> int:
+        """Where the chunks of a tensor begin, which follow each other."""
+        return self._first_chunk[tensor]
+
+    def spans_of_stage(self, stage: int) -> list[tuple[int, int]]:
+        """Where a stage's tensors lie in the flat layout: first byte, and the one after the last."""
+        spans: list[tuple[int, int]] = []
+        for index in self.order:
+            spec, at = self.specs[index], int(self.tensor_flat[index])
+            if spec.stage == stage:
+                stop = at + _aligned(spec.num_bytes)
+                spans.append((spans.pop()[0], stop) if spans and spans[-1][1] == at else (at, stop))
+        return spans
+
     @cached_property
     def shard_bytes(self) -> tuple[int, ...]:
         """Bytes that every shard exchanges per direction and step."""

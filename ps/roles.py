@@ -33,7 +33,7 @@ class Role:
     @property
     def serves(self) -> bool:
         """Whether others call it."""
-        return self.kind in ("driver", "server")
+        return self.kind in ("driver", "server") or self.stage > 0
 
     @property
     def host_name(self) -> str:
@@ -119,6 +119,7 @@ ACCESS: Mapping[str, Access] = {
     "/pserver.Shard/Snapshot": Access(_DRIVER),
     "/pserver.Shard/Restore": Access(_DRIVER),
     "/pserver.Shard/Stop": Access(_DRIVER),
+    "/pserver.Stages/Link": Access(_MEMBER, streams=True),
     "/pserver.Control/Register": Access(_PROCESSES, _of_process),
     "/pserver.Control/Heartbeat": Access(_PROCESSES, _of_process),
     "/pserver.Control/Report": Access(_MEMBER, _sender),

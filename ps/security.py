@@ -17,7 +17,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from protos import pserver_pb2 as pb
-from ps.credentials import Credentials, Tls, role_of_token
+from ps.credentials import Callers, Credentials, Tls, role_of_token
 from ps.errors import Busy, ConfigError, ForeignRun, MalformedFrame, PserverError, Unauthenticated, as_status, as_stream_status, status_of
 from ps.refusals import Refusals
 from ps.roles import Role, check_claim, check_role, member_from, role_of_names
@@ -37,7 +37,7 @@ def call_metadata(credentials: Credentials, member: pb.Member | None = None) -> 
     return entries if member is None else (*entries, (_MEMBER, member.SerializeToString()))
 
 
-def member_of(context: grpc.aio.ServicerContext[Any, Any]) -> pb.Member:
+def member_of(context: grpc.aio.ServicerContext[Any, Any] | grpc.ServicerContext) -> pb.Member:
     """The member that a stream belongs to, which the guard has found to be the caller. Raises MalformedFrame."""
     return member_from(_member_in(dict(context.invocation_metadata() or ())))
 
@@ -56,11 +56,11 @@ MOST_WAITING = 256
 
 
 class Guard:
-    """Which calls are served. `secret`: of the run, for callers with tokens; None: they have certificates. Thread-safe."""
+    """Which calls are served. `callers`: those with tokens; None: callers have certificates. Thread-safe."""
 
-    def __init__(self, run_id: str, secret: str | None) -> None:
+    def __init__(self, run_id: str, callers: Callers | None) -> None:
         self._run_id = run_id
-        self._secret = secret
+        self._callers = callers
         self.refusals = Refusals(MOST_WAITING, time.monotonic)
         self._lock = threading.Lock()  # guards _running
         self._running: Counter[Role] = Counter()
@@ -82,8 +82,8 @@ class Guard:
         """The caller, before a byte of its messages is read; None if only its connection says. Raises Unauthenticated, ForeignRun, Forbidden."""
         entries = dict(details.invocation_metadata)
         role = None
-        if self._secret is not None:
-            role = role_of_token(self._secret, str(entries.get(_TOKEN, "")))
+        if self._callers is not None:
+            role = role_of_token(self._callers, str(entries.get(_TOKEN, "")))
             if role is None:
                 raise Unauthenticated("the call does not carry a token of this run: is the sender part of another run?")
         if entries.get(_RUN) != self._run_id:
@@ -104,8 +104,8 @@ class Guard:
 class RunGuard(grpc.ServerInterceptor):
     """Ends every call that may not be served; without a certificate before a message of it is read."""
 
-    def __init__(self, run_id: str, secret: str | None) -> None:
-        self._guard = Guard(run_id, secret)
+    def __init__(self, run_id: str, callers: Callers | None) -> None:
+        self._guard = Guard(run_id, callers)
 
     def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None], handler_call_details: grpc.HandlerCallDetails
@@ -120,7 +120,8 @@ class RunGuard(grpc.ServerInterceptor):
         def served(request: Any, context: grpc.ServicerContext) -> Iterator[None]:
             with as_status(context):
                 caller = role or self._guard.admit_connection(handler_call_details, context.auth_context())
-                _check_request(handler_call_details.method, caller, request)
+                if request is not None:
+                    _check_request(handler_call_details.method, caller, request)
                 with self._guard.call_of(caller):
                     yield
 
@@ -153,10 +154,16 @@ def _checked(handler: Any, served: Callable[[Any, grpc.ServicerContext], Abstrac
         with served(request, context):
             yield from handler.unary_stream(request, context)
 
+    def both(requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        with served(None, context):
+            yield from handler.stream_stream(requests, context)
+
     made = (_parsing(handler.request_deserializer), handler.response_serializer)
     if handler.unary_unary:
         return grpc.unary_unary_rpc_method_handler(unary, *made)
-    assert handler.unary_stream, "frames are streamed on an event loop"
+    if handler.stream_stream:
+        return grpc.stream_stream_rpc_method_handler(both, *made)
+    assert handler.unary_stream, "frames go up on an event loop"
     return grpc.unary_stream_rpc_method_handler(stream, *made)
 
 

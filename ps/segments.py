@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,8 @@ class Segment:
     file system is an OSError here and never a SIGBUS at first touch.
     """
 
-    def __init__(self, path: Path, size_bytes: int) -> None:
+    def __init__(self, path: Path, size_bytes: int, parts: Sequence[tuple[int, int]] | None = None) -> None:
+        """`parts`: first and last byte (excluded) of what will be used, and takes memory. None: all."""
         self.path = path
         self._file = _open_locked(path)
         try:
@@ -41,7 +42,10 @@ class Segment:
             """Whether a file of this size was there: a former owner's memory."""
             if not self.existed:
                 os.ftruncate(self._file, 0)
-                os.posix_fallocate(self._file, 0, size_bytes)
+                if parts is not None:  # a kill before all are allocated leaves the whole size: never for memory that a successor attaches to
+                    os.ftruncate(self._file, size_bytes)
+                for start, stop in [(0, size_bytes)] if parts is None else parts:
+                    os.posix_fallocate(self._file, start, stop - start)
             self._map = mmap.mmap(self._file, size_bytes)
         except OSError:
             path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,11 +35,12 @@ _IN_FOLDER = re.compile(r"[a-z0-9.-]{1,255}", re.ASCII)
 class MemberSegment:
     """A member's contributions, where the servers of its host read them."""
 
-    def __init__(self, run_id: str, member: pb.Member, flat_bytes: int) -> None:
-        """Raises OSError if `/dev/shm` has no room."""
+    def __init__(self, run_id: str, member: pb.Member, flat_bytes: int, own: Sequence[tuple[int, int]] | None = None) -> None:
+        """`own`: the parts of the flat layout that the member contributes to. None: all. Raises OSError if `/dev/shm` has no room."""
         name = f"{_member_prefix(run_id, member)}{secrets.token_hex(4)}"
         size = _LEAD_BYTES + flat_bytes
-        self._segment = Segment(segments.SHM / name, size)
+        parts = None if own is None else [(0, _LEAD_BYTES), *((_LEAD_BYTES + start, _LEAD_BYTES + stop) for start, stop in own)]
+        self._segment = Segment(segments.SHM / name, size, parts)
         nonce = secrets.token_bytes(NONCE_BYTES)
         self._segment.memory[:NONCE_BYTES] = np.frombuffer(nonce, np.uint8)
         self.contributions: Bytes = self._segment.memory[_LEAD_BYTES:]
@@ -51,11 +53,11 @@ class MemberSegment:
         self._segment.close(remove=True)
 
 
-def member_segment(run_id: str, member: pb.Member, flat_bytes: int) -> MemberSegment | None:
+def member_segment(run_id: str, member: pb.Member, flat_bytes: int, own: Sequence[tuple[int, int]] | None = None) -> MemberSegment | None:
     """A new segment, or None after one warning if there is no room."""
     remove_dead_segments()
     try:
-        return MemberSegment(run_id, member, flat_bytes)
+        return MemberSegment(run_id, member, flat_bytes, own)
     except OSError as error:
         log.warning(
             "shared memory is off for rank %d: %s has no %d bytes (%s); gradients go over gRPC: enlarge it (containers: --shm-size), "

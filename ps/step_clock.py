@@ -49,10 +49,10 @@ class _ShardClock:
 
 
 class StepClock:
-    """Times the steps of one rank, one after the other. Not thread-safe: the client locks."""
+    """Times the steps of one member, by its number, one after the other. Not thread-safe: the client locks."""
 
-    def __init__(self, rank: int, num_servers: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rank = rank
+    def __init__(self, number: int, num_servers: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._number = number
         self._clock = clock
         self._shards = [_ShardClock(ShardTraffic(shard=i), math.inf) for i in range(num_servers)]
         self.begin()
@@ -106,7 +106,7 @@ class StepClock:
             header = last.last
             timing.barrier_wait_s = min(wait, last.traffic.wait_s)
             timing.apply_s = min(wait - timing.barrier_wait_s, max(0.0, header.clock_s - header.complete_s))
-            if timing.barrier_wait_s > 0 and header.last_rank != self._rank:
+            if timing.barrier_wait_s > 0 and header.last_rank != self._number:
                 timing.waits_for = header.last_rank
         timing.receive_s = wait - timing.barrier_wait_s - timing.apply_s
         return timing

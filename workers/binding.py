@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from ps.errors import ConfigError
-from ps.frame import Bytes, chunk_digests
+from ps.frame import Bytes, chunk_digests, tensor_digests
 from ps.groups import GroupConfig, assign_groups
 from ps.layout import DTYPES, Layout, Rule, Run, TensorSpec
+from ps.stages.memory import untouched
 from ps.weights import SUMS
 from workers.device import Mover
 
@@ -53,10 +54,13 @@ class BoundModel:
     of memory are pinned then.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, *, copies: bool | None = None, gradients: Bytes | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, layout: Layout, *, copies: bool | None = None, gradients: Bytes | None = None, stage: int | None = None
+    ) -> None:
         """`copies`: whether parameters keep their own memory. None: unless they are on the CPU.
 
-        `gradients`: memory of a flat layout, zeroed, that servers read too; its own (pinned) if there is none.
+        `gradients`: memory of a flat layout, zeroed, that servers read too; its own (pinned) if there is none. `stage`: whose tensors the model
+        computes with: those of others are given up, and their places take no memory. None: it computes with all.
         """
         self.model = model
         self.layout = layout
@@ -69,18 +73,33 @@ class BoundModel:
         self.copies = self.device.type != "cpu" if copies is None else copies
         """Whether parameters keep their own memory."""
         self._holds_frozen = False
-        self.landing: tuple[Bytes, Bytes] = (mover.memory(layout.flat_bytes), mover.memory(layout.flat_bytes))
-        self.gradients: Bytes = mover.memory(layout.flat_bytes) if gradients is None else gradients
+        memory = mover.memory if stage is None else untouched
+        self.landing: tuple[Bytes, Bytes] = (memory(layout.flat_bytes), memory(layout.flat_bytes))
+        self.gradients: Bytes = memory(layout.flat_bytes) if gradients is None else gradients
         """Contributions of the step: mean gradients, buffers, sums."""
         self._views = [self._views_of(memory) for memory in (*self.landing, self.gradients)]
         self._present = [False] * len(layout.specs)
         self._collected = [False] * len(layout.specs)
         self._marks = [0] * len(layout.specs)
         self._sums = next(i for i, spec in enumerate(layout.specs) if spec.name == SUMS)
-        for tensor, view in zip(self._tensors, self._views[0], strict=True):
+        self._has_sums = stage in (None, layout.specs[self._sums].stage)
+        self._own = [(0, layout.flat_bytes)] if stage is None else layout.spans_of_stage(stage)
+        """Where the landing memory is written, in bytes."""
+        self._others: dict[int, list[int]] = {}
+        """Digests of the chunks of other stages' tensors, as they were built."""
+        for i, (tensor, view) in enumerate(zip(self._tensors, self._views[0], strict=True)):
             if tensor is not None:
-                view.copy_(tensor.detach())
+                if stage in (None, layout.specs[i].stage):
+                    view.copy_(tensor.detach())
+                else:
+                    self._give_up(i, tensor)
         self.copy_across(0)
+
+    def _give_up(self, index: int, tensor: torch.Tensor) -> None:
+        memory = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+        self._others[index] = tensor_digests(memory, self.layout.specs[index])
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
+        self._tensors[index] = None
 
     def _views_of(self, memory: Bytes) -> list[torch.Tensor]:
         starts = self.layout.tensor_flat.tolist()
@@ -97,11 +116,15 @@ class BoundModel:
                 found = chunk_digests(self.landing[0], shard, Run(0, len(shard)), flat=True)
                 for chunk, digest in zip(shard.chunks.tolist(), found, strict=True):
                     digests[chunk] = digest
+        for index, theirs in self._others.items():
+            first = self.layout.first_chunk(index)
+            digests[first : first + len(theirs)] = theirs
         return digests
 
     def copy_across(self, version: int) -> None:
         """Copies what has landed as `version` to the other parity too: frozen tensors land once."""
-        self.landing[(version + 1) % 2][:] = self.landing[version % 2]
+        for start, stop in self._own:
+            self.landing[(version + 1) % 2][start:stop] = self.landing[version % 2][start:stop]
 
     @property
     def versioned(self) -> list[int]:
@@ -197,8 +220,9 @@ class BoundModel:
         return rest
 
     def collect_sums(self, sums: Sequence[float]) -> int:
-        """Writes the step's SUM_NAMES into `gradients`; returns the tensor."""
-        self._views[2][self._sums].copy_(torch.tensor(sums, dtype=torch.float64))
+        """Writes the step's SUM_NAMES into `gradients`, unless they are another stage's; returns the tensor."""
+        if self._has_sums:
+            self._views[2][self._sums].copy_(torch.tensor(sums, dtype=torch.float64))
         self._collected[self._sums] = self._present[self._sums] = True
         return self._sums
 

@@ -71,6 +71,22 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """How a model is split over the stages of a rank (`scaling.num_stages`)."""
+
+    balance: Literal["bytes"] | tuple[int, ...] = "bytes"
+    """"bytes": the stage with most parameters has as few as can be; or the first block of every stage after the first, ascending, for
+    example [2, 5]."""
+    micro_batches: int = 1
+    """Parts into which each micro-batch of `train` is cut once more, >= 1: more of them keep stages busier. Gradients are added up; the step's
+    samples stay the same."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batches < 1:
+            raise ValueError(f"pipeline.micro_batches = {self.micro_batches} is out of range: >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RivalSettings:
     """What a worker needs to take the same steps under DDP too, for `pserver compare`."""
 
@@ -98,6 +114,15 @@ class WorkerSettings:
     """This worker, 0 <= rank < num_workers."""
     num_workers: int
     """Ranks of the run."""
+    stage: int = 0
+    """Part of the rank, 0 <= stage < num_stages."""
+    num_stages: int = 1
+    """Members that share each rank's model."""
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    host: str = "127.0.0.1"
+    """Address to bind where the stage before calls; unused by first stages."""
+    token_before: str | None = field(default=None, repr=False)
+    """Token of the stage before. None: there is none, or it has a certificate."""
     num_servers: int
     """Servers of the run."""
     gpus: float = 0.0
@@ -120,6 +145,11 @@ class WorkerSettings:
     """None: there are no checkpoints."""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     timeouts: Timeouts = field(default_factory=Timeouts)
+
+    @property
+    def number(self) -> int:
+        """By which the run's worker processes are told apart."""
+        return self.rank * self.num_stages + self.stage
 
     @property
     def credentials(self) -> Credentials:

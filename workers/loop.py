@@ -8,65 +8,42 @@ from ps.plan import Plan
 from workers.answers import data_of, model_of
 from workers.config import TrainConfig
 from workers.initial import load_initial
+from workers.parts import Part, WholePart
 from workers.sampler import BatchPlan
 from workers.session import Session
-from workers.step import GradientStep
-from workers.task import Samples, Task
-from workers.validate import validate
+from workers.stages.part import StagePart
+from workers.task import Task
 
 
 def train(session: Session, task: Task) -> None:
     """Every step: data, forward, backward, push, pull, install; a report where the plan says so."""
     settings, config = session.settings, session.settings.train
-    dtype = getattr(torch, config.dtype)
     data, validation_data = data_of(task, "train"), data_of(task, "validation")
     batches = BatchPlan.from_config(config, settings.num_workers, len(data))
     plan = plan_of(config, batches)
-    bound = session.bind(build_model(task, config).to(session.device), plan)
-    gradient = GradientStep(
-        task,
-        data,
-        batches,
-        bound,
-        session.pushes,
-        session.layers,
-        dtype,
-        rank=session.rank,
-        nonfinite=settings.optimizer.nonfinite,
-        data_workers=config.data_workers,
-        autocast=config.autocast,
-    )
+    model = build_model(task, config).to(session.device)
+    if settings.num_stages > 1:
+        part: Part = StagePart(session, task, model, plan, batches, data, validation_data)
+    else:
+        part = WholePart(session, task, model, plan, batches, data, validation_data)
     try:
         while True:
             # first, not last: a rank that was killed before it had reported joins at this version
-            if plan.decides(session.version) and _report(session, task, validation_data, batches.micro_batch_size()):
+            if plan.decides(session.version) and _report(session, part):
                 return
             if session.version == plan.total_steps:
                 session.settle()
                 return
             session.enter()
-            session.step(gradient.compute(session.version, session.spans))
+            session.step(part.compute(session.version, session.spans))
     finally:
-        gradient.close()
+        part.close()
 
 
-def _report(session: Session, task: Task, validation_data: Samples, batch_size: int) -> bool:
+def _report(session: Session, part: Part) -> bool:
     """The phase that ends here, validated if the plan says so; True if the run ends."""
     session.settle()
-    settings = session.settings
-    sums = {}
-    if session.plan.validates(session.version):
-        sums = validate(
-            task,
-            validation_data,
-            session.bound.model,
-            getattr(torch, settings.train.dtype),
-            device=session.bound.device,
-            rank=session.rank,
-            num_workers=settings.num_workers,
-            batch_size=batch_size,
-        )
-    return session.report(sums)
+    return session.report(part.validate(session.version) if session.plan.validates(session.version) else {})
 
 
 def build_model(task: Task, config: TrainConfig) -> torch.nn.Module:

@@ -12,7 +12,7 @@ from ps.client import Client
 from ps.codecs import is_lossy
 from ps.control import EpochSums, ServerAddress
 from ps.control_client import ControlClient, Progress
-from ps.errors import Stopped, VersionGone
+from ps.errors import NeighbourLost, Stopped, VersionGone
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.layout import Layout
@@ -21,6 +21,8 @@ from ps.plan import Plan
 from ps.rank_state import RankState
 from ps.server import environment
 from ps.shared import member_segment
+from ps.stages.links import StageLinks
+from ps.stages.memory import give_back_freed_memory
 from ps.step_clock import StepTiming
 from workers.binding import BoundModel, specs_of
 from workers.config import WorkerSettings
@@ -36,8 +38,17 @@ log = logging.getLogger(__name__)
 class Session:
     """Bound once by `bind`; then `enter`, `pushes` and `step` for every step. One thread uses it; `stop` may come from any."""
 
-    def __init__(self, settings: WorkerSettings, control: ControlClient, servers: Sequence[ServerAddress], rows: RowBuffer) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        control: ControlClient,
+        servers: Sequence[ServerAddress],
+        rows: RowBuffer,
+        links: StageLinks | None = None,
+    ) -> None:
+        """`links`: to the neighbouring stages, if the rank is split."""
         self.settings = settings
+        self.links = links
         self.rank = settings.rank
         self.device = prepare_device(settings.rank, settings.gpus, exact=settings.train.exact)
         """Where the model must be."""
@@ -63,21 +74,24 @@ class Session:
         self._cpu_s = 0.0
         """CPU seconds of the process at the last row."""
 
-    def bind(self, model: nn.Module, plan: Plan, *, own_loop: bool = False) -> BoundModel:
+    def bind(self, model: nn.Module, plan: Plan, *, own_loop: bool = False, stages: Mapping[str, int] | None = None) -> BoundModel:
         """Joins all shards with the model, brings version 0 if it is missing, and installs the version they are at.
 
-        `own_loop`: the model and its gradients may be looked at at any time, not only by a GradientStep.
-        Raises ConfigError, ModelMismatch, Unreachable, Stopped.
+        `own_loop`: the model and its gradients may be looked at at any time, not only by a GradientStep. `stages`: of every tensor, if the
+        model is split. Raises ConfigError, ModelMismatch, Unreachable, Stopped.
         """
         self._doing = "joins the servers"
         settings = self.settings
         check_device(model, self.device)
         self.plan = plan
-        layout = Layout(specs_of(model, settings.optimizer.groups), settings.num_servers)
+        layout = Layout(specs_of(model, settings.optimizer.groups, stages), settings.num_servers)
         member = self._control.member
         rank_state = self._rank_state(layout) if is_lossy(settings.comm.push_format) else None
-        segment = member_segment(settings.run_id, member, layout.flat_bytes) if settings.comm.may_share else None
-        self.bound = bound = BoundModel(model, layout, gradients=segment.contributions if segment else None)
+        own = None if stages is None else layout.spans_of_stage(member.stage)
+        segment = member_segment(settings.run_id, member, layout.flat_bytes, own) if settings.comm.may_share else None
+        stage = None if stages is None else member.stage
+        self.bound = bound = BoundModel(model, layout, gradients=segment.contributions if segment else None, stage=stage)
+        digests = bound.initial_digests()
         self._client = client = Client(
             member=member,
             credentials=settings.credentials,
@@ -89,16 +103,19 @@ class Session:
             segment=segment,
             locate=self._control.locate,
             rank_state=rank_state,
+            num_stages=settings.num_stages,
         )
         if self._stop_reason:
             raise Stopped(self._stop_reason)
-        digests = bound.initial_digests()
         while not self._join(client, digests):
             log.info("a version went while it was pulled: joining again")
         bound.install(self.version)
+        if stages is not None:
+            give_back_freed_memory()  # the model as it was built
         hit("worker.installed")
         self._doing = "computes"
-        self.layers = Layers(bound, self, self.spans, layerwise=settings.train.overlap and not own_loop, in_place=not own_loop)
+        is_whole = not own_loop and stages is None
+        self.layers = Layers(bound, self, self.spans, layerwise=settings.train.overlap and is_whole, in_place=is_whole)
         self.pushes = Pushes(bound, self, self.spans, early=settings.train.overlap, own_loop=own_loop)
         self.spans.take()
         self._cpu_s = time.process_time()
@@ -112,7 +129,17 @@ class Session:
             client.init(self.bound.landing[0])
         client.open()
         self._start_at(0)
+        if self.links:
+            return self._join_group(client, self.links, max(version, 0))
         return version <= 0 or any(self._pull(client, wanted) for wanted in self._wanted(version))
+
+    def _join_group(self, client: Client, links: StageLinks, version: int) -> bool:
+        """The same at the smallest version that the rank's stages have found, which all can read: nothing goes past the next one without them."""
+        links.connect(client.tend)
+        version = links.agree(version)
+        if version and not self._pull(client, version):
+            raise NeighbourLost(f"version {version} went while rank {self.rank} read it")
+        return True
 
     def _wanted(self, version: int) -> list[int]:
         """An own loop does the step before once more, if its parameters are still there: only so it comes to a report at `version`."""
@@ -218,9 +245,13 @@ class Session:
         """Brings the rank's sums of a phase at the present version; True if the run ends here. Returns when every rank has reported."""
         hit("worker.reports")
         self.settle()
+        if self.links:
+            self.links.agree(self.version)  # while others of the rank have not landed it, a server may need the norms that only we know
         self._rows.urgent.set()
         self._doing = "has reported and waits for the others"
-        stop = self._control.report_epoch(EpochSums(self.version, self.bound.epoch_sums(self.version), dict(sums)))
+        is_last = self.settings.stage + 1 == self.settings.num_stages
+        training = self.bound.epoch_sums(self.version) if is_last else {}
+        stop = self._control.report_epoch(EpochSums(self.version, training, dict(sums)))
         self._doing = "computes"
         hit("worker.reported")
         self.spans.take()
@@ -236,7 +267,7 @@ class Session:
         waits = {f"{name}_s": getattr(timing, f"{name}_s") for name in ("send", "barrier_wait", "apply", "receive")}
         exchange = {"encode_s": seconds.get("exchange", 0.0) - sum(waits.values()), **waits}
         return WorkerRow(
-            rank=self.rank,
+            rank=self.settings.number,
             step=self.version - 1,
             time_s=time_s,
             step_s=step_s,

@@ -2,15 +2,17 @@
 
 import logging
 import sys
+import threading
 import time
 import traceback
 from functools import partial
 
 import torch
 
+from ps.addresses import listen_host
 from ps.config import from_json
 from ps.control_client import ControlClient, Heart, Progress
-from ps.errors import ConfigError, PserverError, Stopped, WorkerFailed
+from ps.errors import ConfigError, NeighbourLost, PserverError, Stopped, WorkerFailed
 from ps.failpoints import hit
 from ps.ledger import RowBuffer
 from ps.logs import configure_logging
@@ -19,6 +21,7 @@ from ps.metrics import Meter, metered, tell_row
 from ps.roles import DRIVER
 from ps.segments import run_mark
 from ps.server import SWITCH_INTERVAL_S, environment
+from ps.stages.links import StageLinks
 from ps.transport.rpc import Peer
 from workers.config import WorkerSettings
 from workers.context import run_loop
@@ -39,7 +42,9 @@ class Worker:
         self._session: Session | None = None
         self._stop_reason: str | None = None
         peer = Peer(DRIVER, settings.control_address, settings.credentials, settings.timeouts)
-        self._control = ControlClient(peer, "worker", settings.rank)
+        self._control = ControlClient(peer, "worker", settings.rank, settings.stage)
+        self._links = self._listen() if settings.num_stages > 1 else None
+        self._is_stopped = threading.Event()
         self._heart = Heart(
             self._control,
             self.rows,
@@ -50,18 +55,32 @@ class Worker:
             clock=time.monotonic,
         )
 
+    def _listen(self) -> StageLinks:
+        settings = self.settings
+        return StageLinks(
+            self._control,
+            settings.num_stages,
+            host=listen_host(settings.host, settings.comm.interface),
+            credentials=settings.credentials,
+            token_before=settings.token_before,
+            comm=settings.comm,
+            timeouts=settings.timeouts,
+            allow_plaintext=settings.security.allow_plaintext,
+        )
+
     def run(self) -> None:
         """Registers, joins, trains and says goodbye. An error is reported to the driver and raised."""
         settings = self.settings
         torch.set_num_threads(settings.train.num_threads)
         keep_freed_memory()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        servers = self._control.register(environment(settings.train.num_threads), timeout_s=settings.timeouts.start_s)
+        address = self._links.address if self._links else ""
+        servers = self._control.register(environment(settings.train.num_threads), address, timeout_s=settings.timeouts.start_s)
         hit("worker.registered")
         log.info("rank %d of run %s works with %d servers", settings.rank, settings.run_id, len(servers))
         self._heart.start()
         try:
-            self._session = session = Session(settings, self._control, servers, self.rows)
+            self._session = session = Session(settings, self._control, servers, self.rows, self._links)
             if self._stop_reason:
                 raise Stopped(self._stop_reason)
             with operations_named():
@@ -70,6 +89,11 @@ class Worker:
             hit("worker.finished")
         except Stopped:
             raise
+        except NeighbourLost:
+            # whoever has died is seen within that time, and the driver ends the rank's other stages; else this one must begin again
+            if self._is_stopped.wait(settings.timeouts.connect_s):
+                raise Stopped(self._stop_reason or "") from None
+            raise
         except Exception as error:
             self._report_failure(error)
             raise
@@ -77,6 +101,8 @@ class Worker:
             self._heart.stop()
             if self._session:
                 self._session.close()
+            if self._links:
+                self._links.close()
             self._control.close()
 
     def _train(self, session: Session) -> None:
@@ -105,6 +131,7 @@ class Worker:
         """Ends the run of this rank from any thread: calls in progress raise Stopped."""
         log.info("asked to stop: %s", reason)
         self._stop_reason = reason
+        self._is_stopped.set()
         if self._session:
             self._session.stop(reason)
 
@@ -114,7 +141,7 @@ def work(settings_json: str, meter: Meter | None = None) -> int:
     settings = from_json(WorkerSettings, settings_json)
     worker = Worker(settings)
     try:
-        with run_mark(settings.run_id), metered(settings.metrics, 1 + settings.num_servers + settings.rank, meter) as meter:
+        with run_mark(settings.run_id), metered(settings.metrics, 1 + settings.num_servers + settings.number, meter) as meter:
             if meter:
                 worker.rows.on_row = partial(tell_row, meter)
             worker.run()

@@ -4,9 +4,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ps.codecs import is_lossy
 from ps.config import CheckpointConfig, CommConfig, MetricsConfig, OptimizerConfig, ScheduleConfig, SecurityConfig
 from ps.decisions import EarlyStoppingConfig, PlateauConfig
-from workers.config import TrainConfig
+from workers.config import PipelineConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class ScalingConfig:
 
     num_workers: int = 2
     """Ranks, >= 1."""
+    num_stages: int = 1
+    """Worker processes of every rank, >= 1, which split its model between them; only of tasks that have `blocks`."""
     num_servers: int = 2
     """Server processes, one shard each, >= 1."""
     use_gpu: bool = False
@@ -37,7 +40,7 @@ class ScalingConfig:
     """Ranks whose forward and backward take so many times as long, >= 1, for they wait in between: simulates slow hosts."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "num_servers"):
+        for name in ("num_workers", "num_stages", "num_servers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"scaling.{name} = {getattr(self, name)} is out of range: >= 1")
         for name, amount in self.resources_per_worker.items():
@@ -48,6 +51,11 @@ class ScalingConfig:
                 raise ValueError(f"scaling.slowdown.{rank} names no rank: 0 <= rank < scaling.num_workers = {self.num_workers}")
             if factor < 1:
                 raise ValueError(f"scaling.slowdown.{rank} = {factor} is out of range: >= 1")
+
+    @property
+    def num_members(self) -> int:
+        """Worker processes."""
+        return self.num_workers * self.num_stages
 
     @property
     def gpus_per_worker(self) -> float:
@@ -104,6 +112,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     plateau: PlateauConfig = field(default_factory=PlateauConfig)
     comm: CommConfig = field(default_factory=CommConfig)
@@ -123,12 +132,28 @@ class Config:
             )
         if self.task:
             self._check_watched()
+        if self.scaling.num_stages > 1:
+            self._check_stages()
         for shard in self.comm.server_bandwidth:
             if not 0 <= shard < self.scaling.num_servers:
                 raise ValueError(f"comm.server_bandwidth.{shard} names no server: 0 <= shard < scaling.num_servers = {self.scaling.num_servers}")
         for rank in self.comm.worker_bandwidth:
             if not 0 <= rank < self.scaling.num_workers:
                 raise ValueError(f"comm.worker_bandwidth.{rank} names no rank: 0 <= rank < scaling.num_workers = {self.scaling.num_workers}")
+
+    def _check_stages(self) -> None:
+        """What ranks of one worker can do, and split ones cannot."""
+        cannot = {
+            "train.loop": self.train.loop is not None,
+            'train.autocast = "bfloat16"': self.train.autocast != "none",
+            "scaling.use_gpu or a GPU in scaling.resources_per_worker": self.scaling.gpus_per_worker > 0,
+            f'comm.push_format = "{self.comm.push_format}"': is_lossy(self.comm.push_format),
+        }
+        for what, is_set in cannot.items():
+            if is_set:
+                raise ValueError(
+                    f"scaling.num_stages = {self.scaling.num_stages} with {what}: ranks of several stages cannot do that, take one stage"
+                )
 
     def _check_watched(self) -> None:
         """The names of a task's metrics begin alike, so that a wrong one shows before the first epoch has passed."""

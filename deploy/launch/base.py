@@ -2,11 +2,13 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from ps.errors import Unreachable
 from ps.frame import Bytes
 
 Role = Literal["server", "worker"]
@@ -81,6 +83,20 @@ class Launcher(Protocol):
 
     def stop(self, grace_s: float) -> None:
         """Gives running processes `grace_s` to end, then kills. None is left when it returns. Idempotent."""
+
+
+_KILLED_WITHIN_S = 10.0
+
+
+def kill_all(launcher: Launcher, keys: Sequence[ProcessKey], pause: Callable[[], None]) -> None:
+    """Returns when all of them have ended; waits for those on other hosts in `pause`. Raises Unreachable."""
+    for key in keys:
+        launcher.kill(key)
+    deadline = time.monotonic() + _KILLED_WITHIN_S
+    while not set(keys) <= set(launcher.ended()):
+        if time.monotonic() > deadline:
+            raise Unreachable("workers on other hosts do not end")
+        pause()
 
 
 QUIET_GRPC = {"GRPC_VERBOSITY": "ERROR"}

@@ -43,7 +43,7 @@ def make_launcher(
 
     return RayLauncher(
         log_path,
-        num_workers=scaling.num_workers,
+        num_workers=scaling.num_members,
         num_servers=scaling.num_servers,
         address=address,
         use_gpu=scaling.use_gpu,

@@ -55,6 +55,8 @@ def scenario_of_run(run: RunDirectory) -> Scenario:
 
 def scenario_of_config(config: Config, steps: Sequence[LedgerStep]) -> Scenario:
     """What trains by the config on the hosts that the ledger's `steps` show; it computes nothing, with the usual costs."""
+    if config.scaling.num_stages > 1:
+        raise ConfigError(f"the plan knows no stages yet, and this run's ranks have {config.scaling.num_stages}: plan with whole ranks")
     task = config.task
     is_virtual = config.comm.shaping == "links"
     return Scenario(

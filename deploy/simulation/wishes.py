@@ -77,6 +77,10 @@ def hosts_of(config: Config, wishes: Wishes, *, shm_bytes: int, private: Sequenc
     """
     config = _with_links(config, wishes)
     scaling = config.scaling
+    if scaling.num_stages > 1:
+        raise ConfigError(
+            f"simulate gives every rank one host, and ranks of scaling.num_stages = {scaling.num_stages} are several processes: set it to 1"
+        )
     keys = [ProcessKey("worker", rank) for rank in range(scaling.num_workers)] + [ProcessKey("server", s) for s in range(scaling.num_servers)]
     host_of = {key: _host_of(key, scaling.num_workers, colocate=wishes.colocate) for key in keys}
     single = _single(wishes.hosts, set(host_of.values()))

@@ -49,10 +49,11 @@ _BACKOFF = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_bac
 _CLIENT = [*_COMMON, *_BACKOFF, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0), ("grpc.enable_http_proxy", 0)]
 
 
-def new_server(name: str, guard: RunGuard, *, num_roles: int) -> grpc.Server:
-    """A server whose every method is guarded, with a thread for every call that so many roles may have in progress, and some to refuse others."""
+def new_server(name: str, guard: RunGuard, *, num_roles: int, streams_on: str | None = None) -> grpc.Server:
+    """A server whose every method is guarded, with a thread for every call that so many roles may have in progress, and some to refuse others.
+    `streams_on`: the host that it listens on, if it serves streams of frames."""
     pool = futures.ThreadPoolExecutor(max_workers=num_roles * CALLS_AT_ONCE + MOST_WAITING + 4, thread_name_prefix=name)
-    return grpc.server(pool, interceptors=[guard], options=[*_SERVER, *_SHORT_CALLS])
+    return grpc.server(pool, interceptors=[guard], options=[*_SERVER, *_SHORT_CALLS] if streams_on is None else stream_options(streams_on))
 
 
 def stream_options(host: str) -> list[tuple[str, int]]:
@@ -159,9 +160,9 @@ class Peer:
         except grpc.RpcError as error:
             raise from_rpc_error(error, str(self)) from error
 
-    def open_stream(self, method: str, frames: Iterator[bytes], metadata: Metadata) -> Any:
+    def open_stream(self, method: str, frames: Iterator[bytes], metadata: Metadata, *, service: str = "Shard") -> Any:
         """Frames both ways; iterate over what is returned, `cancel()` ends it."""
-        stub: Any = self._channel.stream_stream(f"/pserver.Shard/{method}", request_serializer=None, response_deserializer=None)
+        stub: Any = self._channel.stream_stream(f"/pserver.{service}/{method}", request_serializer=None, response_deserializer=None)
         return stub(frames, metadata=metadata)
 
     def wait_ready(self) -> None:
@@ -175,7 +176,8 @@ class Peer:
         self._channel.close()
 
     def __str__(self) -> str:
-        name = f"server {self._role.index}" if self._role.kind == "server" else f"the {self._role.kind}"
+        names = {"server": f"server {self._role.index}", "member": f"stage {self._role.stage} of rank {self._role.index}"}
+        name = names.get(self._role.kind, f"the {self._role.kind}")
         return f"{name} at {self.address}"
 
 

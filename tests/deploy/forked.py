@@ -20,7 +20,7 @@ from deploy.trainer import Trainer
 from ps.config import CheckpointConfig, CommConfig, MetricsConfig, OptimizerConfig, Timeouts
 from ps.decisions import EarlyStoppingConfig, PlateauConfig
 from tests.deploy.faults import Armed, arm
-from workers.config import TrainConfig
+from workers.config import PipelineConfig, TrainConfig
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.deploy.preloaded"])
@@ -104,6 +104,7 @@ def trainer(storage: Path, task: str | None, fields: dict[str, Any] | None = Non
         train=TrainConfig(**of(TrainConfig)),
         optimizer=options.get("optimizer", OptimizerConfig()),
         scaling=ScalingConfig(**of(ScalingConfig)),
+        pipeline=PipelineConfig(**of(PipelineConfig)),
         comm=CommConfig(**of(CommConfig)),
         failure=FailureConfig(**of(FailureConfig)),
         checkpoint=CheckpointConfig(**of(CheckpointConfig)),

@@ -46,6 +46,25 @@ class Noisy(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Blocks(Noisy):
+    """`Noisy` in blocks, which a rank's stages share."""
+
+    dropout: float = 0.3
+
+    def model(self) -> nn.Module:
+        model = super().model()
+        next(m for m in model.modules() if isinstance(m, nn.Dropout)).p = self.dropout
+        return model
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        return list(model.children())
+
+    def metrics(self, model: nn.Module, batch: Any) -> dict[str, float]:
+        x, y, _ = batch
+        return {"accuracy": float((model(x).argmax(1) == y).sum())}
+
+
+@dataclass(frozen=True, kw_only=True)
 class HalfFrozen(Noisy):
     """`Noisy` whose convolution is not trained."""
 

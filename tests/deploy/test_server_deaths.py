@@ -59,4 +59,4 @@ def test_a_server_that_holds_nothing_may_die_too(tmp_path: Path) -> None:
 def test_no_failpoint_of_a_server_is_left_out() -> None:
     elsewhere = {"store.restored"}  # tests/deploy/test_checkpoint_runs.py
     places = {name for _, first, second in PLACES for name, *_ in [*first, *second]}
-    assert places | elsewhere == {name for name in POINTS if not name.startswith("worker.")}
+    assert places | elsewhere == {name for name in POINTS if not name.startswith(("worker.", "stage."))}

@@ -1,12 +1,14 @@
 """The driver: the real Control and Decider; it starts processes again and tells servers what was decided."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ps.control import Control, EpochSums, ServerAddress
 from ps.decisions import Decision
 from ps.errors import Fenced
 from tests.explore.clock import Process
+from tests.explore.group import Group
 from tests.explore.member import Member
 from tests.explore.server import Server
 
@@ -24,10 +26,11 @@ class Driver(Process):
     def __init__(self, world: "World") -> None:
         super().__init__("driver")
         self.world = world
-        self.control = Control(world.job.num_workers, world.job.num_servers)
+        self.control = Control(world.job.num_workers, world.job.num_servers, world.job.num_stages)
         self.decider = world.job.new_decider()
         self.servers: list[Server | None] = [None] * world.job.num_servers
-        self.members: list[Member | None] = [None] * world.job.num_workers
+        self.groups: list[Group] = []
+        """The stages of every rank that are the newest, if ranks are split."""
         self._told: dict[int, set[int]] = {}
         """Servers that know the decision, by version."""
         self._waiting: dict[int, list[Callable[[Any], object]]] = {}
@@ -52,11 +55,41 @@ class Driver(Process):
     def start_worker(self, rank: int, *, within_s: float = START_S) -> None:
         def registered() -> None:
             incarnation = self.control.register("worker", rank)
-            self.members[rank] = member = Member(self.world, rank, incarnation)
+            member = Member(self.world, rank, incarnation)
             self.world.alive(member, lambda: self._lost("worker", rank, lambda: self.start_worker(rank)))
             self.world.clock.after(self.world.clock.delay(), member, member.go_on)
 
         self.world.clock.after(self.world.rng.uniform(0, within_s), self, registered)
+
+    def start_group(self, rank: int, *, within_s: float = START_S) -> None:
+        """All stages of a rank."""
+        group = Group(self.world, rank)
+        self.groups[rank : rank + 1] = [group]
+
+        def registered(stage: int) -> None:
+            if self.groups[rank] is not group:
+                return  # it was killed before
+            number = rank * self.world.job.num_stages + stage
+            group.members[stage] = member = Member(self.world, rank, self.control.register("worker", number), stage, group)
+            self.world.alive(member, lambda: self._lost_stage(member))
+            self.world.clock.after(self.world.clock.delay(), member, member.go_on)
+
+        for stage in range(self.world.job.num_stages):
+            self.world.clock.after(self.world.rng.uniform(0, within_s), self, partial(registered, stage))
+
+    def _lost_stage(self, member: Member) -> None:
+        """The other stages are ended, before any is started again."""
+        group = member.group
+        assert group
+        if self.control.has_finished(member.number) or self.groups[group.rank] is not group:
+            return
+        self.world.count("group again")
+        for other in group.members.values():
+            if other is not member:  # which may wake beside its successor
+                self.world.end(other)
+        for stage in range(self.world.job.num_stages):
+            self.control.lose("worker", group.rank * self.world.job.num_stages + stage)
+        self.start_group(group.rank)
 
     def _lost(self, role: str, index: int, start: Callable[[], object]) -> None:
         """A process has ended, or is taken for dead."""
@@ -73,12 +106,12 @@ class Driver(Process):
         """Answers when every rank has reported, and every server knows what was decided."""
         incarnation = member.members[0].incarnation
         try:
-            self.control.check_current("worker", member.rank, incarnation)
+            self.control.check_current("worker", member.number, incarnation)
         except Fenced as error:
             answer(error)
             return
-        training = {"train_loss": sums[0]}
-        epoch = self.control.report_epoch(member.rank, EpochSums(version, training, {}))
+        training = {"train_loss": sums[0]} if member.stage + 1 == self.world.job.num_stages else {}
+        epoch = self.control.report_epoch(member.number, EpochSums(version, training, {}))
         self._waiting.setdefault(version, []).append(answer)
         if epoch:
             self._told[version] = set()
@@ -86,8 +119,8 @@ class Driver(Process):
         self._tell_all()
 
     def finish(self, member: Member) -> None:
-        if self.control.incarnations["worker", member.rank] == member.members[0].incarnation:
-            self.control.finish(member.rank, member.version)
+        if self.control.incarnations["worker", member.number] == member.members[0].incarnation:
+            self.control.finish(member.number, member.version)
 
     def _tell_all(self) -> None:
         for decision in self.decider.log:

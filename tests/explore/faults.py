@@ -89,11 +89,13 @@ def forge(world: "World") -> None:
     if not servers:
         return
     server, rank = world.rng.choice(servers), world.rng.randrange(world.job.num_workers)
-    newest = world.driver.control.incarnations.get(("worker", rank), 1)
-    session = server.shard._streams._session[rank]
-    member = pb.Member(rank=rank, incarnation=newest, generation=1, session=session)
+    stage = world.rng.randrange(world.job.num_stages) if world.job.num_stages > 1 else 0
+    number = rank * world.job.num_stages + stage
+    newest = world.driver.control.incarnations.get(("worker", number), 1)
+    session = server.shard._streams._session[number]
+    member = pb.Member(rank=rank, stage=stage, incarnation=newest, generation=1, session=session)
     kind = world.rng.choice(("old incarnation", "old timeline", "old timeline joins", "next step"))
-    if server.shard._barrier._incarnation[rank] < newest or server.shard.work.reads(rank):
+    if server.shard._barrier._incarnation[number] < newest or server.shard.work.reads(rank):
         return  # as far as this server can know, nothing is old; or Join, if it is not refused, would wait
     if kind == "old incarnation":
         member.incarnation -= 1
@@ -106,7 +108,7 @@ def forge(world: "World") -> None:
         server.run(lambda: _refused(lambda: server.shard.join(member), Fenced))
     elif kind == "next step":
         _push_garbage(world, server, member, int(server.store.words.max()) + 1, EarlyPush)
-        if stream := server.shard._streams.of(rank):
+        if stream := server.shard._streams.of(number):
             stream.end(EarlyPush("it came on this stream"))
     else:
         _push_garbage(world, server, member, step, Fenced)
@@ -129,7 +131,7 @@ def _refused(call: Callable[[], object], error: type[PserverError]) -> None:
 def haunt(world: "World", successor: Member) -> None:
     """The last copies of dead processes into their segments happen late, when the successor has joined everywhere."""
     for member in world.former:
-        if member.rank == successor.rank and member.is_dead and not successor.is_dead and None not in successor.joined:
+        if member.number == successor.number and member.is_dead and not successor.is_dead and None not in successor.joined:
             world.count("late copy")
             member.gradients[:] = 7
 

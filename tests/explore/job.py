@@ -49,6 +49,8 @@ class Job:
     """A driver decides at ends of epochs."""
     cut_every: int = 0
     """Versions between two checkpoints; 0: there are none but those that are asked for."""
+    num_stages: int = 1
+    """Members of every rank."""
 
     @staticmethod
     def draw(rng: random.Random) -> "Job":
@@ -68,11 +70,18 @@ class Job:
         )
         return replace(job, shared=job.push_format == "fp32" and rng.random() < 0.5)
 
+    def split(self, num_stages: int) -> "Job":
+        """The same for ranks of several stages, whose gradients travel as they are."""
+        return self if num_stages == 1 else replace(self, num_stages=num_stages, push_format="fp32")
+
     @cached_property
     def specs(self) -> list[TensorSpec]:
         sizes = (8192 + 64, *SIZES[1:]) if self.big else SIZES
-        tensors = [TensorSpec(name=f"w{i}", shape=(size,), dtype="float64") for i, size in enumerate(sizes)]
-        return [*tensors, TensorSpec(name="sums", shape=(2,), dtype="float64", rule=Rule.SUM)]
+        stages = [i * self.num_stages // len(sizes) for i in range(len(sizes))]
+        tensors = [
+            TensorSpec(name=f"w{i}", shape=(size,), dtype="float64", stage=stage) for i, (size, stage) in enumerate(zip(sizes, stages, strict=True))
+        ]
+        return [*tensors, TensorSpec(name="sums", shape=(2,), dtype="float64", rule=Rule.SUM, stage=self.num_stages - 1)]
 
     @cached_property
     def layout(self) -> Layout:
@@ -99,6 +108,7 @@ class Job:
             shard=shard,
             num_servers=self.num_servers,
             num_workers=self.num_workers,
+            num_stages=self.num_stages,
             control_address="driver" if self.is_driven else None,
             optimizer=self.optimizer,
             comm=comm,

@@ -5,6 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from protos import pserver_pb2 as pb
 from ps import frame
@@ -15,6 +16,7 @@ from ps.frame import Bytes
 from ps.layout import Layout, Run
 from ps.rank_state import RankState
 from tests.explore.clock import Killed, Process
+from tests.explore.group import Group
 from tests.explore.job import SEED
 from tests.explore.wire import Wire
 from tests.ps.models.core import Violation
@@ -23,24 +25,29 @@ from tests.ps.models.member import END, INIT, JOIN, PULL, READY, STEP, Habits, M
 if TYPE_CHECKING:
     from tests.explore.world import World
 
-REPORT = "report"
+REPORT, AGREE, PIPE = "report", "agree", "pipe"
 AGAIN_S = 0.1
 """Until a server that is away is asked again."""
 
 
 class Member(MemberModel, Process):
-    """One incarnation of one rank."""
+    """One incarnation of one rank, or of one of its stages, which has a group."""
 
-    def __init__(self, world: "World", rank: int, incarnation: int) -> None:
+    def __init__(self, world: "World", rank: int, incarnation: int, stage: int = 0, group: Group | None = None) -> None:
         job = world.job
         self.world = world
-        Process.__init__(self, f"rank {rank}.{incarnation}")
+        self.stage = stage
+        self.group = group
+        self.has_agreed = False
+        self.met_at = -1
+        """Newest version that all stages of the rank have landed."""
+        Process.__init__(self, f"rank {rank}.{incarnation}" if group is None else f"rank {rank} stage {stage}.{incarnation}")
         self.landing = (np.zeros(job.layout.flat_bytes, np.uint8), np.zeros(job.layout.flat_bytes, np.uint8))
         self.gradients: Bytes = np.zeros(job.layout.flat_bytes, np.uint8)
         """Its segment, if payload stays there."""
         self.state = self._rank_state(rank)
         self.encoders = [Encoder(shard, job.push_format, self.state) for shard in job.layout.shards]
-        self.members = [pb.Member(rank=rank, incarnation=incarnation, generation=1) for _ in job.layout.shards]
+        self.members = [pb.Member(rank=rank, stage=stage, incarnation=incarnation, generation=1) for _ in job.layout.shards]
         self.wires: list[Wire | None] = [None] * job.num_servers
         self.asked: set[Any] = set()
         """Calls in progress."""
@@ -51,7 +58,14 @@ class Member(MemberModel, Process):
         MemberModel.__init__(self, Habits(window=job.window), job.layout, rank, job.steps)
 
     def _cut(self, layout: Layout, habits: Habits) -> list[list[Run]]:
-        return [shard.frames(self.world.job.frame_bytes) for shard in layout.shards]
+        return [shard.frames(self.world.job.frame_bytes, self.stage) for shard in layout.shards]
+
+    def _own(self, layout: Layout) -> list[npt.NDArray[np.bool_]]:
+        return [shard.stage == self.stage for shard in layout.shards]
+
+    @property
+    def number(self) -> int:
+        return self.rank * self.world.job.num_stages + self.stage
 
     def _rank_state(self, rank: int) -> RankState | None:
         job = self.world.job
@@ -81,7 +95,7 @@ class Member(MemberModel, Process):
                     self._ask_to_join(shard)
             return
         broken = [shard for shard, wire in enumerate(self.wires) if wire is None]
-        if self.mode in (INIT, READY, STEP) and broken:
+        if self.mode in (INIT, READY, STEP, AGREE, PIPE) and broken:
             for shard in broken:
                 self._ask_to_join(shard)
         elif self.mode in (INIT, PULL):
@@ -153,10 +167,39 @@ class Member(MemberModel, Process):
             self.state.resume(max(version, 0), skipped=any(s for s, v in zip(self.skipped, self.joined, strict=True) if v == version))
         return version
 
+    # -- with the other stages of the rank -------------------------------------------------------------------
+
+    def _go_on_from(self) -> None:
+        if self.group and self.version >= 0 and not self.has_agreed:
+            self.mode = AGREE
+            self.group.found(self, self.version)
+        else:
+            super()._go_on_from()
+
+    def agreed_on(self, version: int) -> None:
+        """All stages of the rank begin there."""
+        self.has_agreed, self.version = True, version
+        super()._go_on_from()
+
+    def _has_landed(self) -> None:
+        if self.group and self.met_at < self.version:
+            self.mode = PIPE
+            self.group.landed(self, self.version)
+        else:
+            super()._has_landed()
+
+    def met(self, version: int) -> None:
+        """All stages of the rank have landed it."""
+        self.met_at = version
+        self._has_landed()
+
     def rejoined(self, shard: int, version: int) -> Any:
         if self.mode == REPORT:  # its step is over, its credits come back all the same
             self.exchange.stream_ended(shard)
             return ()
+        if self.mode in (AGREE, PIPE):
+            self.exchange.stream_ended(shard)
+            return tuple((shard, ("norms", self.exchange.step, source, squares)) for source, squares in sorted(self.relay.known().items()))
         return super().rejoined(shard, version)
 
     def _ask_for_chunk(self, shard: int, chunk: int) -> None:
@@ -184,6 +227,8 @@ class Member(MemberModel, Process):
             return
         if isinstance(data, VersionGone):
             self.world.count("pull: gone")
+            if self.group:
+                raise Violation(f"{self.name} cannot read version {version}, which its rank has agreed on")
             self.give_up_streams()
             self.pulled(shard, chunk, None)
             return
@@ -206,6 +251,9 @@ class Member(MemberModel, Process):
 
     def _begin(self) -> None:
         """A version has landed: the step before is settled, its epoch reported, and then the next one begins."""
+        if self.group and self.met_at < self.version:
+            self._has_landed()
+            return
         if self.state and self.state.version < self.version:
             known = self.relay.known().values()
             skipped = self.state.skip_nonfinite and not all(np.isfinite(squares).all() for squares in known)
@@ -259,7 +307,7 @@ class Member(MemberModel, Process):
             self.sequences[shard][header.sequence] = -1  # a receipt returns its credit once
             if index >= 0:
                 self.receive(shard, ("receipt", index))
-        elif header.kind == pb.NORMS and self.mode in (STEP, REPORT):
+        elif header.kind == pb.NORMS and self.mode in (STEP, REPORT, PIPE):
             for target, message in self.receive(shard, ("norms", header.step, ((header.norms_shard, np.array(header.norms)),))):
                 self._send_norms(target, message)
         elif header.kind == pb.PARAMS and self.mode == STEP:

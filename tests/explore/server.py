@@ -67,7 +67,7 @@ class Server(Process):
         if not self.store.attach():
             self.store.format()
         settings = world.job.settings(index)
-        stats = ServerStats(index, settings.num_workers, RowBuffer(), None)
+        stats = ServerStats(index, settings.num_members, RowBuffer(), None)
         self.cuts = Cuts(self.store, world.job.is_due, self._has_cut, lambda version, why: world.count("cut given up"))
         self.cuts._changed.wait_for = self._waits_for  # type: ignore[method-assign]
         self.shard = Shard(world.job.layout, self.store, settings, world.job.plan, stats, self.cuts)

@@ -34,6 +34,15 @@ def test_every_history_ends_with_the_same_bits(capsys: pytest.CaptureFixture[str
     assert {place for place in PLACES if not counts[f"died at {place}"]} == set()
 
 
+def test_histories_of_split_ranks_end_with_the_same_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["--seeds", "120", "--stages", "2"])
+    *problems, last = capsys.readouterr().out.splitlines()
+    assert code == 0, problems
+    counts = Counter(json.loads(last))
+    expected = ("group again", "agreed", "zombie", "late copy", "DUPLICATE", "ALREADY_APPLIED", "pull")
+    assert {what for what in expected if not counts[what]} == set()
+
+
 def test_a_seed_is_one_history() -> None:
     traces: list[list[str]] = [[], []]
     for trace in traces:

@@ -45,10 +45,10 @@ class Outcome:
 class World:
     """Everything that exists in a history."""
 
-    def __init__(self, seed: int, *, trace: Callable[[str], object] | None = None) -> None:
+    def __init__(self, seed: int, *, trace: Callable[[str], object] | None = None, num_stages: int = 1) -> None:
         self._seed = seed
         self.rng = rng = random.Random(seed)
-        self.job = Job.draw(rng)
+        self.job = Job.draw(rng).split(num_stages)
         self.clock = Clock(rng)
         self.calls = Calls(self.clock, lost=rng.choice((0.0, 0.0, 0.05)))
         self.counts: Counter[str] = Counter()
@@ -79,7 +79,10 @@ class World:
         for shard in range(self.job.num_servers):
             self.driver.start_server(shard, within_s=0.1)
         for rank in range(self.job.num_workers):
-            self.driver.start_worker(rank, within_s=0.1)
+            if num_stages == 1:
+                self.driver.start_worker(rank, within_s=0.1)
+            else:
+                self.driver.start_group(rank, within_s=0.1)
         self._plan_faults()
 
     def count(self, what: str) -> None:
@@ -114,6 +117,13 @@ class World:
         for wire in self._wires_of(process):
             wire.break_off()
         self.end_seen(process, self.rng.uniform(0.01, 2.0))
+
+    def end(self, process: Process) -> None:
+        """The driver has ended it."""
+        if not process.is_dead:
+            self.kill(process)
+        if process in self._ends:
+            self._ends.pop(process)
 
     def end_seen(self, process: Process, within_s: float) -> None:
         ended = self._ends.pop(process, None)
@@ -268,6 +278,6 @@ class World:
         return f"shards at {[view.version for view in self._views]}; {members}"
 
 
-def run(seed: int, trace: Callable[[str], object] | None = None) -> Outcome:
+def run(seed: int, trace: Callable[[str], object] | None = None, num_stages: int = 1) -> Outcome:
     """One history."""
-    return World(seed, trace=trace).run()
+    return World(seed, trace=trace, num_stages=num_stages).run()

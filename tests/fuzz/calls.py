@@ -15,17 +15,19 @@ from hypothesis import strategies as st
 
 from deploy.books import means
 from protos import pserver_pb2 as pb
-from ps.config import OptimizerConfig
+from ps.config import CommConfig, OptimizerConfig
 from ps.control import Control, Epoch, ServerAddress
+from ps.control_client import ControlClient
 from ps.control_service import ControlServicer
 from ps.credentials import Credentials, token_of
 from ps.errors import STATUS
 from ps.ledger import ServerRow, WorkerRow, to_line
 from ps.roles import ACCESS, DRIVER, READER, Role
 from ps.security import RunGuard, call_metadata
-from ps.transport.rpc import MAX_MESSAGE_BYTES, bind, new_server
+from ps.stages.links import StageLinks
+from ps.transport.rpc import MAX_MESSAGE_BYTES, Peer, bind, new_server
 from tests.fuzz.inputs import message, payloads, varied
-from tests.ps.cluster import TOKEN, Cluster, cluster
+from tests.ps.cluster import TIMEOUTS, TOKEN, Cluster, cluster
 
 SERVICES = [*pb.DESCRIPTOR.services_by_name.values(), *health_pb2.DESCRIPTOR.services_by_name.values()]
 METHODS = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
@@ -66,6 +68,15 @@ RIGHT: Mapping[str, Sequence[Message]] = {
     ],
     "/pserver.Shard/Pull": [pb.PullRequest(version=-1)],
     "/pserver.Shard/Restore": [pb.Frame(header=pb.FrameHeader(kind=pb.RESTORE), payload=pb.RestoreRequest(model=JOIN).SerializeToString())],
+    "/pserver.Stages/Link": [
+        pb.Frame(header=pb.FrameHeader(kind=pb.AGREE, step=3)),
+        pb.Frame(
+            header=pb.FrameHeader(
+                kind=pb.ACTIVATIONS, passed=[pb.Passed(dtype="float32", shape=[7], strides=[1], needs_gradient=True)], digests=[_DIGESTS[1]]
+            ),
+            payload=_VALUES[1].tobytes(),
+        ),
+    ],
     "/pserver.Control/Saved": [pb.SavedRequest(role=pb.SERVER, incarnation=1, version=2, size_bytes=9, digests=[1, 2], state_digests=[3])],
     "/pserver.Control/Deposit": [pb.DepositRequest(role=pb.SERVER, incarnation=1, version=2, data=b"bytes")],
     "/pserver.Control/Withdraw": [pb.WithdrawRequest(member=_ME)],
@@ -82,7 +93,7 @@ RIGHT: Mapping[str, Sequence[Message]] = {
 
 @dataclass
 class Target:
-    """A server, a driver's service, and a channel to each of their ports."""
+    """A server, a driver's service, a stage, and a channel to each of their ports."""
 
     servers: Cluster
     service: ControlServicer
@@ -133,6 +144,8 @@ def target() -> Iterator[Target]:
         driver.add_generic_rpc_handlers((service.handlers(),))
         addresses = [servers.addresses[0].data, servers.addresses[0].control, f"127.0.0.1:{bind(driver, '127.0.0.1', 0, None)}"]
         driver.start()
+        stage = _stage(servers, addresses[2])
+        addresses.append(stage.address)
         channels = [grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) for address in addresses]
         made = Target(servers, service, channels)
         try:
@@ -143,8 +156,20 @@ def target() -> Iterator[Target]:
         finally:
             for channel in channels:
                 channel.close()
+            stage.close()
             service.stop()
             driver.stop(0).wait()
+
+
+def _stage(servers: Cluster, driver: str) -> StageLinks:
+    """The one after the member's."""
+    run_id, role = servers.settings.run_id, Role("member", 0, 1)
+    credentials = Credentials(run_id=run_id, token=token_of(TOKEN, role))
+    control = ControlClient(Peer(DRIVER, driver, credentials, TIMEOUTS), "worker", 0, 1)
+    control.member.generation = 1
+    of_member = token_of(TOKEN, MEMBER)
+    options: dict[str, Any] = {"comm": CommConfig(), "timeouts": TIMEOUTS, "allow_plaintext": False}
+    return StageLinks(control, 2, host="127.0.0.1", credentials=credentials, token_before=of_member, **options)
 
 
 def _ends(epoch: Epoch) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from google.protobuf.message import DecodeError
 
 from protos import pserver_pb2 as pb
@@ -19,6 +20,7 @@ from ps.ledger import RowBuffer
 from ps.roles import DRIVER, member_from, role_of_names
 from ps.segments import run_prefix
 from ps.shared import map_contributions, map_store
+from ps.stages.messages import Assembly, Message, frames_of
 from ps.store import Store
 from tests.fuzz.calls import JOIN
 from tests.fuzz.format import SECRET, SETTINGS, Format
@@ -53,6 +55,11 @@ def _read_receipts(data: bytes, _: Path) -> None:
 def _receipts() -> bytes:
     headers = [pb.FrameHeader(kind=pb.RECEIPT, sequence=i, verdict=pb.ACCEPTED, clock_s=1.0).SerializeToString() for i in range(3)]
     return frame.with_receipts(headers, frame.encode(pb.FrameHeader(kind=pb.READY)))
+
+
+def _between_stages() -> bytes:
+    (data,) = frames_of(Message(pb.ACTIVATIONS, 3, 1, [torch.ones(3, 5), None, torch.arange(4)]))
+    return data
 
 
 def _read_payload(data: bytes, wire: str) -> None:
@@ -121,6 +128,7 @@ OF_MESSAGES = [
         for wire in CODECS
     ),
     Format("receipts of a message", _receipts, _read_receipts),
+    Format("message between stages", _between_stages, lambda data, _: Assembly().take(data)),
     Format("Join request", JOIN.SerializeToString, _read_join, (DecodeError,)),
     Format("member of a stream", pb.Member(incarnation=1).SerializeToString, lambda data, _: member_from(data)),
     Format("segment of a member", lambda: _offer().SerializeToString(), _read_offer, (DecodeError,)),

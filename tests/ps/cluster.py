@@ -91,8 +91,10 @@ class Cluster:
         comm = comm or self.settings.comm
         segment = None
         if comm.may_share:
-            segment = member_segment(self.settings.run_id, member, layout.flat_bytes)
-        bound = BoundModel(model, layout, copies=copies, gradients=segment.contributions if segment else None)
+            segment = member_segment(self.settings.run_id, member, layout.flat_bytes, None if stages is None else layout.spans_of_stage(stage))
+        bound = BoundModel(
+            model, layout, copies=copies, gradients=segment.contributions if segment else None, stage=None if stages is None else stage
+        )
         client = Client(
             member=member,
             credentials=self.credentials(Role("member", rank, stage)),

@@ -18,9 +18,9 @@ TIMEOUTS = Timeouts(connect_s=5, control_s=5)
 class Driver:
     """A driver of two workers and one server that notes what it is told."""
 
-    def __init__(self, run_id: str = "run", generation: int = 3, authority: Authority | None = None) -> None:
+    def __init__(self, run_id: str = "run", generation: int = 3, authority: Authority | None = None, num_stages: int = 1) -> None:
         self.run_id = run_id
-        self.control = Control(num_workers=2, num_servers=1)
+        self.control = Control(num_workers=2, num_servers=1, num_stages=num_stages)
         self.control.register("server", 0, ServerAddress(0, "data:1", "control:2"))
         self.epochs: list[Epoch] = []
         self.rows: list[str] = []

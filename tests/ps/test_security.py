@@ -35,6 +35,7 @@ MAY_CALL = {
     "/pserver.Shard/Snapshot": "driver",
     "/pserver.Shard/Restore": "driver",
     "/pserver.Shard/Stop": "driver",
+    "/pserver.Stages/Link": "member",
     "/pserver.Control/Register": "member server",
     "/pserver.Control/Heartbeat": "member server",
     "/pserver.Control/Report": "member",
@@ -76,11 +77,12 @@ def channels() -> Iterator[Channels]:
     servicer = ControlServicer(Control(1, 1), 1, on_epoch=lambda epoch: False, on_rows=lambda sender, rows: None, on_step=lambda rank, step: None)
     with cluster(1, 1) as servers:
         driver = grpc.server(futures.ThreadPoolExecutor(2), interceptors=[RunGuard(servers.settings.run_id, TOKEN)])
-        driver.add_generic_rpc_handlers((servicer.handlers(),))
+        link = grpc.stream_stream_rpc_method_handler(lambda requests, context: iter(()))
+        driver.add_generic_rpc_handlers((servicer.handlers(), grpc.method_handlers_generic_handler("pserver.Stages", {"Link": link})))
         port = driver.add_insecure_port("127.0.0.1:0")
         driver.start()
         data, control, theirs = (grpc.insecure_channel(a) for a in (servers.addresses[0].data, servers.addresses[0].control, f"127.0.0.1:{port}"))
-        made = {m: theirs if ".Control/" in m else data if m in ON_DATA_PORT else control for m in METHODS}
+        made = {m: theirs if ".Control/" in m or ".Stages/" in m else data if m in ON_DATA_PORT else control for m in METHODS}
         yield made | {"run": servers.settings.run_id}
         for channel in (data, control, theirs):
             channel.close()
@@ -157,7 +159,7 @@ def test_a_member_acts_only_as_itself(method: str, channels: Channels) -> None:
 
 
 @pytest.mark.parametrize("member", [OTHER, pb.Member(rank=0, stage=1, incarnation=1)], ids=["rank", "stage"])
-@pytest.mark.parametrize("method", ["/pserver.Shard/Init", "/pserver.Shard/Steps"])
+@pytest.mark.parametrize("method", ["/pserver.Shard/Init", "/pserver.Shard/Steps", "/pserver.Stages/Link"])
 def test_a_member_streams_only_as_itself(method: str, member: pb.Member, channels: Channels) -> None:
     metadata = (*MEMBER[:2], ("pserver-member-bin", member.SerializeToString()))
     error = call(channels, method, metadata)

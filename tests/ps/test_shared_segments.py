@@ -48,6 +48,17 @@ def test_a_segment_is_found_by_its_nonce_only() -> None:
     assert left() == []
 
 
+def test_what_is_another_stages_takes_no_memory() -> None:
+    segment = MemberSegment(RUN_ID, MEMBER, 64 << 20, [(1 << 20, 2 << 20)])
+    try:
+        blocks = (segments.SHM / segment.offer.name).stat().st_blocks
+        assert 1 << 20 <= 512 * blocks <= (1 << 20) + 3 * 4096
+        found = map_contributions(RUN_ID, MEMBER, segment.offer, 64 << 20)
+        assert found is not None and len(found) == 64 << 20
+    finally:
+        segment.close()
+
+
 def test_a_member_offers_its_own_segment_only() -> None:
     """Not that of another member or incarnation, nor a server's, even if it knows what is in it."""
     segment = MemberSegment(RUN_ID, MEMBER, 512)

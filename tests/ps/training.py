@@ -149,10 +149,10 @@ def _shuffle_frames(member: Member, seed: int) -> None:
 class Overlap:
     """What a session does for `Pushes` and `Layers`, without control and ledger."""
 
-    def __init__(self, member: Member, *, overlap: bool = True) -> None:
+    def __init__(self, member: Member, *, overlap: bool = True, is_whole: bool = True) -> None:
         self._client = member.client
         self._bound = member.bound
-        self.layers = Layers(member.bound, self, Spans(), layerwise=overlap, in_place=True)
+        self.layers = Layers(member.bound, self, Spans(), layerwise=overlap and is_whole, in_place=is_whole)
         self.pushes = Pushes(member.bound, self, Spans(), early=overlap, own_loop=False)
         self._open = False
         client = self._client

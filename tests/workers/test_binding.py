@@ -1,6 +1,7 @@
 import warnings
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -180,6 +181,38 @@ def test_initial_digests_do_not_depend_on_the_number_of_servers(num_servers: int
     torch.manual_seed(2)
     other = Everything()
     assert BoundModel(other, Layout(specs_of(other), 1)).initial_digests() != bound(1).initial_digests()
+
+
+def large() -> nn.Sequential:
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Linear(4096, 4096, bias=False), nn.BatchNorm1d(4096), nn.Linear(16, 16))
+
+
+STAGES = {name: int(name.startswith("2.")) for name in large().state_dict()} | {SUMS: 1}
+
+
+def test_a_stage_has_digests_of_the_whole_model_and_memory_for_its_own_tensors() -> None:
+    process = psutil.Process()
+    whole = BoundModel(model := large(), Layout(specs_of(model), 2)).initial_digests()
+    del model
+    before = process.memory_info().rss
+    model = large()
+    made = BoundModel(model, Layout(specs_of(model, stages=STAGES), 2), stage=1)
+    assert made.initial_digests() == whole
+    assert process.memory_info().rss - before < 32 << 20, "64 MB are another stage's"
+    made.install(0)
+    assert torch.equal(model[2].weight, large()[2].weight) and model[0].weight.numel() == 0
+    assert [made.layout.specs[i].name for i in made.versioned] == ["2.weight", "2.bias"]
+
+
+def test_a_stage_contributes_its_own_tensors() -> None:
+    made = BoundModel(model := large(), Layout(specs_of(model, stages=STAGES), 2), stage=0)
+    model[1](model[0](torch.ones(3, 4096))).sum().backward()
+    made.gather(1.0, divide=False, sums=(1.0, 2.0, 3.0, 4.0))
+    present = [spec.name for i, spec in enumerate(made.layout.specs) if made.is_present(i) and spec.stage == 0]
+    assert present == [name for name, stage in STAGES.items() if stage == 0]
+    at = int(made.layout.tensor_flat[len(made.layout.specs) - 1])
+    assert not made.gradients[at : at + 32].any(), "the sums' memory is another stage's"
 
 
 def test_copying_across_gives_both_parities_everything() -> None:

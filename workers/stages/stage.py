@@ -75,6 +75,12 @@ class Stage:
         self._held[micro.index] = inputs, (mean * weight if several else mean,)
         return value, weight
 
+    def evaluate(self, inputs: Activations) -> Activations:
+        """The blocks' output, of which nothing is kept: in evaluation mode, without gradients."""
+        for block in self._blocks:
+            inputs = as_tuple(block(*inputs))
+        return inputs
+
     def backward(self, micro: int, gradients: Gradients | None) -> Gradients:
         """Adds up the parameters' gradients; returns those of what came in. None: from the loss."""
         inputs, outputs = self._held.pop(micro)

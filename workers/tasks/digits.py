@@ -35,6 +35,9 @@ class Digits(Task):
             nn.Linear(self.hidden, 10),
         )
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        return list(model.children())
+
     def train_data(self) -> TensorData:
         return _scans(slice(NUM_TRAIN))
 

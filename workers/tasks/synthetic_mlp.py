@@ -41,6 +41,9 @@ class SyntheticMLP(Task):
             layers += [nn.Linear(self.width if i else self.inputs, self.width), nn.ReLU()]
         return nn.Sequential(*layers, nn.Linear(self.width, self.classes))
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        return list(model.children())
+
     def train_data(self) -> TensorData:
         return self._data(part=1, num_samples=self.samples)
 

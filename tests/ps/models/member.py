@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ps.exchange import Exchange
 from ps.layout import Layout, Run
 from ps.norms import NormRelay
@@ -28,7 +31,7 @@ class MemberModel(Component):
         super().__init__()
         self.rank, self.steps, self.layout = rank, steps, layout
         self.frames = self._cut(layout, habits)
-        self.exchange = habits.exchange(rank, self.frames, [shard.tensor for shard in layout.shards], habits.window)
+        self.exchange = habits.exchange(rank, self.frames, [shard.tensor for shard in layout.shards], habits.window, self._own(layout))
         self.relay = habits.relay(len(layout.shards))
         self._begin_join()
 
@@ -36,6 +39,10 @@ class MemberModel(Component):
         """The frames of every shard."""
         size = habits.frame_chunks
         return [[Run(first, min(first + size, len(shard))) for first in range(0, len(shard), size)] for shard in layout.shards]
+
+    def _own(self, layout: Layout) -> list[npt.NDArray[np.bool_]] | None:
+        """The chunks of every shard that are the member's; None: all."""
+        return None
 
     def _begin_join(self) -> None:
         n = len(self.layout.shards)
@@ -47,7 +54,11 @@ class MemberModel(Component):
 
     def save(self) -> Any:
         plain = self.mode, self.version, self.joined, self.todo, self.ready
-        return plain, fields(self.exchange, "_frames", "_tensors", "_in_frame", "_frames_of", "_place", "_at_place"), fields(self.relay)
+        return (
+            plain,
+            fields(self.exchange, "_frames", "_tensors", "_foreign", "_chunks_of", "_in_frame", "_frames_of", "_place", "_at_place"),
+            fields(self.relay),
+        )
 
     def load(self, saved: Any) -> None:
         plain, exchange, relay = saved
@@ -66,6 +77,10 @@ class MemberModel(Component):
         if self.mode != JOIN or None in self.joined:
             return
         self.version = self._start_version([v for v in self.joined if v is not None])
+        self._go_on_from()
+
+    def _go_on_from(self) -> None:
+        """From the version that has been found."""
         if self.version == -1:
             self._everything_todo(INIT if self.rank == 0 else READY)
         elif self.version == self.steps:
@@ -80,7 +95,8 @@ class MemberModel(Component):
 
     def _everything_todo(self, mode: str) -> None:
         self.mode = mode
-        self.todo = tuple((s, c) for s, shard in enumerate(self.layout.shards) for c in range(len(shard))) if mode != READY else ()
+        own = self._own(self.layout) or [np.ones(len(shard), np.bool_) for shard in self.layout.shards]
+        self.todo = tuple((s, c) for s, mine in enumerate(own) for c in np.flatnonzero(mine).tolist()) if mode != READY else ()
         self._check_ready()
 
     def brought(self, shard: int, chunk: int) -> None:
@@ -103,7 +119,7 @@ class MemberModel(Component):
     def _check_ready(self) -> None:
         if self.mode == READY and all(self.ready):
             self.version = 0
-            self._begin()
+            self._go_on_from()
 
     def _begin(self) -> None:
         self.mode = STEP
@@ -154,10 +170,14 @@ class MemberModel(Component):
         self.exchange.landed(shard, run)
         if self.exchange.is_done:
             self.version += 1
-            if self.version == self.steps:
-                self.mode = END
-            else:
-                self._begin()
+            self._has_landed()
+
+    def _has_landed(self) -> None:
+        """All of a version."""
+        if self.version == self.steps:
+            self.mode = END
+        else:
+            self._begin()
 
     def rejoined(self, shard: int, version: int) -> tuple[tuple[int, tuple[Any, ...]], ...]:
         """The stream of a shard broke and a new one is open: the norms that it is sent again."""

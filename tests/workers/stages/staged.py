@@ -1,20 +1,29 @@
 """A job of `tests.ps.training` whose ranks are split over stages, on real servers."""
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from ps.errors import NeighbourLost
 from ps.plan import Plan
+from ps.stages.neighbour import Neighbour
 from ps.weights import sha256_of, tensors_of
 from tests.ps.cluster import Member, cluster, in_threads, start
 from tests.ps.training import Job, Marked, Outcome, Overlap
+from workers.batches import Batches
+from workers.config import PipelineConfig
 from workers.spans import Spans
-from workers.stages.blocks import blocks_of, sizes_of
-from workers.stages.split import Split, balanced
-from workers.stages.step import StagedStep
+from workers.stages.place import Place, placed
+from workers.stages.stage import Stage
+from workers.stages.step import StageStep
+from workers.step import loss_not_finite
 
 
 class First(nn.Module):
@@ -88,19 +97,43 @@ class Split5(Marked):
         return functional.mse_loss(model(x, mark), y)
 
 
-def split_of(job: Job, num_stages: int) -> Split:
-    blocks = blocks_of(job.task, job.model())
-    return balanced(sizes_of(blocks), num_stages)
+@dataclass
+class Ends:
+    """One stage's neighbours, and what it tells them when it ends in the middle."""
+
+    earlier: Neighbour | None = None
+    later: Neighbour | None = None
+    tell: list[Neighbour] = field(default_factory=list)
 
 
-def run(job: Job, split: Split) -> Outcome:
-    """W ranks, each with the split's stages in threads."""
+def linked(num_stages: int) -> list[Ends]:
+    """Stages of one process: what is put to one end has been received by the other."""
+    ends = [Ends() for _ in range(num_stages)]
+    for before, after in pairwise(ends):
+        queued: list[Neighbour] = []
+        before.later = Neighbour(lambda data, queued=queued: queued[0].received(data))
+        after.earlier = Neighbour(before.later.received)
+        queued.append(after.earlier)
+        before.tell.append(after.earlier)
+        after.tell.append(before.later)
+    return ends
+
+
+def run(job: Job, num_stages: int, balance: Sequence[int] | None = None) -> Outcome:
+    """W ranks of P members each, on real servers, in threads."""
     plan = Plan(job.batches().steps_per_epoch(), job.steps)
-    job = replace(job, overlap=False)
-    with cluster(job.num_workers, job.num_servers, optimizer=job.optimizer, schedule=job.schedule, comm=job.comm, plan=plan) as servers:
-        members = [servers.member(rank, job.model()) for rank in range(job.num_workers)]
+    pipeline = PipelineConfig(balance="bytes" if balance is None else tuple(balance))
+    options: dict[str, Any] = {"optimizer": job.optimizer, "schedule": job.schedule, "comm": job.comm, "plan": plan}
+    with cluster(job.num_workers, job.num_servers, num_stages=num_stages, **options) as servers:
         sums: list[dict[str, float]] = []
-        in_threads([lambda rank=rank: train(job, split, members[rank], sums if rank == 0 else []) for rank in range(job.num_workers)])
+        members, calls = [], []
+        for rank in range(job.num_workers):
+            for stage, ends in enumerate(linked(num_stages)):
+                model = job.model()
+                place = placed(job.task, model, pipeline, stage, num_stages)
+                members.append(servers.member(rank, model, stage=stage, stages=place.stages(model)))
+                calls.append(partial(_train, job, place, members[-1], ends, sums if rank == 0 else []))
+        in_threads(calls)
         reader = servers.reader()
         flat = reader.pull(job.steps)
         reader.close()
@@ -109,28 +142,36 @@ def run(job: Job, split: Split) -> Outcome:
         return Outcome(weights, *[sha256_of(layout, flat, buffers=buffers) for buffers in (False, True)], sums)
 
 
-def train(job: Job, split: Split, member: Member, sums: list[dict[str, float]]) -> None:
-    """One rank's steps."""
-    overlap = Overlap(member, overlap=False)
-    data, batches = job.task.train_data(), job.batches()
-    staged = StagedStep(
-        job.task,
-        data,
-        batches,
-        member.bound,
-        overlap.pushes,
-        job.dtype,
-        split=split,
-        rank=member.rank,
-        nonfinite=job.optimizer.nonfinite,
-    )
+def _train(job: Job, place: Place, member: Member, ends: Ends, sums: list[dict[str, float]]) -> None:
     try:
-        start(member)
-        for step in range(job.steps):
-            overlap.enter()
-            staged.compute(step, Spans())
-            overlap.step(step)
-        overlap.settle()
+        train(job, place, member, ends, sums)
+    except Exception as error:
+        for neighbour in ends.tell:
+            neighbour.lost(NeighbourLost(f"stage {place.stage} has failed"))
+        if not isinstance(error, NeighbourLost):
+            raise
+
+
+def train(job: Job, place: Place, member: Member, ends: Ends, sums: list[dict[str, float]]) -> None:
+    """One stage's steps; the last stage knows the sums."""
+    batches = job.batches()
+
+    def check(step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise loss_not_finite(loss, step, member.rank)
+
+    stage = Stage(job.task, place.own, place.first, seed=batches.seed, rank=member.rank, check=check)
+    needs_data = not (ends.earlier and ends.later)
+    loaded = Batches(job.task, job.task.train_data(), batches, job.dtype, rank=member.rank, num_threads=0) if needs_data else None
+    start(member)
+    overlap = Overlap(member, overlap=job.overlap, is_whole=False)
+    at = (place.stage, len(place.split.stages))
+    ours = {"place": at, "earlier": ends.earlier, "later": ends.later, "rank": member.rank}
+    step = StageStep(stage, loaded, batches, member.bound, overlap.pushes, **ours)  # type: ignore[arg-type]
+    for version in range(job.steps):
+        overlap.enter()
+        step.compute(version, Spans())
+        overlap.step(version)
+    overlap.settle()
+    if not ends.later:
         sums.append(member.bound.epoch_sums(job.steps))
-    finally:
-        staged.close()

@@ -11,8 +11,7 @@ from torch.nn import functional
 from ps.errors import ConfigError, NonFinite
 from tests.ps.rules import TABLE
 from tests.ps.training import Job, difference, moved, plain
-from tests.workers.stages.staged import Net, Split5, run, split_of
-from workers.stages.split import cut_at
+from tests.workers.stages.staged import Net, Split5, run
 
 JOB = replace(Job(task=Split5()).changed(accumulate=3, max_steps=11), num_workers=2)
 
@@ -25,7 +24,7 @@ def momentum(parameters: Any) -> optim.Optimizer:
 def test_ranks_of_stages_equal_one_process(num_workers: int, num_stages: int, num_servers: int) -> None:
     """The last of five batches leaves two samples: a rank of three has none. Micro-batches of 6 and of 4 samples are uneven for others."""
     job = replace(JOB, num_workers=num_workers, num_servers=num_servers)
-    found = run(job, split_of(job, num_stages)).weights
+    found = run(job, num_stages).weights
     assert difference(found, plain(job, momentum)) <= 1e-10
     assert moved(job, found) >= 1e-3
     start = job.model().state_dict()
@@ -38,14 +37,14 @@ def test_ranks_of_stages_equal_one_process(num_workers: int, num_stages: int, nu
 def test_every_optimizer_on_stages_equals_torchs(name: str) -> None:
     config, make, _ = TABLE[name]
     job = replace(JOB, optimizer=config)
-    assert difference(run(job, split_of(job, 2)).weights, plain(job, make)) <= 1e-10
+    assert difference(run(job, 2).weights, plain(job, make)) <= 1e-10
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum"])
 def test_float32_stages_are_as_close_as_rounding_allows(name: str) -> None:
     config, make, _ = TABLE[name]
     job = replace(JOB, optimizer=config).changed(dtype="float32")
-    found = run(job, split_of(job, 3)).weights
+    found = run(job, 3).weights
     assert difference(found, plain(job, make)) <= 1e-5 <= moved(job, found) / 100
 
 
@@ -53,16 +52,16 @@ def test_the_bits_do_not_depend_on_the_number_of_stages_or_servers() -> None:
     """With dropout, whose masks come from layer, step, rank and micro-batch."""
     job = replace(JOB, task=Split5(dropout=0.3)).changed(dtype="float32")
     found = [
-        run(job, split_of(job, 1)),
-        run(job, split_of(job, 2)),
-        run(replace(job, num_servers=3), split_of(job, 3)),
-        run(replace(job, num_servers=1), cut_at([1, 2, 3, 4], [1.0] * 5, 5)),
-        run(job, split_of(job, 2)),
+        run(job, 1),
+        run(job, 2),
+        run(replace(job, num_servers=3, overlap=False), 3),
+        run(replace(job, num_servers=1), 5),
+        run(job, 2),
     ]
     assert len({outcome.params_sha256 for outcome in found}) == 1
     assert all(outcome.sums == found[0].sums for outcome in found)
     without = replace(job, task=Split5())
-    assert run(without, split_of(job, 2)).params_sha256 != found[0].params_sha256
+    assert run(without, 2).params_sha256 != found[0].params_sha256
 
 
 @dataclass(frozen=True)
@@ -105,13 +104,13 @@ class Failing(nn.Linear):
     [
         ("block", ArithmeticError, "the block fails"),
         ("nan", NonFinite, "loss is nan at step 0 on rank 0"),
-        ("twice", ConfigError, "calls the model once"),
+        ("twice", ConfigError, "call the model once"),
         ("weights", ConfigError, "it asks for model.parts"),
         ("names", ConfigError, r"as model\(x, …\)"),
-        ("none", ConfigError, "calls the model once"),
+        ("none", ConfigError, "call the model once"),
     ],
 )
 def test_a_stage_that_fails_ends_the_others_and_is_named(fault: str, error: type[Exception], text: str) -> None:
     job = replace(JOB, task=Faulty(fault=fault), num_workers=1)
     with pytest.raises(error, match=text):
-        run(job, cut_at([1, 2, 3], [1.0] * 5, 4))
+        run(job, 4, [1, 2, 3])

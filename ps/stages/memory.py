@@ -1,0 +1,21 @@
+"""A stage's memory: the places of other stages' tensors take none, and what the whole model took goes back."""
+
+import ctypes
+import mmap
+
+import numpy as np
+
+from ps.frame import Bytes
+
+
+def give_back_freed_memory() -> None:
+    """What this process has freed so far, where the C library is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def untouched(size: int) -> Bytes:
+    """Zeros, aligned to pages, each of which takes memory from its first write on."""
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # of shared memory a page that is read takes memory too
+    return np.frombuffer(mmap.mmap(-1, size, flags=private), np.uint8) if size else np.empty(0, np.uint8)

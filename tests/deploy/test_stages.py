@@ -1,0 +1,113 @@
+"""Runs whose ranks are split over stages, each a process: the bits of whole ranks, and those of a run left alone when one dies."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from deploy import compare
+from deploy.config import Config, ScalingConfig, TaskConfig
+from deploy.launch.base import ProcessKey
+from deploy.predict.inputs import scenario_of_config
+from deploy.result import Result
+from deploy.simulation.wishes import Wishes, hosts_of
+from ps.config import CommConfig
+from ps.errors import ConfigError
+from ps.failpoints import POINTS
+from tests.deploy.faults import S1, W0, W1, Faults, Point
+from tests.deploy.killing import bits_of, deaths_of, run
+from workers.config import TrainConfig
+
+BLOCKS = "tests.deploy.own_loops:Blocks"
+W3 = ProcessKey("worker", 3)
+"""Rank 1's second stage."""
+
+
+def staged(storage: Path, faults: Faults | None = None, dropout: float = 0.3, **options: Any) -> Result:
+    """Two ranks of two stages, of two micro-batches each; steps have two phases."""
+    sizes = {"num_stages": 2, "accumulate": 2, "batch_size": 2, **options}
+    return run(storage, "two phases", faults or Faults(), task=BLOCKS, fields={"dropout": dropout}, **sizes)
+
+
+@cache
+def undisturbed() -> dict[str, Any]:
+    with TemporaryDirectory() as storage:
+        return bits_of(staged(Path(storage)))
+
+
+def test_ranks_of_stages_give_the_bits_of_whole_ranks(tmp_path: Path) -> None:
+    """Without dropout, whose masks come from each block's own seed on stages. The last batch leaves a rank with one micro-batch."""
+    whole = bits_of(staged(tmp_path / "whole", dropout=0.0, num_stages=1))
+    over_grpc = {"shared_memory": False, "num_servers": 1, "balance": (1, 4)}
+    assert bits_of(staged(tmp_path / "three", dropout=0.0, num_stages=3, **over_grpc)) == whole
+    cut_again = {"accumulate": 1, "batch_size": 4, "micro_batches": 2, "num_servers": 3}
+    assert bits_of(staged(tmp_path / "two", dropout=0.0, **cut_again))["params"] == whole["params"]
+
+
+PLACES: list[tuple[ProcessKey, Point]] = [
+    (W0, ("worker.joined", 1)),
+    (W1, ("stage.took", 4)),
+    (W3, ("worker.sent", 5)),
+    (W0, ("stage.put", 9)),
+    (W1, ("worker.reported", 4)),
+]
+
+
+@pytest.mark.parametrize(("victim", "place"), PLACES, ids=str)
+def test_a_stage_killed_anywhere_costs_no_bit(victim: ProcessKey, place: Point, tmp_path: Path) -> None:
+    result = staged(tmp_path, Faults().kill(victim, place))
+    assert bits_of(result) == undisturbed()
+    assert deaths_of(result) == [str(victim)]
+
+
+def test_a_server_and_stages_of_two_ranks_that_die_cost_no_bit(tmp_path: Path) -> None:
+    faults = Faults().kill(S1, ("shard.recorded", 3)).kill(W0, ("stage.put", 12)).kill(W3, ("stage.took", 12))
+    result = staged(tmp_path, faults)
+    assert bits_of(result) == undisturbed()
+    assert deaths_of(result) == faults.victims
+
+
+def config(**scaling: int) -> Config:
+    sections = {"train": TrainConfig(batch_size=4), "scaling": ScalingConfig(num_stages=2, **scaling)}
+    return Config(task=TaskConfig(name=BLOCKS), **sections)  # type: ignore[arg-type]
+
+
+KNOW_NO_STAGES: dict[str, tuple[Callable[[], object], str]] = {
+    "compare": (lambda: compare.check(config(), 100), "DDP beside it, whose ranks are whole: set scaling.num_stages = 1"),
+    "plan": (lambda: scenario_of_config(config(), []), "the plan knows no stages yet, and this run's ranks have 2"),
+    "simulate": (lambda: hosts_of(config(), Wishes(), shm_bytes=0), "ranks of scaling.num_stages = 2 are several processes: set it to 1"),
+}
+
+
+@pytest.mark.parametrize("who", KNOW_NO_STAGES)
+def test_who_knows_no_stages_says_so(who: str) -> None:
+    ask, said = KNOW_NO_STAGES[who]
+    with pytest.raises(ConfigError, match=said):
+        ask()
+
+
+WITH_STAGES = {
+    'train.autocast = "bfloat16"': {"train": TrainConfig(batch_size=4, autocast="bfloat16")},
+    'comm.push_format = "int8"': {"comm": CommConfig(push_format="int8")},
+    "a GPU in scaling.resources_per_worker": {"scaling": ScalingConfig(num_stages=2, use_gpu=True)},
+}
+
+
+@pytest.mark.parametrize("what", WITH_STAGES)
+def test_what_split_ranks_cannot_do_is_refused_before_anything_starts(what: str) -> None:
+    with pytest.raises(ValueError, match=f"scaling.num_stages = 2 with .*{what}: ranks of several stages cannot do that, take one stage"):
+        replace(config(), **WITH_STAGES[what])
+
+
+def test_what_cannot_be_split_is_refused_by_name(tmp_path: Path) -> None:
+    result = run(tmp_path, "adam", Faults(), num_stages=2)
+    assert isinstance(result.error, ConfigError)
+    assert "Noisy has no blocks: return them from blocks(model), or take one stage" in str(result.error)
+
+
+def test_no_failpoint_between_stages_is_left_out() -> None:
+    assert {name for _, (name, _) in PLACES if name.startswith("stage.")} == {name for name in POINTS if name.startswith("stage.")}

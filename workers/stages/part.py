@@ -1,0 +1,83 @@
+"""What a worker of a split rank computes: its stage's part of steps and validation phases."""
+
+import logging
+import math
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ps.plan import Plan
+from workers.batches import Batches
+from workers.sampler import BatchPlan
+from workers.session import Session
+from workers.spans import Spans
+from workers.stages.blocks import check_composition
+from workers.stages.place import Place, placed
+from workers.stages.stage import Stage
+from workers.stages.step import StageStep
+from workers.stages.validate import StageValidation
+from workers.step import Contribution, loss_not_finite
+from workers.task import Samples, Task
+
+log = logging.getLogger(__name__)
+
+
+class StagePart:
+    """Of one stage: every stage builds the model and keeps its own blocks of it."""
+
+    def __init__(
+        self, session: Session, task: Task, model: nn.Module, plan: Plan, batches: BatchPlan, data: Samples, validation_data: Samples
+    ) -> None:
+        """Raises ConfigError where the model cannot be split so."""
+        settings, config = session.settings, session.settings.train
+        self._session = session
+        self._nonfinite = settings.optimizer.nonfinite
+        self._batch_size = batches.micro_batch_size()
+        batches = replace(batches, accumulate=batches.accumulate * settings.pipeline.micro_batches)
+        dtype = getattr(torch, config.dtype)
+        place = placed(task, model, settings.pipeline, settings.stage, settings.num_stages)
+        links = session.links
+        assert links, "a stage has neighbours"
+        stage = Stage(task, place.own, place.first, seed=config.seed, rank=session.rank, check=self._check)
+        needs_data = not (links.earlier and links.later)
+        loaded = Batches(task, data, batches, dtype, rank=session.rank, num_threads=config.data_workers) if needs_data else None
+        if session.rank == 0 and not links.earlier:
+            log.info("%s", place.split)
+            self._check_blocks(place, model, stage, loaded)
+        bound = session.bind(model, plan, stages=place.stages(model))
+        self._validation = StageValidation(task, validation_data, stage, bound.model, dtype, rank=session.rank, num_workers=settings.num_workers)
+        self._step = StageStep(
+            stage,
+            loaded,
+            batches,
+            bound,
+            session.pushes,
+            place=(settings.stage, settings.num_stages),
+            earlier=links.earlier,
+            later=links.later,
+            rank=session.rank,
+        )
+
+    def _check_blocks(self, place: Place, model: nn.Module, stage: Stage, batches: Batches | None) -> None:
+        """Before anything is bound, on the first micro-batch: rank 0 always has one."""
+        assert batches
+        check_composition(model, place.blocks, stage.inputs(0, next(iter(batches.of_step(0, Spans())))))
+
+    def compute(self, step: int, spans: Spans) -> Contribution:
+        """Raises NonFinite where that ends the run, ConfigError, NeighbourLost."""
+        return self._step.compute(step, spans)
+
+    def validate(self, version: int) -> dict[str, float]:
+        """Sums of the rank's part; none on stages before the last."""
+        links = self._session.links
+        assert links
+        return self._validation.run(version, self._batch_size, links.earlier, links.later)
+
+    def _check(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss) and self._nonfinite == "error":
+            raise loss_not_finite(loss, step, self._session.rank)
+
+    def close(self) -> None:
+        """Ends the threads that load data."""
+        self._step.close()
