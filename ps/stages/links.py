@@ -129,8 +129,13 @@ class StageLinks:
                 raise Fenced(f"rank {own.rank} stage {own.stage} is called already")
         assert self.earlier
         threading.Thread(target=_receive, args=(requests, self.earlier, caller.stage), name="earlier", daemon=True).start()
-        context.add_callback(lambda: self._to_earlier.put(_END))
-        yield from iter(self._to_earlier.get, _END)
+        yield from put_while(context, self._to_earlier)
+
+
+def put_while(context: grpc.ServicerContext, frames: _Queue) -> Iterator[bytes]:
+    """What is put, until the end is put or the call ends. Nothing of a call that has ended already."""
+    if context.add_callback(lambda: frames.put(_END)):
+        yield from iter(frames.get, _END)
 
 
 def _receive(frames: Iterable[bytes], neighbour: Neighbour, stage: int) -> None:

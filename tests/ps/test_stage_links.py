@@ -1,8 +1,11 @@
 """What stages say to each other: it arrives as it was, over real connections too, and nothing else is believed."""
 
 from collections.abc import Iterator
-from contextlib import closing
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from itertools import chain
+from queue import SimpleQueue
+from threading import Event, Thread
 
 import grpc
 import pytest
@@ -17,7 +20,7 @@ from ps.credentials import Credentials, token_of
 from ps.errors import ConfigError, MalformedFrame, NeighbourLost
 from ps.roles import Role
 from ps.security import call_metadata
-from ps.stages.links import StageLinks
+from ps.stages.links import StageLinks, put_while
 from ps.stages.messages import FRAME_BYTES, MAX_MESSAGE_BYTES, Assembly, Message, frames_of
 from ps.stages.neighbour import Neighbour
 from ps.transport.rpc import open_channel
@@ -234,6 +237,28 @@ def test_only_the_stage_before_may_call(name: str, driver: Driver) -> None:
         next(channel.stream_stream("/pserver.Stages/Link")(iter([b""]), metadata=metadata, timeout=5))
     assert refused.value.code() is code
     links.close()
+
+
+def test_a_call_that_has_ended_before_it_is_served_holds_no_thread() -> None:
+    begun, served = Event(), SimpleQueue[list[bytes]]()
+
+    def late(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        with suppress(grpc.RpcError):
+            for _ in requests:  # until the caller has gone
+                begun.set()
+        served.put(list(put_while(context, SimpleQueue())))
+        yield from ()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Late", {"Link": grpc.stream_stream_rpc_method_handler(late)}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.stream_stream("/Late/Link")(chain([b"now"], iter(Event().wait, None)))
+        assert begun.wait(5)
+        call.cancel()
+        assert served.get(timeout=5) == []
+    server.stop(0).wait()
 
 
 def test_a_stage_is_called_once(driver: Driver) -> None:
