@@ -30,7 +30,7 @@ from workers.config import TrainConfig
 STEPS = 8
 """Measured, after WARMUP that are not."""
 WIDTH = 512
-MODELS = {"wide": 8, "busy": 1024}
+MODELS = {"wide": 8, "busy": 2048}
 """Samples of a worker in a step: of a perceptron with little compute for its bytes, and of one with much."""
 DEPTHS = {"wide": 2, "busy": 1}
 RATES = ("50mbit", "100mbit", "200mbit")

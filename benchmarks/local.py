@@ -1,4 +1,7 @@
-"""One machine: pserver beside DDP over gloo and beside Ray's example, and gRPC beside its bare rate. `make bench-local ARGS="--workers 2"`."""
+"""One machine: pserver beside DDP over gloo and beside Ray's example, gRPC beside its bare rate, and steps with the ledger beside steps without.
+
+`make bench-local ARGS="--workers 2"`, `ARGS="--ledger-only --rounds 20"`.
+"""
 
 import argparse
 import signal
@@ -6,13 +9,14 @@ import sys
 
 from benchmarks.guards import report_guards
 from benchmarks.harness import Entry, Row, compete, report
-from benchmarks.peers import ddp, raw
+from benchmarks.peers import ddp, ledger, raw
 from benchmarks.workload import model_bytes_of, parse_size, width_of
 
 MUST_DDP = {2: 0.70, 4: 0.68}
 """Ours over DDP's step by number of workers; other numbers are held to the stricter one."""
 MUST_RAY = 0.30
 MUST_GRPC = 1.6
+MUST_LEDGER = 1.01
 WARMUP = 3
 
 
@@ -23,12 +27,13 @@ def main() -> None:
     print(f"perceptron {shape}, batch {arguments.batch} per worker")
     print("one torch thread per worker; contenders take turns, times are means of the members")
     rows: list[Row] = []
-    for workers in arguments.workers:
-        rows += _steps(workers, arguments)
-    if not arguments.no_grpc:
-        rows.append(_grpc(arguments))
-    report_guards(arguments.width, arguments.servers or 1)
-    report(rows)
+    if not arguments.ledger_only:
+        for workers in arguments.workers:
+            rows += _steps(workers, arguments)
+        if not arguments.no_grpc:
+            rows.append(_grpc(arguments))
+        report_guards(arguments.width, arguments.servers or 1)
+    report([*rows, _ledger(arguments)])
 
 
 def _arguments() -> argparse.Namespace:
@@ -41,6 +46,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-ray", action="store_true", help="leave Ray's example out")
     parser.add_argument("--no-grpc", action="store_true", help="leave out the exchange over gRPC alone")
+    parser.add_argument("--ledger-only", action="store_true", help="only what the ledger costs")
     arguments = parser.parse_args()
     arguments.workers = arguments.workers or [2, 4]
     arguments.width = width_of(arguments.model_bytes)
@@ -73,6 +79,17 @@ def _grpc(arguments: argparse.Namespace) -> Row:
     samples = compete(entries, rounds=arguments.rounds, warmup=WARMUP, steps=arguments.steps, title=title, **work)
     floor = 2 * workers * min(samples["raw", variant].median for variant in raw.VARIANTS)
     return Row("gRPC only, 2 workers: exchange / raw rate", samples["ours", ""].median, floor, MUST_GRPC)
+
+
+def _ledger(arguments: argparse.Namespace) -> Row:
+    """The same processes keep the ledger in one stretch and do without in the next."""
+    workers, servers = arguments.workers[0], arguments.servers or 1
+    work = {"workers": workers, "servers": servers, "width": arguments.width, "batch": arguments.batch}
+    entries = {"ours": Entry(module="ledger", members=workers, variants=ledger.VARIANTS)}
+    title = f"{workers} workers, {servers} servers, with and without the ledger"
+    samples = compete(entries, rounds=arguments.rounds, warmup=WARMUP, steps=arguments.steps, title=title, **work)
+    kept, left = samples["ours", ledger.WITH], samples["ours", ledger.WITHOUT]
+    return Row("step with the ledger / without", kept.median, left.median, MUST_LEDGER)
 
 
 if __name__ == "__main__":

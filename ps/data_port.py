@@ -29,6 +29,7 @@ from ps.pacing import MAX_FRAME_BYTES
 from ps.receipts import HeldReceipts, Receipt
 from ps.security import member_of
 from ps.shard import Shard
+from ps.stats import Spent
 from ps.streams import Stream
 from ps.transport.shaping import Link
 from ps.transport.streams import Outbox
@@ -219,7 +220,9 @@ class DataPort:
         """A checked contribution; with `may_wait` false, what is left to be done where waiting is allowed."""
         wire = self._comm.push_format
         may_share = wire == frame.EXACT
-        run = frame.checked_run(header, payload, shard.layout, with_payload=header.kind == pb.PUSH, wire=wire, may_share=may_share)
+        with Spent() as spent:
+            run = frame.checked_run(header, payload, shard.layout, with_payload=header.kind == pb.PUSH, wire=wire, may_share=may_share)
+        self._host.stats.decoded(spent)
         if run.stop > shard.layout.num_versioned:
             raise MalformedFrame(f"chunks {run.first}..{run.stop - 1} of shard {shard.layout.index} are frozen: nothing may be pushed to them")
         if (owner := int(shard.layout.stage[run.first])) != member.stage:

@@ -17,6 +17,7 @@ from ps.layout import Run
 from ps.pending import Part, PendingPayload
 from ps.push import Push
 from ps.shard_state import ShardState
+from ps.stats import Spent
 from ps.work import Work
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,9 @@ class Intake:
         left to be called instead, for a thread that may. Raises Fenced, EarlyPush, Diverged, which end the stream, and NonFinite,
         ModelMismatch, which end the shard: the step can never be whole.
         """
-        values = frame.exact_payload(header, payload, self._layout, run)
+        with Spent() as spent:
+            values = frame.exact_payload(header, payload, self._layout, run)
+        self._state.stats.decoded(spent)
         prints = np.array(header.digests, np.uint64) if header.kind == pb.PUSH else None
         push = Push(member, header, run, values, len(payload), prints, receipt, [run], self._state.number(member))
         if header.shared:

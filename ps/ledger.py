@@ -55,7 +55,7 @@ class ShardTraffic:
 @dataclass(kw_only=True)
 class WorkerRow:
     """One step of one worker; the `_s` fields from `data_wait_s` to `other_s` are exclusive spans of its training thread
-    and add up to its step."""
+    and add up to its step; `report_s` comes before it and `validation_s` after."""
 
     __pydantic_config__: ClassVar = _AS_SENT
     rank: Count
@@ -69,8 +69,12 @@ class WorkerRow:
     step_s: float
     """From when all of version `step` had landed to when all of the next one had: its backward, and the next step's forward."""
     data_wait_s: float = 0.0
-    compute_s: float = 0.0
-    """Forward and backward."""
+    forward_s: float = 0.0
+    """With the loss. Of an own loop: in the model, or until the first gradient is there where it calls parts of the model."""
+    backward_s: float = 0.0
+    """Of an own loop: with the loss. With stages: forward too."""
+    compute_cpu_s: float = 0.0
+    """Of both: those in which the training thread had a processor."""
     copy_s: float = 0.0
     """Gradients gathered into frames."""
     encode_s: float = 0.0
@@ -84,8 +88,14 @@ class WorkerRow:
     receive_s: float = 0.0
     """Waiting for bytes, ours on their way up or the updated ones on their way down."""
     install_s: float = 0.0
+    checkpoint_s: float = 0.0
+    """What the rank has yet to send copied for a checkpoint of the version that the step makes."""
     other_s: float = 0.0
     """The rest of the step: the loop itself and its bookkeeping."""
+    validation_s: float = 0.0
+    """After the step, until the report of its version: validation. Of an own loop: whatever it does until `ctx.report`."""
+    report_s: float = 0.0
+    """Before the step: the report of version `step`, in which all ranks wait for each other and for the driver."""
     exposed_s: float = 0.0
     """Communication not hidden behind compute: what the training thread spends on it or waits for."""
     waits_for: Count | None = None
@@ -98,8 +108,15 @@ class WorkerRow:
     shards: list[ShardTraffic] = field(default_factory=list)
     link_bytes_per_s: float | None = None
     """Rate the worker's link is shaped to; None if it is not."""
+    cores: float | None = None
+    """Processors that the worker may use, its quota counted; only in its first row after it joined."""
     pacing: Pacing | None = None
     """What the worker has measured of its link, and its frames; only in its first row after it joined, if it measured."""
+
+    @property
+    def compute_s(self) -> float:
+        """Forward and backward."""
+        return self.forward_s + self.backward_s
 
 
 @dataclass(kw_only=True)
@@ -122,10 +139,15 @@ class ServerRow:
     """Payload sent as answers to the step."""
     ingress_s: float = 0.0
     """From the first frame of the step to the last, less waits in which no byte was on its way."""
+    decode_s: float = 0.0
+    """Thread seconds spent on checks of contributions and on turning them into what can be summed."""
     aggregate_s: float = 0.0
     """Thread seconds spent on sums."""
     apply_s: float = 0.0
     """Thread seconds spent on updates and on encoding answers."""
+    work_cpu_s: float = 0.0
+    """Of `decode_s`, `aggregate_s` and `apply_s`: those in which the thread had a processor. Much less
+    where others want it, or the host has too little."""
     cpu_s: float = 0.0
     """CPU seconds of the whole process since the row before."""
     wait_s: float = 0.0
@@ -138,6 +160,8 @@ class ServerRow:
     """Before `time_s`: when the last rank was complete; None as `first_s`."""
     link_bytes_per_s: float | None = None
     """Rate the link is shaped to; None if it is not."""
+    cores: float | None = None
+    """Processors that the server may use, its quota counted; only in the first row of its process."""
     diverged: int = 0
     """Frames that came again with other bytes, while the first ones stood (`train.exact = false`)."""
     rank_squares: float | None = None

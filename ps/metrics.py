@@ -8,8 +8,12 @@ from typing import Literal, Protocol
 from ps.config import MetricsConfig
 from ps.ledger import ServerRow, WorkerRow
 
-SPANS = ("data_wait", "compute", "copy", "encode", "send", "barrier_wait", "apply", "receive", "install", "other")
+SPANS = (
+    "data_wait", "forward", "backward", "copy", "encode", "send", "barrier_wait", "apply", "receive", "install", "checkpoint", "other",
+)  # fmt: skip
 """Of a worker's row: they add up to the step."""
+BETWEEN = ("validation", "report")
+"""Likewise, after and before the step."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,12 @@ class Metric:
 
 STEPS = Metric("pserver_steps", "counter", ("rank",), "Steps that the worker has ended.")
 STEP_SECONDS = Metric("pserver_step_seconds", "counter", ("rank",), "Seconds of these steps.")
-SPAN_SECONDS = Metric("pserver_span_seconds", "counter", ("rank", "span"), "Seconds of the training thread by what it did: they add up to the steps.")
+SPAN_SECONDS = Metric(
+    "pserver_span_seconds",
+    "counter",
+    ("rank", "span"),
+    "Seconds of the training thread by what it did: they add up to the steps, but for validation and reports.",
+)
 EXPOSED_SECONDS = Metric("pserver_exposed_seconds", "counter", ("rank",), "Seconds of communication that compute did not hide.")
 SAMPLES = Metric("pserver_samples", "counter", ("rank",), "Samples that the worker has computed gradients of.")
 LOSS = Metric("pserver_loss", "gauge", ("rank",), "Mean loss of the worker's last step.")
@@ -32,7 +41,9 @@ BYTES = Metric("pserver_bytes", "counter", ("rank", "shard", "way"), "Payload pu
 WIRE_BYTES = Metric("pserver_wire_bytes", "counter", ("rank", "shard", "way"), "Bytes on the worker's connections, headers included.")
 VERSION = Metric("pserver_version", "gauge", ("shard",), "Version of the parameters that the shard holds.")
 SERVER_BYTES = Metric("pserver_server_bytes", "counter", ("shard", "way"), "Payload that the server has received and sent.")
-SERVER_SECONDS = Metric("pserver_server_seconds", "counter", ("shard", "work"), "Thread seconds of sums and of updates; CPU seconds of all.")
+SERVER_SECONDS = Metric(
+    "pserver_server_seconds", "counter", ("shard", "work"), "Thread seconds of checks, of sums and of updates; CPU seconds of all."
+)
 SERVER_WAIT_SECONDS = Metric("pserver_server_wait_seconds", "counter", ("shard",), "Seconds from the first rank complete to the last.")
 RUN = Metric("pserver_run", "gauge", ("name",), "The run's metrics as in metrics.jsonl, and of its mean step; told by the driver.")
 RUN_STEP = Metric("pserver_run_step", "gauge", (), "Step that these are of.")
@@ -59,7 +70,7 @@ def _tell_worker(meter: Meter, row: WorkerRow) -> None:
     meter.tell(STEP_SECONDS, row.step_s, rank)
     meter.tell(EXPOSED_SECONDS, row.exposed_s, rank)
     meter.tell(SAMPLES, row.samples, rank)
-    for span in SPANS:
+    for span in (*SPANS, *BETWEEN):
         meter.tell(SPAN_SECONDS, getattr(row, f"{span}_s"), rank, span)
     if row.loss is not None:
         meter.tell(LOSS, row.loss, rank)
@@ -75,7 +86,7 @@ def _tell_server(meter: Meter, row: ServerRow) -> None:
     meter.tell(VERSION, row.step + 1, shard)
     meter.tell(SERVER_BYTES, row.ingress_bytes, shard, "in")
     meter.tell(SERVER_BYTES, row.egress_bytes, shard, "out")
-    for work in ("aggregate", "apply", "cpu"):
+    for work in ("decode", "aggregate", "apply", "cpu"):
         meter.tell(SERVER_SECONDS, getattr(row, f"{work}_s"), shard, work)
     meter.tell(SERVER_WAIT_SECONDS, row.wait_s, shard)
 

@@ -4,8 +4,25 @@ import math
 import threading
 import time
 
+from ps.cores import usable_cores
 from ps.ledger import RowBuffer, ServerRow, covered
 from ps.server_log import ServerLog
+
+
+class Spent:
+    """Seconds of one thread, by the clock and on a processor: `with` it around every stretch of its work."""
+
+    def __init__(self) -> None:
+        self.wall_s = self.cpu_s = 0.0
+        self._began = 0.0, 0.0
+
+    def __enter__(self) -> "Spent":
+        self._began = time.perf_counter(), time.thread_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall_s += time.perf_counter() - self._began[0]
+        self.cpu_s += time.thread_time() - self._began[1]
 
 
 class ServerStats:
@@ -21,11 +38,13 @@ class ServerStats:
         self._last = [0.0] * num_members
         self._last_member = 0
         self._newest = -1
-        self._aggregate_s = 0.0
+        self._decode_s = self._aggregate_s = self._work_cpu_s = 0.0
         self._squares = [0.0, 0.0, 0]
         """Of the ranks' gradients and of the mean; chunks of the mean that are in it."""
         self._cpu_s = time.process_time()
         """At the last row."""
+        self._cores: float | None = usable_cores()
+        """Until a row has told it."""
         self._log = ServerLog()
         self.steps_per_epoch = 1
         """Set by the first member that joins, as `num_optimizer`."""
@@ -65,9 +84,16 @@ class ServerStats:
             if step in self._open:
                 self._open[step].egress_bytes += num_bytes
 
-    def aggregated(self, seconds: float) -> None:
+    def decoded(self, spent: Spent) -> None:
+        """Contributions have been checked and made into what can be summed."""
         with self._lock:
-            self._aggregate_s += seconds
+            self._decode_s += spent.wall_s
+            self._work_cpu_s += spent.cpu_s
+
+    def aggregated(self, spent: Spent) -> None:
+        with self._lock:
+            self._aggregate_s += spent.wall_s
+            self._work_cpu_s += spent.cpu_s
 
     def contributed(self, square: float) -> None:
         """The squared norm of one contribution, of those steps in which norms are taken."""
@@ -80,13 +106,14 @@ class ServerStats:
             self._squares[1] += square
             self._squares[2] += num_chunks
 
-    def applied(self, step: int, seconds: float, *, is_last: bool) -> None:
+    def applied(self, step: int, spent: Spent, *, is_last: bool) -> None:
         """A run has been applied and its answers encoded; `is_last`: the shard has the next version."""
         with self._lock:
             if step <= self._newest:
                 return  # the row went with the run that another thread applied last
             row = self._row(step)
-            row.apply_s += seconds
+            row.apply_s += spent.wall_s
+            self._work_cpu_s += spent.cpu_s
             if is_last:
                 self._close(row)
                 self._rows.add(self._open.pop(step))
@@ -98,11 +125,13 @@ class ServerStats:
     def _close(self, row: ServerRow) -> None:
         self._newest = row.step
         ended, row.time_s = time.monotonic(), time.time()
-        row.aggregate_s, self._aggregate_s = self._aggregate_s, 0.0
+        row.decode_s, row.aggregate_s, row.work_cpu_s = self._decode_s, self._aggregate_s, self._work_cpu_s
+        self._decode_s = self._aggregate_s = self._work_cpu_s = 0.0
         ranks, mean, chunks = self._squares
         if chunks and chunks == self.num_optimizer and math.isfinite(ranks + mean):  # else a former process has seen the rest
             row.rank_squares, row.mean_square = ranks, mean
         self._squares = [0.0, 0.0, 0]
+        row.cores, self._cores = self._cores, None
         row.cpu_s, self._cpu_s = (now := time.process_time()) - self._cpu_s, now
         spans = sorted((first, last) for first, last in zip(self._first, self._last, strict=True) if first is not None)
         row.ingress_s = covered(spans)

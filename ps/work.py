@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from ps.norms import StepFactor
 from ps.pending import Part, PendingPayload
 from ps.reduction import Accumulators
 from ps.shard_state import ShardState
+from ps.stats import Spent
 from ps.update import PLAIN, Updater
 
 log = logging.getLogger(__name__)
@@ -85,20 +85,20 @@ class Work:
                 self._answers.send([action])
 
     def _sum(self, action: Sum, rank: int, whole: Part) -> list[Action]:
-        started = time.perf_counter()
         run = whole.run
-        if action.rank == rank and run.first <= action.run.first and action.run.stop <= run.stop:
-            parts = [self._pending.cut(whole, action.run)]
-        else:
-            with self._changed:
-                parts = self._pending.take(action.rank, action.run)
-        if self._norms.takes(int(self._store.words[action.run.first]), action.run):
-            self._state.stats.contributed(sum(map(self._norms.of_part, parts)))
-        with self._reading(action.run):
-            for part in parts:
-                self._sums.add(action.rank, part, action.weight, is_first=action.is_first)
-        hit("shard.summed")
-        self._state.stats.aggregated(time.perf_counter() - started)
+        with Spent() as spent:
+            if action.rank == rank and run.first <= action.run.first and action.run.stop <= run.stop:
+                parts = [self._pending.cut(whole, action.run)]
+            else:
+                with self._changed:
+                    parts = self._pending.take(action.rank, action.run)
+            if self._norms.takes(int(self._store.words[action.run.first]), action.run):
+                self._state.stats.contributed(sum(map(self._norms.of_part, parts)))
+            with self._reading(action.run):
+                for part in parts:
+                    self._sums.add(action.rank, part, action.weight, is_first=action.is_first)
+            hit("shard.summed")
+        self._state.stats.aggregated(spent)
         with self._changed:
             actions = self._state.barrier.summed(action.rank, action.run)
             self._changed.notify_all()
@@ -141,15 +141,15 @@ class Work:
 
     def _mean(self, step: int, run: Run, weight: float) -> None:
         """The run's sums become what is applied."""
-        started = time.perf_counter()
-        with self._reading(run):
-            self._sums.fold(run)
-        if self._norms.takes(step, run):
-            square = self._norms.of_sums(run, self._sums.of(run), weight) if weight else 0.0
-            self._state.stats.averaged(square, len(run))
-        if weight:
-            self._updater.to_mean(step, run, self._sums.of(run), weight)
-        self._state.stats.aggregated(time.perf_counter() - started)
+        with Spent() as spent:
+            with self._reading(run):
+                self._sums.fold(run)
+            if self._norms.takes(step, run):
+                square = self._norms.of_sums(run, self._sums.of(run), weight) if weight else 0.0
+                self._state.stats.averaged(square, len(run))
+            if weight:
+                self._updater.to_mean(step, run, self._sums.of(run), weight)
+        self._state.stats.aggregated(spent)
 
     def _hold(self, step: int, complete: Complete) -> None:
         """Keeps a complete run of a two-phase step until all shards' norms are known."""
@@ -175,7 +175,7 @@ class Work:
 
     def _apply(self, step: int, complete: Complete, decision: StepFactor, before: Callable[[int, Run, float], None] | None = None) -> None:
         """`before`: what each part of the run goes through first."""
-        run, apply_s = complete.run, 0.0
+        run, spent = complete.run, Spent()
         with self._changed:
             self._store.raise_oldest(step)
         hit("shard.oldest")
@@ -184,21 +184,20 @@ class Work:
         for part in self._layout.split(run, _PASS_BYTES):
             if before:
                 before(step, part, complete.weight)
-            started = time.perf_counter()
-            self._updater.write(step, part, self._sums.of(part), complete.weight, decision, rate_factor=self._store.rate_factor)
-            apply_s += time.perf_counter() - started
+            with spent:
+                self._updater.write(step, part, self._sums.of(part), complete.weight, decision, rate_factor=self._store.rate_factor)
         hit("shard.written")
-        started = time.perf_counter()
-        with self._changed:
-            answers = self._state.barrier.applied(run)
-            self._store.commit(step, run)
-            hit("shard.applied")
-            is_last = self._store.version > step
-            if is_last:
-                self._state.two_phase.begin()
-            self._changed.notify_all()
-        self._answers.send(answers)
-        self._state.stats.applied(step, apply_s + time.perf_counter() - started, is_last=is_last)
+        with spent:
+            with self._changed:
+                answers = self._state.barrier.applied(run)
+                self._store.commit(step, run)
+                hit("shard.applied")
+                is_last = self._store.version > step
+                if is_last:
+                    self._state.two_phase.begin()
+                self._changed.notify_all()
+            self._answers.send(answers)
+        self._state.stats.applied(step, spent, is_last=is_last)
 
     def close(self) -> None:
         """No thread of the pool begins anything any more."""

@@ -18,6 +18,7 @@ from workers.config import TrainConfig
 from workers.imports import absolute_name, import_attribute
 from workers.initial import load_initial
 from workers.loop import plan_of
+from workers.loop_spans import LoopSpans
 from workers.optimizer import DistributedOptimizer
 from workers.sampler import BatchPlan, Indices, sample_rng, torch_seed
 from workers.session import Session
@@ -75,6 +76,7 @@ class Context:
         self._session = session
         self._batches: BatchPlan | None = None
         self._optimizer: DistributedOptimizer | None = None
+        self._spans: LoopSpans
         self._current: int | None = None
         """The step in whose body the loop over `steps` is."""
         self._reported: int | None = None
@@ -139,6 +141,7 @@ class Context:
         if init is not None:
             load_initial(model, Path(init))
         self._session.bind(model, plan, own_loop=True)
+        self._spans = LoopSpans(model, self._session.spans)
         self._optimizer = DistributedOptimizer(model, self._begin, self._step)
         return self._optimizer
 
@@ -154,14 +157,14 @@ class Context:
     def _begin(self, weight: float, divide: bool) -> None:
         session = self._session
         self._check_may_step()
-        session.spans.rest("compute")
+        self._spans.begins()
         sums = (0.0, weight, weight, 1.0 if self.rank == 0 else 0.0) if weight else None
         session.pushes.begin(session.version, sums, weight=weight, divide=divide)
 
     def _step(self, weight: float) -> None:
         session = self._session
         session.bound.mover.wait_for_compute()
-        session.spans.rest("compute")
+        self._spans.ends()
         session.pushes.end()
         session.step(Contribution(weight, int(weight), math.nan))
         session.settle()

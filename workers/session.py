@@ -12,6 +12,7 @@ from ps.client import Client
 from ps.codecs import is_lossy
 from ps.control import EpochSums, ServerAddress
 from ps.control_client import ControlClient, Progress
+from ps.cores import usable_cores
 from ps.errors import NeighbourLost, Stopped, VersionGone
 from ps.failpoints import hit
 from ps.frame import Bytes
@@ -71,6 +72,10 @@ class Session:
         self._client: Client | None = None
         self._residuals: SavedResiduals | None = None
         self._stop_reason: str | None = None
+        self._held: WorkerRow | None = None
+        """Row of the last step, while a validation of its version may follow."""
+        self._report_s = 0.0
+        """Seconds of the last report that are in no row yet."""
         self._cpu_s = 0.0
         """CPU seconds of the process at the last row."""
 
@@ -175,6 +180,7 @@ class Session:
     def begin(self, step: int, weight: float) -> None:
         """A step of which nothing is ready; returns when all of its version has landed and is installed."""
         self.settle()
+        self.hand_on()
         self._progress = step, True
         with self.spans.span("exchange"):
             self.client.begin(step, weight, self.bound.gradients)
@@ -223,11 +229,20 @@ class Session:
         with self.spans.span("exchange"):
             timing = self.client.settle()
         self.layers.finish()
-        self._rows.add(self._row(self._unsettled, timing))
+        if self._residuals:
+            with self.spans.span("checkpoint"):
+                self._residuals.settled(self.version, self.plan)
+        self._held = self._row(self._unsettled, timing)
         self._unsettled = None
         self._progress = self.version, False
-        if self._residuals:
-            self._residuals.settled(self.version, self.plan)
+        if not self.plan.own_loop and not self.plan.decides(self.version):
+            self.hand_on()
+
+    def hand_on(self) -> None:
+        """What the last step's row says is complete: no validation of its version follows any more."""
+        if self._held:
+            self._rows.add(self._held)
+            self._held = None
 
     @property
     def progress(self) -> Progress:
@@ -245,6 +260,9 @@ class Session:
         """Brings the rank's sums of a phase at the present version; True if the run ends here. Returns when every rank has reported."""
         hit("worker.reports")
         self.settle()
+        if self._held:
+            self._held.validation_s = self.spans.take()[0]
+        self.hand_on()
         if self.links:
             self.links.agree(self.version)  # while others of the rank have not landed it, a server may need the norms that only we know
         self._rows.urgent.set()
@@ -254,7 +272,7 @@ class Session:
         stop = self._control.report_epoch(EpochSums(self.version, training, dict(sums)))
         self._doing = "computes"
         hit("worker.reported")
-        self.spans.take()
+        self._report_s = self.spans.take()[0]
         return stop
 
     def _row(self, contribution: Contribution, timing: StepTiming) -> WorkerRow:
@@ -263,8 +281,10 @@ class Session:
         cpu_s, self._cpu_s = -self._cpu_s, time.process_time()
         now, time_s = time.monotonic(), time.time()
         timing.end(now)
-        own = {f"{name}_s": seconds.get(name, 0.0) for name in ("data_wait", "compute", "copy", "install")}
+        is_first = self.version - 1 == self.started_at
+        own = {f"{name}_s": seconds.get(name, 0.0) for name in ("data_wait", "forward", "backward", "copy", "install", "checkpoint")}
         waits = {f"{name}_s": getattr(timing, f"{name}_s") for name in ("send", "barrier_wait", "apply", "receive")}
+        report_s, self._report_s = self._report_s, 0.0
         exchange = {"encode_s": seconds.get("exchange", 0.0) - sum(waits.values()), **waits}
         return WorkerRow(
             rank=self.settings.number,
@@ -277,11 +297,14 @@ class Session:
             exposed_s=own["copy_s"] + own["install_s"] + seconds.get("exchange", 0.0),
             waits_for=timing.waits_for,
             cpu_s=cpu_s + self._cpu_s,
+            compute_cpu_s=self.spans.compute_cpu_s,
+            report_s=report_s,
             samples=contribution.samples,
             loss=contribution.loss if math.isfinite(contribution.loss) else None,
             shards=timing.shards,
             link_bytes_per_s=self.settings.comm.link_bytes_per_s(rank=self.rank),
-            pacing=self.client.pacing if self.version - 1 == self.started_at and self.client.pacing.is_measured else None,
+            cores=usable_cores() if is_first else None,
+            pacing=self.client.pacing if is_first and self.client.pacing.is_measured else None,
         )
 
     def stop(self, reason: str) -> None:

@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+COMPUTE = ("forward", "backward")
+"""Spans in which the rank computes."""
+_UNNAMED = ""
 _LEAST_S = 5e-4
 """A shorter wait would last longer than it should."""
 
@@ -11,16 +14,22 @@ _LEAST_S = 5e-4
 class Spans:
     """Exclusive seconds by name since the last `take`: time in a span inside of another counts for the inner one alone.
 
-    `slowdown`: the span "compute" takes so many times as long, for every stretch of it is followed by a wait: simulates a slow host.
+    `slowdown`: the spans of COMPUTE take so many times as long, for every stretch of it is followed by a wait: simulates a slow host.
     """
 
-    def __init__(self, *, slowdown: float = 1.0, wait: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, *, slowdown: float = 1.0, wait: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.perf_counter) -> None:
         self._more = slowdown - 1.0
         self._wait = wait
+        self._clock = clock
         self._owed_s = 0.0
         self._seconds: dict[str, float] = {}
-        self._started = self._marked = time.perf_counter()
+        self._cpu_s: dict[str, float] = {}
+        """Of those seconds, what the thread had of a processor."""
+        self._started = self._marked = clock()
+        self._cpu_marked = time.thread_time()
         self._open: list[str] = []
+        self.compute_cpu_s = 0.0
+        """Of the spans of COMPUTE in the last `take`: seconds in which the thread had a processor."""
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -33,13 +42,14 @@ class Spans:
             self._open.pop()
 
     def _mark(self) -> None:
-        """Counts the time since the last mark for the innermost open span."""
-        now = time.perf_counter()
-        if self._open and self._open[-1] == "compute":
+        """Counts the time since the last mark for the innermost open span, or as unnamed."""
+        now, cpu_now = self._clock(), time.thread_time()
+        name = self._open[-1] if self._open else _UNNAMED
+        if name in COMPUTE:
             now = self._stretched(now, now - self._marked)
-        if self._open:
-            self._seconds[self._open[-1]] = self._seconds.get(self._open[-1], 0.0) + now - self._marked
-        self._marked = now
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._marked
+        self._cpu_s[name] = self._cpu_s.get(name, 0.0) + cpu_now - self._cpu_marked
+        self._marked, self._cpu_marked = now, cpu_now
 
     def _stretched(self, now: float, compute_s: float) -> float:
         """When what so many seconds of compute, which end `now`, owe has been waited for, as far as it is worth a wait."""
@@ -47,24 +57,25 @@ class Spans:
         if self._owed_s < _LEAST_S:
             return now
         self._wait(self._owed_s)
-        waited = time.perf_counter()
+        waited = self._clock()
         self._owed_s -= waited - now
         return waited
 
     def rest(self, name: str) -> None:
-        """Counts all time since the last take that belongs to no span as `name`."""
+        """Counts all time since the last take, or rest, that belongs to no span as `name`."""
         self._mark()
-        if name == "compute":
-            self._marked = self._stretched(self._marked, self._unnamed_s)
-        self._seconds[name] = self._seconds.get(name, 0.0) + self._unnamed_s
-
-    @property
-    def _unnamed_s(self) -> float:
-        return self._marked - self._started - sum(self._seconds.values())
+        seconds, cpu_s = self._seconds.pop(_UNNAMED, 0.0), self._cpu_s.pop(_UNNAMED, 0.0)
+        if name in COMPUTE:
+            seconds += (waited := self._stretched(self._marked, seconds)) - self._marked
+            self._marked = waited
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        self._cpu_s[name] = self._cpu_s.get(name, 0.0) + cpu_s
 
     def take(self) -> tuple[float, dict[str, float]]:
         """Seconds since the last take, and those of each span; starts anew, in the middle of spans too."""
         self._mark()
         total, seconds = self._marked - self._started, self._seconds
-        self._started, self._seconds = self._marked, {}
+        seconds.pop(_UNNAMED, None)
+        self.compute_cpu_s = sum(self._cpu_s.get(name, 0.0) for name in COMPUTE)
+        self._started, self._seconds, self._cpu_s = self._marked, {}, {}
         return total, seconds

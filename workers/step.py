@@ -58,7 +58,7 @@ class GradientStep:
 
     def compute(self, step: int, spans: Spans) -> Contribution:
         """Forward and backward over the rank's micro-batches; gradients leave meanwhile. Raises NonFinite where that ends the run."""
-        with spans.span("compute"):
+        with spans.span("forward"):
             self._bound.model.train()
             self._bound.model.zero_grad(set_to_none=True)
         done = Contribution(0.0, 0, 0.0)
@@ -67,9 +67,9 @@ class GradientStep:
             several = micro.num_in_step > 1
             with spans.span("copy"):
                 self._bound.mover.wait()
-            with spans.span("compute"), self._layers.traced():
+            with spans.span("forward"), self._layers.traced():
                 mean, weight = self._forward(step, micro)
-            with spans.span("compute"):
+            with spans.span("forward"):
                 if weight:
                     check_gradient(mean)
                     value = float(mean.detach())  # on a GPU this waits for all of the above
@@ -78,6 +78,7 @@ class GradientStep:
                 done = replace(done, samples=done.samples + micro.num_samples)
                 if micro.index + 1 == micro.num_in_step:
                     self._begin(step, done, several)
+            with spans.span("backward"):
                 if weight:
                     (mean * weight if several else mean).backward()  # type: ignore[no-untyped-call]
         if not several and not done.samples:

@@ -84,7 +84,10 @@ class Worker:
             if self._stop_reason:
                 raise Stopped(self._stop_reason)
             with operations_named():
-                self._train(session)
+                try:
+                    self._train(session)
+                finally:
+                    session.hand_on()
             self._control.report_finished(session.version)
             hit("worker.finished")
         except Stopped:

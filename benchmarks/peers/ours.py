@@ -28,16 +28,17 @@ ALONE = "compute alone"
 def main() -> None:
     workload = Workload.here()
     with tempfile.TemporaryDirectory() as folder:
-        config = _config(workload, folder)
+        config = config_of(workload, folder)
         if workload.places:
             run_in_hosts(config, workload.places)
         else:
             Trainer.from_config(config, launcher="process", quiet=True).fit()
 
 
-def _config(workload: Workload, folder: str) -> Config:
+def config_of(workload: Workload, folder: str, loop: str = "benchmarks.peers.ours:train") -> Config:
+    """`loop`: trains a worker."""
     return Config(
-        train=TrainConfig(loop="benchmarks.peers.ours:train", batch_size=workload.batch, max_steps=1_000_000),
+        train=TrainConfig(loop=loop, batch_size=workload.batch, max_steps=1_000_000),
         optimizer=OptimizerConfig(name="adam", lr=1e-3),
         scaling=ScalingConfig(num_workers=workload.workers, num_servers=workload.servers),
         comm=CommConfig(**workload.comm),
@@ -49,7 +50,7 @@ def _config(workload: Workload, folder: str) -> Config:
 def train(ctx: Context) -> None:
     """The loop of one worker."""
     workload = Workload.here()
-    step = _training(ctx, workload) if workload.compute else _exchanging(ctx, workload)
+    step = training(ctx, workload) if workload.compute else _exchanging(ctx, workload)
     alone = _computing(workload, ctx.rank)
     take_part(workload, ctx.rank, lambda variant: alone if variant == ALONE else step)
 
@@ -85,7 +86,7 @@ def _computing(workload: Workload, rank: int) -> Step:
     return step
 
 
-def _training(ctx: Context, workload: Workload) -> Step:
+def training(ctx: Context, workload: Workload) -> Step:
     """As `workers.loop` trains a task."""
     session, task = ctx._session, Perceptron()
     train = session.settings.train

@@ -9,7 +9,7 @@ from deploy.measure.recorded import Recorded
 from deploy.measure.table import Table
 from deploy.measure.text import seconds, size
 from deploy.measure.verdict import verdict
-from deploy.measure.window import SPANS, TRAFFIC
+from deploy.measure.window import BETWEEN, SPANS, TRAFFIC
 
 NOT_COMPARED = ("run.name", "run.storage_path")
 """Every run has its own."""
@@ -71,16 +71,17 @@ def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
     return low <= other_high and other_low <= high
 
 
-def _spans(first: Recorded, second: Recorded) -> dict[str, tuple[float, float]]:
+def _spans(first: Recorded, second: Recorded, names: Sequence[str] = SPANS) -> dict[str, tuple[float, float]]:
     """Seconds per step of the mean rank, after the warm-up."""
 
     def mean(recorded: Recorded, span: str) -> float:
         series = recorded.series
-        known = [value for value, step_s in zip(series.spans[span], series.step_s, strict=True) if step_s]
+        values = series.spans.get(span) or series.between[span]
+        known = [value for value, step_s in zip(values, series.step_s, strict=True) if step_s]
         kept = known[-len(steady_steps(series.step_s)) :]
         return statistics.fmean(kept) if kept else 0.0
 
-    return {span: (mean(first, span), mean(second, span)) for span in SPANS}
+    return {span: (mean(first, span), mean(second, span)) for span in names}
 
 
 def _config(first: Recorded, second: Recorded, names: Sequence[str]) -> Table:
@@ -106,7 +107,7 @@ def _seconds(first: Recorded, second: Recorded, names: Sequence[str]) -> Table:
     one, other = steady_steps(first.series.step_s), steady_steps(second.series.step_s)
     if not (one and other):
         return Table("", [], [])
-    values = {"step_s": (statistics.fmean(one), statistics.fmean(other))} | _spans(first, second)
+    values = {"step_s": (statistics.fmean(one), statistics.fmean(other))} | _spans(first, second) | _spans(first, second, BETWEEN)
     rows = [
         [_words(name), seconds(one_s), seconds(other_s), _signed(other_s - one_s), _percent(other_s / one_s) if one_s else ""]
         for name, (one_s, other_s) in values.items()

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from deploy.measure.ledger_file import LedgerStep, read_ledger
-from deploy.measure.window import SPANS, TRAFFIC, Window
+from deploy.measure.window import BETWEEN, SPANS, TRAFFIC, Window
 from deploy.rundir import WEIGHTS, RunDirectory
 
 _WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -27,6 +27,8 @@ class Series:
         self.step_s: list[float] = []
         """Of the mean rank, as `spans`."""
         self.spans: dict[str, list[float]] = {span: [] for span in SPANS}
+        self.between: dict[str, list[float]] = {span: [] for span in BETWEEN}
+        """Likewise, of the time between steps."""
         self.ingress: defaultdict[int, list[int]] = defaultdict(list)
         """By shard: bytes of each step, as `egress`."""
         self.egress: defaultdict[int, list[int]] = defaultdict(list)
@@ -41,7 +43,7 @@ class Series:
         self.steps.append(step.step)
         self.time_s.append(max((row.time_s for row in step.rows), default=0.0))
         self.step_s.append(statistics.fmean(row.step_s for row in step.workers) if step.workers else 0.0)
-        for span, values in self.spans.items():
+        for span, values in (*self.spans.items(), *self.between.items()):
             values.append(statistics.fmean(getattr(row, span) for row in step.workers) if step.workers else 0.0)
         for server in step.servers:
             for ways, num_bytes in ((self.ingress, server.ingress_bytes), (self.egress, server.egress_bytes)):

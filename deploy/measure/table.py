@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from deploy.measure.text import counted, seconds, size
 from deploy.measure.verdict import verdict
-from deploy.measure.window import SPANS, TRAFFIC, Window
+from deploy.measure.window import BETWEEN, SPANS, TRAFFIC, Window
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def closing_line(window: Window) -> str:
 
 
 def _workers(window: Window) -> Table:
-    names = ("step_s", *SPANS, "exposed_s")
+    used = [name for name in (*SPANS, *BETWEEN) if any(means[name] for means in window.ranks.values())]
+    names = ("step_s", *(name for name in used if name in SPANS), "exposed_s", *(name for name in used if name in BETWEEN))
     rows = [[f"worker {rank}", *(seconds(means[name]) for name in names)] for rank, means in sorted(window.ranks.items())]
     return Table("Seconds per step, by worker", ["", *(name.removesuffix("_s").replace("_", " ") for name in names)], rows)
 

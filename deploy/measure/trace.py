@@ -69,8 +69,8 @@ def _last_that_fit(steps: Iterable[LedgerStep]) -> list[LedgerStep]:
 
 
 def _num_events(step: LedgerStep) -> int:
-    """At most: a slice per span, two slices, four levels and three points of an arrow per shard."""
-    return sum(1 + len(SPANS) + 9 * len(row.shards) for row in step.workers) + 4 * len(step.servers)
+    """At most: a slice per span, two between steps, two slices, four levels and three points of an arrow per shard."""
+    return sum(3 + len(SPANS) + 9 * len(row.shards) for row in step.workers) + 4 * len(step.servers)
 
 
 def _events(rows: Sequence[WorkerRow | ServerRow], failures: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
@@ -118,7 +118,10 @@ class _Drawing:
         pid = 1 + row.rank
         arguments = {"step": row.step, "samples": row.samples, "loss": row.loss, "waits_for": row.waits_for, "exposed_s": row.exposed_s}
         parts = [(_NAMES[span], getattr(row, span)) for span in SPANS]
-        yield from self._tiled(pid, _TRAINING, f"step {row.step}", self._us(row.time_s) - row.step_s * 1e6, row.step_s * 1e6, parts, arguments)
+        start = self._us(row.time_s) - row.step_s * 1e6
+        yield from self._between(pid, "report", row.step, start - row.report_s * 1e6, start)
+        yield from self._tiled(pid, _TRAINING, f"step {row.step}", start, row.step_s * 1e6, parts, arguments)
+        yield from self._between(pid, "validation", row.step, self._us(row.time_s), self._us(row.time_s + row.validation_s))
         for traffic in row.shards:
             yield from self._traffic(pid, row, traffic)
 
@@ -132,7 +135,7 @@ class _Drawing:
             ("last sums and updates", row.complete_s),
         ]
         pid, start = self._server(row.shard), self._us(row.time_s - row.first_s)
-        fields = ("ingress_bytes", "egress_bytes", "aggregate_s", "apply_s", "cpu_s", "waits_for")
+        fields = ("ingress_bytes", "egress_bytes", "decode_s", "aggregate_s", "apply_s", "cpu_s", "waits_for")
         arguments = {"step": row.step, **{name: getattr(row, name) for name in fields}}
         yield from self._tiled(pid, _STEPS, f"step {row.step}", start, row.first_s * 1e6, parts, arguments)
         for rank in range(self._num_workers):
@@ -171,6 +174,13 @@ class _Drawing:
             if until > at:
                 yield _slice(pid, tid, part, at, until, {"step": arguments["step"]})
             at = until
+
+    def _between(self, pid: int, name: str, step: int, start: float, end: float) -> Iterator[Event]:
+        """A slice of the training thread outside of the steps, as far as there is time between them."""
+        start, end = round(max(start, self._ends_us.get((pid, _TRAINING), 0.0)), 3), round(end, 3)
+        if end > start:
+            self._ends_us[pid, _TRAINING] = end
+            yield _slice(pid, _TRAINING, name, start, end, {"step": step})
 
     def _traffic(self, pid: int, row: WorkerRow, traffic: ShardTraffic) -> Iterator[Event]:
         """Two slices, the levels of what is on its way, and both ends of the arrow through the server."""

@@ -7,19 +7,22 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from deploy.predict.noise import GradientNoise
+from ps import metrics
 from ps.ledger import ServerRow, WorkerRow
 
 Key = TypeVar("Key")
 
-SPANS = ("data_wait_s", "compute_s", "copy_s", "encode_s", "send_s", "barrier_wait_s", "apply_s", "receive_s", "install_s", "other_s")
+SPANS = tuple(f"{name}_s" for name in metrics.SPANS)
 """Fields of a worker's row that add up to its step."""
+BETWEEN = tuple(f"{name}_s" for name in metrics.BETWEEN)
+"""And those of the time after and before it."""
 PARTS = {
     "data loading": ("data_wait_s",),
-    "compute": ("compute_s",),
+    "compute": ("forward_s", "backward_s"),
     "copies and encoding": ("copy_s", "encode_s", "install_s"),
     "transfers": ("send_s", "receive_s"),
     "apply": ("apply_s",),
-    "bookkeeping": ("other_s",),
+    "bookkeeping": ("checkpoint_s", "other_s"),
 }
 """What a step of a rank that waits for nobody is made of."""
 OWN_PARTS = ("data loading", "compute", "copies and encoding")
@@ -28,7 +31,7 @@ STEADY = 3.0
 """Standard errors by which a rank's lag must differ from nothing."""
 TRAFFIC = ("push_bytes", "pull_bytes", "push_wire_bytes", "pull_wire_bytes")
 _TIMES = ("push_s", "pull_s", "busy_s")
-_SERVER_FIELDS = ("ingress_bytes", "egress_bytes", "ingress_s", "aggregate_s", "apply_s", "wait_s")
+_SERVER_FIELDS = ("ingress_bytes", "egress_bytes", "ingress_s", "decode_s", "aggregate_s", "apply_s", "work_cpu_s", "cpu_s", "wait_s")
 
 
 class Means:
@@ -148,7 +151,7 @@ class Window:
 
     def _add_workers(self, rows: Sequence[WorkerRow]) -> None:
         for row in rows:
-            for name in (*SPANS, "step_s", "exposed_s", "samples"):
+            for name in (*SPANS, *BETWEEN, "step_s", "exposed_s", "samples"):
                 self.ranks[row.rank].add(name, getattr(row, name))
             self.rank_links[row.rank] = row.link_bytes_per_s
         for name in ("step_s", "exposed_s"):

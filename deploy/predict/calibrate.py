@@ -17,9 +17,6 @@ from ps.errors import ConfigError
 
 WARMUP = 3
 """First steps that are left out."""
-FORWARD = 1 / 3
-"""Part of the compute: backward makes two products where forward makes one; the ledger has both together."""
-
 SHARES_OVER_TIMES = 1.5
 """Spread of shares of a link over the spread of the times that pushes through it take."""
 
@@ -31,20 +28,20 @@ def fit(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
     and so is a worker's encoding; landing is taken to cost the same multiple.
     """
     used = _whole(steps, run)
-    fitted = _computing(used, run)
+    fitted = replace(_computing(used, run), cores_per_host=_cores(steps))
     return replace(fitted, costs=_costs(used, fitted))
 
 
 def fit_together(runs: Sequence[tuple[Sequence[LedgerStep], Scenario]]) -> list[Scenario]:
-    """Each run with its own compute, and the costs that suit them all: what frames and what bytes take of a processor is told apart
-    where their frames are of several lengths, on both ends. Raises ConfigError as `fit`."""
+    """Each run with its own compute, as processors did it, and the costs that suit them all: what frames and what bytes take of a processor
+    is told apart where their frames are of several lengths, on both ends. Raises ConfigError as `fit`."""
     used = [_whole(steps, run) for steps, run in runs]
-    fitted = [_computing(steps, run) for steps, (_, run) in zip(used, runs, strict=True)]
+    fitted = [replace(_on_processors(its, _computing(its, run)), cores_per_host=_cores(steps)) for its, (steps, run) in zip(used, runs, strict=True)]
     single = [_costs(steps, run) for steps, run in zip(used, fitted, strict=True)]
     usual = runs[0][1].costs
     typical = {name: statistics.median(getattr(costs, name) for costs in single) for name in ("copy_byte_s", "step_s")}
     server = _frames_and_bytes([(*_moves(usual, run), _server_rest_s(steps, run)) for steps, run in zip(used, fitted, strict=True)])
-    worker = _frames_and_bytes([(*_exchanges(usual, run), _worker_rest_s(steps, run)) for steps, run in zip(used, fitted, strict=True)])
+    worker = _frames_and_bytes([(*_exchanges(usual, run), _worker_rest_s(steps)) for steps, run in zip(used, fitted, strict=True)])
     factors = dict(zip(("take_frame_s", "take_byte_s"), server, strict=True)) | dict(zip(("push_frame_s", "push_byte_s"), worker, strict=True))
     factors |= {"answer_frame_s": server[0], "answer_byte_s": server[1], "land_frame_s": worker[0], "land_byte_s": worker[1]}
     links = {
@@ -64,16 +61,37 @@ def _whole(steps: Sequence[LedgerStep], run: Scenario) -> list[LedgerStep]:
 
 def _computing(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
     """The run with the compute of its typical rank."""
-    compute_s = statistics.median(statistics.median(row.compute_s for row in step.workers) for step in steps)
-    data_s = statistics.median(statistics.median(row.data_wait_s for row in step.workers) for step in steps)
+    data_s, forward_s, backward_s = (statistics.median_low(by_rank(steps, name).values()) for name in ("data_wait_s", "forward_s", "backward_s"))
     samples = statistics.fmean(row.samples for step in steps for row in step.workers)
     return replace(
         run,
-        forward_s=FORWARD * compute_s + data_s,
-        backward_s=(1 - FORWARD) * compute_s,
+        forward_s=forward_s + data_s,
+        backward_s=backward_s,
         samples=samples,
-        cores_per_host=float(os.cpu_count() or 1),
     )
+
+
+def _cores(steps: Sequence[LedgerStep]) -> float:
+    """Of the typical host; this machine's if no process has told them."""
+    told = [row.cores for step in steps for row in step.rows if row.cores]
+    return statistics.median_low(told) if told else float(os.cpu_count() or 1)
+
+
+def _on_processors(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
+    """The run with the compute that processors did: what it took by the clock is more where others wanted them, which the model counts itself."""
+    wall_s, cpu_s = (sum(sum(getattr(row, name) for row in step.workers) for step in steps) for name in ("compute_s", "compute_cpu_s"))
+    part = min(1.0, cpu_s / wall_s) if cpu_s and wall_s and run.computes_on_host else 1.0
+    data_s = statistics.median_low(by_rank(steps, "data_wait_s").values())
+    return replace(run, forward_s=data_s + part * (run.forward_s - data_s), backward_s=part * run.backward_s)
+
+
+def by_rank(steps: Sequence[LedgerStep], name: str) -> dict[int, float]:
+    """Median of what the rows of each rank say; the lower of two is the typical rank, for the other one may be slow."""
+    values: dict[int, list[float]] = {}
+    for step in steps:
+        for row in step.workers:
+            values.setdefault(row.rank, []).append(getattr(row, name))
+    return {rank: statistics.median(its) for rank, its in values.items()}
 
 
 def _overhead(steps: Sequence[LedgerStep]) -> float:
@@ -102,10 +120,9 @@ def _server_rest_s(steps: Sequence[LedgerStep], run: Scenario) -> float:
     return max(0.0, _per_step([[row.cpu_s for row in step.servers] for step in steps]) - usual)
 
 
-def _worker_rest_s(steps: Sequence[LedgerStep], run: Scenario) -> float:
+def _worker_rest_s(steps: Sequence[LedgerStep]) -> float:
     """Processor seconds of all workers in a step beside compute, copies and bookkeeping."""
-    own = run.compute_s * run.num_workers
-    return max(0.0, _per_step([[row.cpu_s - row.copy_s - row.other_s for row in step.workers] for step in steps]) - own)
+    return max(0.0, _per_step([[row.cpu_s - row.compute_cpu_s - row.copy_s - row.other_s for row in step.workers] for step in steps]))
 
 
 def _moves(usual: Costs, run: Scenario) -> tuple[float, float]:

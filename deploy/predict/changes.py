@@ -4,19 +4,23 @@ The model of the step is asked twice, for the run as it was and with one change;
 what the model does not know of the machine is in both.
 """
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deploy.measure.ledger_file import LedgerStep
-from deploy.predict.calibrate import WARMUP
+from deploy.predict.calibrate import WARMUP, by_rank
 from deploy.predict.plan import WORTH, floor_s, ring_step_s, server_counts
 from deploy.predict.scenario import Scenario
 from deploy.predict.simulate import simulate
-from ps.config import LONGEST_FRAME_BYTES
+from ps.config import LONGEST_FRAME_BYTES, parse_rate
 
 NUM_CHANGES = 3
 MOST_FRAMES = 128
+MOST_LOADERS = 8
+LOADED = 0.8
+"""Part of the time that threads which load data may be busy."""
 LAGS = 1.15
 """How many times the others' compute a rank's must be to be a straggler."""
 
@@ -27,6 +31,8 @@ class Change:
 
     what: str
     step_s: float
+    sets: Sequence[str] = ()
+    """What makes it so, or simulates it, in the words of `--set`; empty: nothing of the config does."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,11 @@ def outlook(scenario: Scenario, steps: Sequence[LedgerStep]) -> Outlook | None:
     if not whole:
         return None
     measured_s = statistics.median(statistics.fmean(row.step_s for row in step.workers) for step in whole)
+    data_s = statistics.median(statistics.median(row.data_wait_s for row in step.workers) for step in whole)
     scenario = replace(_on_links(scenario, steps), stragglers=_stragglers(whole))
     scenario = _coarse(scenario)
     model_s = simulate(scenario).step_s
-    found = [Change(what, measured_s * simulate(other).step_s / model_s) for what, other in _candidates(scenario).items()]
+    found = [Change(c.what, measured_s * simulate(c.scenario).step_s / model_s, c.sets) for c in _candidates(scenario, data_s)]
     best_servers = min((c for c in found if c.what.startswith("scaling.num_servers")), key=lambda change: change.step_s, default=None)
     felt = [c for c in found if c.step_s <= (1 - WORTH) * measured_s and (c is best_servers or not c.what.startswith("scaling.num_servers"))]
     has_links = scenario.comm.bandwidth is not None
@@ -81,34 +88,67 @@ def _coarse(scenario: Scenario) -> Scenario:
 
 
 def _stragglers(steps: Sequence[LedgerStep]) -> Mapping[int, float]:
-    seconds: dict[int, list[float]] = {}
-    for step in steps:
-        for row in step.workers:
-            seconds.setdefault(row.rank, []).append(row.compute_s)
-    compute = {rank: statistics.median(values) for rank, values in seconds.items()}
-    typical = statistics.median(compute.values())
+    compute = by_rank(steps, "compute_s")
+    typical = statistics.median_low(compute.values())
     return {rank: value / typical for rank, value in compute.items() if typical and value > LAGS * typical}
 
 
-def _candidates(scenario: Scenario) -> dict[str, Scenario]:
-    """What a user can change, by how it is said."""
-    comm, link = scenario.comm, scenario.comm.link_bytes_per_s()
-    found: dict[str, Scenario] = {}
-    if comm.push_format == "fp32" and comm.pull_format == "fp32":
-        found['comm.push_format = "bf16" and comm.pull_format = "bf16"'] = replace(
-            scenario, comm=replace(comm, push_format="bf16", pull_format="bf16")
-        )
+@dataclass(frozen=True)
+class _Candidate:
+    what: str
+    scenario: Scenario
+    sets: Sequence[str] = ()
+
+
+def _candidates(scenario: Scenario, data_s: float) -> list[_Candidate]:
+    """What a user can change, by how it is said. `data_s`: of the forward pass, seconds of data loading."""
+    comm, links = scenario.comm, scenario.comm.shaping == "links"
+    found = [*_formats(scenario), *_rates(scenario, settable=links)]
     for count in server_counts(scenario):
         if count != scenario.num_servers and all(shard < count for shard in comm.server_bandwidth):
-            found[f"scaling.num_servers = {count}"] = replace(scenario, num_servers=count)
+            found.append(_Candidate(f"scaling.num_servers = {count}", replace(scenario, num_servers=count), [f"scaling.num_servers={count}"]))
     if not scenario.overlap:
-        found["train.overlap = true"] = replace(scenario, overlap=True)
-    if link is not None and not comm.server_bandwidth:
-        found["links of twice the rate"] = replace(scenario, comm=replace(comm, bandwidth=f"{round(16 * link / 1e3)}kbit"))
+        found.append(_Candidate("train.overlap = true", replace(scenario, overlap=True), ["train.overlap=true"]))
     for rank in scenario.stragglers:
         others = {other: factor for other, factor in scenario.stragglers.items() if other != rank}
-        found[f"rank {rank} as quick as the others"] = replace(scenario, stragglers=others)
-    found["compute in half the time (train.autocast, a quicker device)"] = replace(
-        scenario, forward_s=scenario.forward_s / 2, backward_s=scenario.backward_s / 2
-    )
+        found.append(_Candidate(f"rank {rank} as quick as the others", replace(scenario, stragglers=others), [f"scaling.slowdown.{rank}="]))
+    rest_s = scenario.compute_s - data_s
+    if data_s:
+        threads = min(MOST_LOADERS, max(1, math.ceil(data_s / max(rest_s, data_s / MOST_LOADERS) / LOADED)))
+        ahead = replace(scenario, forward_s=scenario.forward_s - data_s + max(0.0, data_s / threads - rest_s))
+        found.append(_Candidate(f"train.data_workers = {threads}", ahead, [f"train.data_workers={threads}"]))
+    quicker = replace(scenario, forward_s=(scenario.forward_s + data_s) / 2, backward_s=scenario.backward_s / 2)
+    found.append(_Candidate("compute in half the time (train.autocast, a quicker device)", quicker))
     return found
+
+
+def _formats(scenario: Scenario) -> Iterator[_Candidate]:
+    comm = scenario.comm
+    if comm.push_format == "fp32" and comm.pull_format == "fp32":
+        halved = replace(scenario, comm=replace(comm, push_format="bf16", pull_format="bf16"))
+        sets = ['comm.push_format="bf16"', 'comm.pull_format="bf16"']
+        yield _Candidate('comm.push_format = "bf16" and comm.pull_format = "bf16"', halved, sets)
+
+
+def _rates(scenario: Scenario, *, settable: bool) -> Iterator[_Candidate]:
+    """Links of twice the rate, and each that is thinner than the others as they are. `settable`: the config says what is simulated."""
+    comm = scenario.comm
+    if comm.bandwidth is None:
+        return
+    usual = comm.link_bytes_per_s()
+    assert usual
+    thinner: list[tuple[str, str, Mapping[int, str]]] = [
+        *(("server", f"shard {shard}", comm.server_bandwidth) for shard in comm.server_bandwidth),
+        *(("worker", f"rank {rank}", comm.worker_bandwidth) for rank in comm.worker_bandwidth),
+    ]
+    for role, name, rates in thinner:
+        index = int(name.rpartition(" ")[2])
+        if parse_rate(rates[index]) < usual:
+            others = {other: rate for other, rate in rates.items() if other != index}
+            wider = replace(scenario, comm=replace(comm, **{f"{role}_bandwidth": others}))  # type: ignore[arg-type]
+            yield _Candidate(f"{name}'s link like the others", wider, [f"comm.{role}_bandwidth.{index}="] if settable else [])
+    if not thinner:
+        rate = f"{round(16 * usual / 1e3)}kbit"
+        yield _Candidate(
+            "links of twice the rate", replace(scenario, comm=replace(comm, bandwidth=rate)), [f'comm.bandwidth="{rate}"'] if settable else []
+        )

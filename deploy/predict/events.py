@@ -50,20 +50,44 @@ class Clock:
             call()
 
 
+class Machine:
+    """The processors of a machine that plays several hosts, shared equally by all threads that work; no host has more than its own."""
+
+    def __init__(self, num_cores: float) -> None:
+        self.num_cores = num_cores
+        self.hosts: list[Cores] = []
+
+    def speed(self) -> float:
+        """Of a thread that its host lets work at full speed: that at which all cores are busy, at most 1."""
+        left, working = self.num_cores, sorted((host for host in self.hosts if host.replicas), key=lambda host: host.limit)
+        threads = sum(host.replicas for host in working)
+        for host in working:
+            if host.limit * threads >= left:
+                return left / threads
+            left -= host.limit * host.replicas
+            threads -= host.replicas
+        return 1.0
+
+
 class Cores:
     """The processors of `num_hosts` equal hosts, `per_host` each (infinite: no limit), shared equally by all threads that work.
 
     A task stands for `replicas` threads that do the same at the same time, spread evenly over the hosts; one thread uses at most one core.
     """
 
-    def __init__(self, clock: Clock, per_host: float, num_hosts: int = 1) -> None:
+    def __init__(self, clock: Clock, per_host: float, num_hosts: int = 1, machine: Machine | None = None) -> None:
+        """`machine`: plays these hosts among others."""
         self._clock = clock
+        self._machine = machine
+        if machine:
+            machine.hosts.append(self)
         self.num_cores = per_host * num_hosts
         self.busy_s = 0.0
         """Core seconds used."""
         self._tasks: list[tuple[float, int, float, Call]] = []
         self._sequence = count()
-        self._replicas = 0.0
+        self.replicas = 0.0
+        """Threads that work."""
         self._done_s = 0.0
         """Seconds of work that a thread which never paused has done."""
         self._speed = 1.0
@@ -74,20 +98,29 @@ class Cores:
         """Calls `done` when a thread has worked for `seconds`."""
         self._advance()
         heapq.heappush(self._tasks, (self._done_s + seconds, next(self._sequence), replicas, done))
-        self._replicas += replicas
-        self._clock.changed(self)
+        self.replicas += replicas
+        self._change()
+
+    @property
+    def limit(self) -> float:
+        """Speed of each thread as far as its own hosts allow."""
+        return min(1.0, self.num_cores / self.replicas)
+
+    def _change(self) -> None:
+        for cores in self._machine.hosts if self._machine else [self]:
+            self._clock.changed(cores)
 
     def _advance(self) -> None:
         passed_s = self._clock.now_s - self._since_s
         self._done_s += passed_s * self._speed
-        self.busy_s += passed_s * self._speed * self._replicas
+        self.busy_s += passed_s * self._speed * self.replicas
         self._since_s = self._clock.now_s
 
     def plan(self) -> None:
         self._advance()
         self._version += 1
         if self._tasks:
-            self._speed = min(1.0, self.num_cores / self._replicas)
+            self._speed = min(self.limit, self._machine.speed()) if self._machine else self.limit
             version = self._version
             delay_s = max(0.0, self._tasks[0][0] - self._done_s) / self._speed
             self._clock.after(delay_s, lambda: self._finish(version))
@@ -100,10 +133,10 @@ class Cores:
         finished = []
         while self._tasks and self._tasks[0][0] <= reached:
             _, _, replicas, done = heapq.heappop(self._tasks)
-            self._replicas = self._replicas - replicas if self._tasks else 0.0
+            self.replicas = self.replicas - replicas if self._tasks else 0.0
             finished.append(done)
         self._version += 1
-        self._clock.changed(self)
+        self._change()
         for done in finished:
             done()
 

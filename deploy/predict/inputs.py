@@ -9,12 +9,15 @@ from typing import Any
 
 from deploy.config import Config, load
 from deploy.measure.ledger_file import LedgerStep, read_ledger
-from deploy.predict.calibrate import FORWARD, fit
+from deploy.predict.calibrate import fit
 from deploy.predict.scenario import Hosts, Scenario, equal_tensors, tensors_of
 from deploy.rundir import RunDirectory
 from ps.config import CommConfig, PullFormat, PushFormat
 from ps.errors import ConfigError
 from ps.layout import TensorSpec
+
+FORWARD = 1 / 3
+"""Part of the compute: backward makes two products where forward makes one."""
 
 
 def parse_size(text: str) -> int:

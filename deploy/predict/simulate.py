@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from deploy.predict.classes import Classes, ServerClass, WorkerClass, classes_of
-from deploy.predict.events import Call, Clock, Cores
+from deploy.predict.events import Call, Clock, Cores, Machine
 from deploy.predict.links import Direction, Links
 from deploy.predict.members import Part, Server, Worker
 from deploy.predict.scenario import Scenario, layers_of
@@ -52,9 +52,8 @@ def simulate(scenario: Scenario, *, together: bool = True) -> Prediction:
     classes = classes_of(scenario, layers, together=together)
     clock = Clock()
     network = _Wires(scenario, classes, clock)
-    machine = Cores(clock, scenario.machine_cores)
-    is_virtual = math.isfinite(scenario.machine_cores)
-    cores = [machine if is_virtual else Cores(clock, scenario.cores_per_host, count) for count in classes.hosts]
+    machine = Machine(scenario.machine_cores) if math.isfinite(scenario.machine_cores) else None
+    cores = [Cores(clock, scenario.cores_per_host, count, machine) for count in classes.hosts]
     device = Cores(clock, math.inf)
     servers = [Server(b, cls, scenario, classes.workers, network, cores[cls.host]) for b, cls in enumerate(classes.servers)]
     workers = [Worker(a, cls, scenario, layers, servers, network, cores[cls.host], device, num_steps) for a, cls in enumerate(classes.workers)]
@@ -84,10 +83,9 @@ def _busy(network: "_Wires", classes: Classes, cores: list[Cores], servers: list
                 if math.isfinite(direction.bytes_per_s):
                     found[f"{_name(kind, cls)} {way}"] = direction.bytes / direction.bytes_per_s / time_s
     if math.isfinite(network.machine_cores):
-        found["cores of the machine"] = cores[0].busy_s / cores[0].num_cores / time_s
-        cores = []
+        found["cores of the machine"] = sum(its.busy_s for its in cores) / network.machine_cores / time_s
     for host, its in enumerate(cores):
-        if math.isfinite(its.num_cores):
+        if its.num_cores < network.machine_cores:
             names = [_name(kind, cls) for kind, members in _kinds(classes) for cls in members if cls.host == host]
             found[f"cores of {' and '.join(names)}"] = its.busy_s / its.num_cores / time_s
     for server in servers:

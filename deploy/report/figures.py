@@ -1,6 +1,7 @@
 """The report's figures as plotly takes them: plain dicts. Pure."""
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ MAX_BARS = 24
 """Workers in the Gantt chart, and tensors."""
 COLOURS = {
     "data_wait_s": "#b07aa1",
-    "compute_s": "#4e79a7",
+    "forward_s": "#4e79a7",
+    "backward_s": "#2f5d8a",
     "copy_s": "#76b7b2",
     "encode_s": "#59a14f",
     "send_s": "#edc948",
@@ -25,6 +27,7 @@ COLOURS = {
     "apply_s": "#f28e2b",
     "receive_s": "#ff9da7",
     "install_s": "#9c755f",
+    "checkpoint_s": "#d4a6c8",
     "other_s": "#8a8f98",
 }
 _SERVER_PARTS = {"contributions": "#86bcb6", "wait for the last rank": "#e15759", "last sums and updates": "#f28e2b"}
@@ -229,8 +232,8 @@ def losses(history: Sequence[dict[str, Any]]) -> Figure:
             "type": "scatter",
             "mode": "lines+markers" if len(history) < 60 else "lines",
             "name": name.replace("_", " "),
-            "x": [row["step"] for row in history if name in row],
-            "y": [row[name] for row in history if name in row],
+            "x": [row["step"] for row in history if _is_number(row.get(name))],
+            "y": [row[name] for row in history if _is_number(row.get(name))],
             "line": {"color": _PALETTE[number % len(_PALETTE)]},
         }
         for number, name in enumerate(names)
@@ -251,6 +254,11 @@ def losses(history: Sequence[dict[str, Any]]) -> Figure:
             }
         ]
     return Figure("losses", "Losses", "Exact means over all samples of the phase.", traces, layout)
+
+
+def _is_number(value: Any) -> bool:
+    """Losses that have become infinite cannot be drawn."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def binned(values: Sequence[float]) -> list[float]:

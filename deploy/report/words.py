@@ -19,6 +19,7 @@ REMEDIES = {
     "bookkeeping": "make steps longer: a larger batch for each worker",
 }
 """What shortens a part of the step, by its name in PARTS."""
+UNSURE = " That is not sure: something else comes close, or there are few steps."
 NUM_WHAT_IFS = 3
 WORTH_MORE = 0.75
 """Part of the steps that remains with twice the batch; 0.5 is the best, 1 the worst: at the noise scale it is this."""
@@ -43,7 +44,7 @@ def headline(window: Window) -> str:
     found = verdict(window)
     return (
         f"A step takes {seconds(window.steps['step_s'])}; in {window.exposed_share:.0%} of it communication is not hidden behind compute. "
-        f"What limits it: {found}."
+        f"What limits it: {found}.{'' if found.is_sure else UNSURE}"
     )
 
 
@@ -76,7 +77,7 @@ def outlook(found: Outlook | None, window: Window) -> list[str]:
         for change in found.changes
     ] or ["No single change that the model of the step knows would shorten it by as much as 2%."]
     if found.floor_s:
-        compute_s = max(means["compute_s"] for means in window.ranks.values())
+        compute_s = max(window.part_s(rank, "compute") for rank in window.ranks)
         floor = f"The bytes alone need {seconds(found.floor_s)} on these links, the slowest rank's compute {seconds(compute_s)}"
         said.append(f"{floor}: the longer of the two is {max(found.floor_s, compute_s) / found.step_s:.0%} of the step.")
     if len(window.ranks) > 1:

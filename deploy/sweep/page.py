@@ -1,5 +1,6 @@
 """A sweep on one page: what it says in words, plots over its axes, the table."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def figures(axes: Sequence[Axis], rows: Sequence[Row]) -> list[Figure]:
     for key, (title, note) in _TITLES.items():
         lines: dict[str, dict[str, list[Any]]] = {}
         for row in rows:
-            if (value := values(row)[key]) is not None:
+            if (value := values(row)[key]) is not None and math.isfinite(value):
                 name = " ".join(f"{other}={row.point[other]}" for other in others) or title
                 line = lines.setdefault(name, {"x": [], "y": []})
                 line["x"].append(str(row.point[x.name]))

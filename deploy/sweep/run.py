@@ -13,6 +13,7 @@ from deploy.config import Config, load, to_toml
 from deploy.measure.recorded import read_run
 from deploy.rundir import RunDirectory
 from deploy.simulation.run import simulate
+from deploy.simulation.wishes import hosts_of
 from deploy.sweep.grid import Axis, Point, Scaling, changes, points_of, wishes_of
 from deploy.sweep.results import Results, Row, measured, steps_to
 from deploy.trainer import Trainer
@@ -33,9 +34,10 @@ class Sweep:
     """Metric, and the value that counts as reached."""
 
     def __post_init__(self) -> None:
-        for point in points_of(self.axes):
-            self.config(point)  # every mistake shows before the first run
-            wishes_of(point)
+        for point in points_of(self.axes):  # every mistake shows before the first run
+            config, wishes = self.config(point), wishes_of(point)
+            if wishes:
+                hosts_of(config, wishes, shm_bytes=0)
 
     @property
     def base(self) -> Config:

@@ -43,7 +43,13 @@ def step_of(step: int, num_workers: int = 2, num_servers: int = 2, *, scale: flo
             )
             for shard in range(num_servers)
         ]
-        spans = {"data_wait_s": length * 0.05, "compute_s": compute_s, "copy_s": length * 0.05, "send_s": length * 0.05}
+        spans = {
+            "data_wait_s": length * 0.05,
+            "forward_s": compute_s / 4,
+            "backward_s": compute_s * 0.75,
+            "copy_s": length * 0.05,
+            "send_s": length * 0.05,
+        }
         waits = {"barrier_wait_s": wait_s, "apply_s": length * 0.1, "receive_s": length * 0.05, "other_s": length - known}
         exposed_s = length - compute_s - length * 0.05
         workers.append(

@@ -1,5 +1,6 @@
 """A task, and the loop that a user would write for the same training; and loops that go wrong."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,31 @@ def noisy_with_reports(ctx: Context) -> None:
         if step % 3 == 1:
             ctx.report({"size": float(sum(p.detach().abs().sum() for p in model.parameters())), "rank": ctx.rank})
     ctx.report({"end": 1.0})
+
+
+class Slow(nn.Linear):
+    """Takes its time."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return super().forward(x)
+
+
+def takes_its_time(ctx: Context) -> None:
+    """20 ms for a batch, for a forward, and for a loss; 30 ms of validation after every third step."""
+    sampler = ctx.sampler(60)
+    model = Slow(2, 1)
+    opt = ctx.optimizer(model)
+    for step in ctx.steps():
+        time.sleep(0.02)
+        opt.zero_grad()
+        loss = model(torch.ones(len(sampler(step)), 2)).sum()
+        time.sleep(0.02)
+        loss.backward()
+        opt.step(weight=len(sampler(step)))
+        if step % 3 == 2:
+            time.sleep(0.03)
+            ctx.report({"seen": 1.0})
 
 
 def counts_its_own_steps(ctx: Context) -> None:

@@ -1,7 +1,9 @@
 """Planted bottlenecks are named in the log and at the end: names are asserted, not times."""
 
+import itertools
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from deploy.measure.ledger_file import read_ledger
 from deploy.measure.window import SPANS
 from tests.deploy.forked import train
+from tests.deploy.own_loops import HERE, fit
 
 PLANTED = "tests.deploy.planted:Planted"
 
@@ -46,12 +49,32 @@ def test_the_planted_bottleneck_is_named(task: str, fields: dict[str, Any], opti
     assert_trace_has_all_steps(result.path)
 
 
+def test_all_time_of_a_training_thread_has_a_name(tmp_path: Path) -> None:
+    """Validation, the report, and the parts of a step, of an own loop: rows follow each other without a gap."""
+    result = fit(tmp_path, f"{HERE}:takes_its_time", train={"batch_size": 5, "epochs": 2})
+    assert result.error is None
+    steps = list(read_ledger(result.path / "comm.jsonl"))
+    assert len(steps) == 12
+    for rank in range(2):
+        rows = [next(row for row in step.workers if row.rank == rank) for step in steps]
+        assert all(min(row.data_wait_s, row.forward_s, row.backward_s) > 0.015 for row in rows)
+        assert [row.step for row in rows if row.validation_s > 0.025] == [2, 5, 8, 11]
+        assert [row.step for row in rows if row.report_s > 0] == [3, 6, 9]
+        for one, other in itertools.pairwise(rows):
+            assert other.time_s - one.time_s == pytest.approx(one.validation_s + other.report_s + other.step_s, abs=2e-3)
+        assert statistics.median(row.other_s / row.step_s for row in rows) < 0.02
+    events = json.loads((result.path / "trace.json").read_text())["traceEvents"]
+    drawn = sum(event["dur"] for event in events if event["name"] == "validation")
+    assert drawn == pytest.approx(1e6 * sum(row.validation_s for step in steps for row in step.workers), rel=0.01)
+
+
 def assert_spans_add_up(ledger: Path) -> None:
     """To the step. What has no name is small: 2% on an idle machine, where a thread that is woken runs at once."""
     rows = [row for step in read_ledger(ledger) for row in step.workers]
     total_s = sum(row.step_s for row in rows)
     assert sum(getattr(row, span) for row in rows for span in SPANS) == pytest.approx(total_s)
     assert sum(row.other_s for row in rows) < 0.1 * total_s
+    assert statistics.median(row.other_s / row.step_s for row in rows) < 0.02 or total_s / len(rows) < 0.02
 
 
 def assert_trace_has_all_steps(path: Path) -> None:

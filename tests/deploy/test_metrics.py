@@ -41,7 +41,7 @@ def test_rows_become_series() -> None:
         found = values(scraped(port))
     row = step_of(0).workers[1]
     assert found['pserver_steps_total{rank="1"}'] == 2
-    assert found['pserver_span_seconds_total{rank="1",span="compute"}'] == pytest.approx(2 * row.compute_s)
+    assert found['pserver_span_seconds_total{rank="1",span="backward"}'] == pytest.approx(2 * row.backward_s)
     spans = sum(value for series, value in found.items() if series.startswith('pserver_span_seconds_total{rank="1"'))
     assert spans == pytest.approx(found['pserver_step_seconds_total{rank="1"}']) == pytest.approx(2 * row.step_s)
     assert found['pserver_bytes_total{rank="0",shard="1",way="push"}'] == 2 * step_of(0).workers[0].shards[1].push_bytes

@@ -13,7 +13,7 @@ from deploy.cli.main import main
 from deploy.measure.recorded import read_run
 from deploy.report import figures as figures_module
 from deploy.report import words
-from deploy.report.figures import Figure, binned, figures
+from deploy.report.figures import Figure, binned, figures, losses
 from deploy.report.page import page, write_report
 from deploy.rundir import RunDirectory
 from ps.ledger import WorkerRow
@@ -135,6 +135,11 @@ def test_the_losses_are_put_into_words(validation: tuple[float, ...], said: str)
     assert said in words.curves(history_of(*validation))
 
 
+def test_losses_that_are_no_numbers_are_left_out_of_their_figure() -> None:
+    by_name = {trace["name"]: trace["y"] for trace in losses(history_of(0.9, float("nan"), 0.8)).traces}
+    assert by_name["validation loss"] == [0.9, 0.8]
+
+
 def test_without_validation_the_page_says_so() -> None:
     assert words.curves([{"epoch": 1, "step": 4, "train_loss": 1.0}]) == "There was no validation."
     assert words.turning_point([{"epoch": 1, "step": 4, "validation_loss": None}]) is None
@@ -142,7 +147,7 @@ def test_without_validation_the_page_says_so() -> None:
 
 def test_a_slow_rank_is_among_what_would_help(tmp_path: Path) -> None:
     def slowed(row: WorkerRow) -> WorkerRow:
-        return replace(row, compute_s=0.25, step_s=0.3) if row.rank == 1 else replace(row, barrier_wait_s=0.2, step_s=0.3, waits_for=1)
+        return replace(row, backward_s=0.25, step_s=0.3) if row.rank == 1 else replace(row, barrier_wait_s=0.2, step_s=0.3, waits_for=1)
 
     steps = [replace(step, workers=[slowed(row) for row in step.workers]) for step in map(step_of, range(5))]
     said = words.what_ifs(read_run(write_run(tmp_path, "slow", steps)).window)

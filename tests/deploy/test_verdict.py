@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from deploy.measure import reader
 from deploy.measure.ledger_file import read_ledger
 from deploy.measure.reader import LedgerWriter
 from deploy.measure.table import closing_line, tables
-from deploy.measure.verdict import log_line, verdict
+from deploy.measure.verdict import Verdict, log_line, verdict
 from deploy.measure.window import Window
 from ps.errors import MalformedFrame
 from ps.ledger import ServerRow, ShardTraffic, WorkerRow, to_line
@@ -45,7 +46,7 @@ def step_of(
                 waits_for=slowest if wait_s else None,
                 exposed_s=max(lengths) - spans.get("compute_s", 0.0) - spans.get("data_wait_s", 0.0),
                 shards=traffic,
-                **spans,  # type: ignore[arg-type]
+                **{"backward_s" if name == "compute_s" else name: value for name, value in spans.items()},  # type: ignore[arg-type]
             )
         )
     for shard, fields in enumerate(shards):
@@ -163,6 +164,67 @@ def test_the_planted_bottleneck_is_named(rows: list[WorkerRow | ServerRow], expe
     assert sum(found.shares.values()) == pytest.approx(1)
 
 
+def verdict_of(rows: list[WorkerRow | ServerRow], steps: int = 10) -> Verdict:
+    return verdict(window_of(*[rows] * steps))
+
+
+def with_bytes(rows: list[WorkerRow | ServerRow], sizes: Sequence[int]) -> list[WorkerRow | ServerRow]:
+    """The step with so many bytes of each shard, of every rank and both ways."""
+    changed: list[WorkerRow | ServerRow] = []
+    for row in rows:
+        if isinstance(row, WorkerRow):
+            changed.append(replace(row, shards=[replace(t, push_bytes=sizes[t.shard], pull_bytes=sizes[t.shard]) for t in row.shards]))
+        else:
+            moved = sizes[row.shard] * sum(isinstance(other, WorkerRow) for other in rows)
+            changed.append(replace(row, ingress_bytes=moved, egress_bytes=moved))
+    return changed
+
+
+def test_a_rank_that_computes_a_third_longer_is_named_where_all_compute_most_of_the_step() -> None:
+    found = verdict_of(step_of([*ranks(2, **COMPUTE), COMPUTE | {"compute_s": 0.4}]))
+    assert (str(found), found.is_sure) == ("rank 2's compute 0.40 s, others 0.30 s", True)
+
+
+def test_a_shard_with_more_bytes_on_links_of_one_rate_is_a_bad_layout() -> None:
+    links = [{"link_bytes_per_s": 10.0 * MB}] * 3
+    rows = step_of(ranks(2, **THIN), links)
+    found = verdict_of(with_bytes(rows, [MB // 2, MB, MB // 2]))
+    assert (str(found), found.is_sure) == ("layout shard 1 has 2.0 MB of a step, others 1.0 MB: ingress 10.0 of 10.0 MB/s", True)
+    even = verdict_of(with_bytes(rows, [MB - MB // 20, MB, MB - MB // 20]))
+    assert even.resource == "ingress of all shards" and even.is_sure
+
+
+def test_a_thinner_link_is_told_from_a_bad_layout() -> None:
+    links = [{"link_bytes_per_s": rate * MB} for rate in (10.0, 5.0, 10.0)]
+    found = verdict_of(with_bytes(step_of(ranks(2, **THIN), links), [MB, MB + MB // 5, MB]))
+    assert found.resource == "shard 1 ingress"
+
+
+@pytest.mark.parametrize(("size", "resource", "is_sure"), [(1.05, "ingress of all shards", True), (1.12, "ingress of all shards", False),
+                                                         (1.17, "shard 1 ingress", False), (1.3, "shard 1 ingress", True)])  # fmt: skip
+def test_links_of_known_rates_are_told_apart_from_a_sixth_on(size: float, resource: str, is_sure: bool) -> None:
+    found = verdict_of(step_of(ranks(3, **THIN), [{"link_bytes_per_s": 10.0 * MB}, {"link_bytes_per_s": 10.0 * MB / size}]))
+    assert (found.resource, found.is_sure) == (resource, is_sure)
+
+
+def test_a_server_without_a_processor_of_its_own_is_named_by_its_work_that_takes_too_long() -> None:
+    """Whether its ranks wait for bytes that it does not take, or for updates that it does not finish."""
+    starved = {"aggregate_s": 0.02, "apply_s": 0.08, "work_cpu_s": 0.02, "cpu_s": 0.06, "busy_s": 0.3}
+    quick = {"aggregate_s": 0.004, "apply_s": 0.016, "work_cpu_s": 0.018, "cpu_s": 0.06, "busy_s": 0.1}
+    named = "CPU of shard 1's host 20.0 ms of checks, sums and updates take 0.10 s for want of a processor"
+    for spans in (THIN, {"compute_s": 0.05, "apply_s": 0.2}):
+        found = verdict_of(step_of(ranks(2, **spans), [quick, starved]))
+        assert (str(found), found.is_sure) == (named, True)
+        assert "CPU" not in verdict_of(step_of(ranks(2, **spans), [starved, starved])).resource, "none is worse off than the other"
+    assert verdict_of(step_of(ranks(2, **COMPUTE), [quick, starved])).resource == "compute", "nobody waits for it"
+
+
+def test_no_verdict_is_sure_after_few_steps_or_where_something_else_comes_close() -> None:
+    clear, close = step_of(ranks(2, **COMPUTE)), step_of(ranks(2, compute_s=0.3, receive_s=0.28))
+    assert verdict_of(clear).is_sure and not verdict_of(clear, steps=3).is_sure
+    assert verdict_of(close).resource == "compute" and not verdict_of(close).is_sure
+
+
 def test_noise_that_alternates_between_ranks_blames_none() -> None:
     slow, fast = COMPUTE | {"compute_s": 0.5}, COMPUTE
     steps = [step_of([slow, fast] if number % 2 else [fast, slow]) for number in range(20)]
@@ -187,7 +249,7 @@ def test_the_log_line_names_step_time_exposure_bottleneck_and_wait() -> None:
 def test_tables_tell_seconds_by_worker_and_bytes_by_shard() -> None:
     workers, shards = tables(window_of(step_of(ranks(2, **COMPUTE)), step_of(ranks(2, **COMPUTE))))
     assert [row[0] for row in workers.rows] == ["worker 0", "worker 1"]
-    assert workers.columns[1:4] == ["step", "data wait", "compute"]
+    assert workers.columns[1:4] == ["step", "data wait", "backward"]
     assert list(workers.rows[0][1:4]) == ["0.37 s", "10.0 ms", "0.30 s"]
     assert [list(row[:3]) for row in shards.rows] == [["shard 0", "4.0 MB", "4.0 MB"], ["shard 1", "4.0 MB", "4.0 MB"], ["total", "8.0 MB", "8.0 MB"]]
     assert len({len(line) for line in workers.plain().splitlines()[1:]}) == 1

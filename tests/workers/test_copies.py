@@ -145,7 +145,7 @@ def test_the_forward_waits_for_the_installed_version_in_a_span_of_its_own(monkey
     step.compute(0, spans)
     step.close()
     assert streams.notes == [*COPIES, "host waits for event 0", "forward", *COPIES, "host waits for event 0"]
-    assert set(spans.take()[1]) == {"data_wait", "compute", "copy"}
+    assert set(spans.take()[1]) == {"data_wait", "forward", "backward", "copy"}
 
 
 def test_host_memory_is_aligned_and_zero() -> None:

@@ -50,7 +50,7 @@ class StageStep:
     def compute(self, step: int, spans: Spans) -> Contribution:
         """Forward and backward over the rank's micro-batches; gradients leave during the last backward. Raises NonFinite where that ends the
         run, ConfigError, NeighbourLost."""
-        with spans.span("compute"):
+        with spans.span("forward"):
             self._bound.model.train()
             self._bound.model.zero_grad(set_to_none=True)
         micros = list(self._micros(step, spans))
@@ -82,7 +82,7 @@ class StageStep:
         if self._earlier:
             with spans.span("bubble"):
                 inputs = self._earlier.take_activations(step, micro.index)
-        with spans.span("compute"):
+        with spans.span("forward"):
             if inputs is None:
                 inputs = self._stage.inputs(step, micro)
             if self._later:
@@ -98,7 +98,7 @@ class StageStep:
             self._losses.append((0.0, weight))
         if index + 1 == len(micros):
             self._begin(step, micros)
-        with spans.span("compute"):
+        with spans.span("backward"):
             back = self._stage.backward(index, gradients)
             if self._earlier:
                 self._earlier.put_gradients(step, index, back, self._losses[index][1])

@@ -55,7 +55,7 @@ def test_on_thin_links_more_servers_and_fewer_bytes_shorten_the_step_as_the_byte
 
 def test_a_straggler_is_mended_and_links_are_those_that_workers_have_measured() -> None:
     steps = steps_of(4, length=0.3)
-    slow = [replace(s, workers=[replace(r, compute_s=r.compute_s * (3 if r.rank == 2 else 1)) for r in s.workers]) for s in steps]
+    slow = [replace(s, workers=[replace(r, backward_s=r.backward_s * (3 if r.rank == 2 else 1)) for r in s.workers]) for s in steps]
     first = [replace(r, pacing=Pacing(link_bytes_per_s=1.25e9, delay_s=1e-4)) for r in slow[0].workers]
     scenario = thin(comm=CommConfig(), forward_s=0.1, backward_s=0.2, hosts="one", cores_per_host=float(os.cpu_count() or 1))
     found = outlook(scenario, [replace(slow[0], workers=first), *slow[1:]])

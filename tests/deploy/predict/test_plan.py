@@ -72,7 +72,7 @@ def test_ring_step_without_compute_is_the_closed_form() -> None:
 
 def ledger_step(step: int) -> LedgerStep:
     traffics = [ShardTraffic(shard=shard, push_bytes=1 << 17, pull_bytes=1 << 17, encode_s=0.002) for shard in range(2)]
-    worker = {"step": step, "time_s": 1.0, "step_s": 0.1, "compute_s": 0.03, "copy_s": 0.004, "other_s": 0.005, "samples": 16}
+    worker = {"step": step, "time_s": 1.0, "step_s": 0.1, "forward_s": 0.01, "backward_s": 0.02, "copy_s": 0.004, "other_s": 0.005, "samples": 16}
     server = {"step": step, "time_s": 1.0, "aggregate_s": 0.004, "apply_s": 0.006, "cpu_s": 0.03}
     return LedgerStep(
         step, [WorkerRow(rank=rank, shards=traffics, **worker) for rank in range(4)], [ServerRow(shard=shard, **server) for shard in range(2)]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from deploy.predict import floors
 from deploy.predict.costs import Costs
+from deploy.predict.events import Clock, Cores, Machine
 from deploy.predict.scenario import Scenario, equal_tensors, layers_of, tensors_of
 from deploy.predict.simulate import simulate
 from ps.config import CommConfig
@@ -192,6 +193,27 @@ def test_virtual_hosts_share_the_cores_of_their_machine() -> None:
     found = simulate(replace(apart, machine_cores=2.0))
     assert found.step_s == pytest.approx(2.0)
     assert found.busy["cores of the machine"] == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_quota_of_virtual_hosts_holds_beside_the_cores_that_they_share() -> None:
+    apart = scenario(forward_s=0.5, backward_s=0.5, comm=CommConfig(frame_bytes=32768), machine_cores=3.0)
+    assert simulate(apart).step_s == pytest.approx(4 / 3)
+    assert simulate(replace(apart, cores_per_host=0.5)).step_s == pytest.approx(2.0)  # 4 halves are less than 3 cores
+    assert simulate(replace(apart, cores_per_host=0.8, machine_cores=2.0)).step_s == pytest.approx(2.0)
+
+
+def test_cores_that_some_hosts_may_not_use_are_for_the_others() -> None:
+    """A machine of 2 cores: one host of a quarter, two of as much as there is."""
+    clock = Clock()
+    machine = Machine(2.0)
+    small, *large = (Cores(clock, cores, 1, machine) for cores in (0.25, 2.0, 2.0))
+    ends: dict[str, float] = {}
+    small.work(1.0, 1, lambda: ends.update(small=clock.now_s))
+    for name, host in zip("ab", large, strict=True):
+        host.work(0.875, 1, lambda name=name: ends.update({name: clock.now_s}))  # type: ignore[misc]
+    clock.run()
+    assert ends == pytest.approx({"small": 4.0, "a": 1.0, "b": 1.0})
+    assert small.busy_s == pytest.approx(1.0)
 
 
 def test_uneven_shares_of_a_link_make_a_step_longer_and_are_always_the_same() -> None:

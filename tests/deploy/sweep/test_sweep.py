@@ -100,6 +100,12 @@ def test_plots_have_a_line_for_each_combination_of_the_other_axes() -> None:
     assert lines == {f"push_format={f}": (["1", "2"], [10.0, 20.0]) for f in ("fp32", "bf16")}
 
 
+def test_a_point_that_has_diverged_is_left_out_of_the_plots() -> None:
+    rows = [row({"lr": lr}, metrics={"validation_accuracy": value}) for lr, value in ((0.1, 0.9), (1.0, 0.8), (10.0, float("nan")))]
+    by_key = {figure.key: figure for figure in figures(parse_axes(["lr=0.1,1.0,10.0"]), rows)}
+    assert by_key["accuracy"].traces[0]["y"] == [0.9, 0.8]
+
+
 @pytest.fixture
 def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(run, "Trainer", ForkedTrainer)
@@ -143,8 +149,13 @@ def test_an_interrupted_sweep_goes_on_where_it_was_and_says_what_was_learnt(
 def test_a_point_that_failed_is_tried_again_and_wrong_points_are_refused_before_the_first_run(
     config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match="workers = 0 is out of range"):
-        Sweep(config_file=config_file, sets=[], axes=parse_axes(["workers=1,0"]))
+    for wrong, message in (
+        ("workers=1,0", "workers = 0 is out of range"),
+        ("bandwidth=1gbit,1mb", "1mb"),
+        ("straggler=rank=5,factor=2", "5"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Sweep(config_file=config_file, sets=[], axes=parse_axes([wrong]))
     wanted = Sweep(config_file=config_file, sets=["train.max_steps=2"], axes=parse_axes(["workers=1"]))
     fit = ForkedTrainer.fit
 
