@@ -29,7 +29,7 @@ from ps.config import CommConfig, OptimizerConfig, SecurityConfig
 from workers.config import TrainConfig
 
 STEPS = 24
-"""After WARMUP that are not looked at."""
+"""Of a case, unless it says otherwise, after WARMUP that are not looked at."""
 RIGHT = 0.95
 """Part of the cases that must be named."""
 NEAR = 0.15
@@ -55,12 +55,13 @@ class Case:
     task: Mapping[str, Any] = field(default_factory=dict)
     bandwidth: str | None = None
     wishes: Wishes = field(default_factory=Wishes)
+    steps: int = STEPS
 
     def __str__(self) -> str:
         return f"{self.kind} x{self.size:.1f}, {self.workers} x {self.servers}"
 
     def config(self, folder: str) -> Config:
-        batch, steps = 4, WARMUP + STEPS
+        batch, steps = 4, WARMUP + self.steps
         return Config(
             task=TaskConfig(name="benchmarks.planted:Planted", fields={**self.task, "samples": batch * self.workers * steps}),
             train=TrainConfig(batch_size=batch, max_steps=steps),
@@ -151,7 +152,7 @@ class Draw:
         shard = self._rng.randrange(servers)
         return Case(
             kind="busy server", size=size, workers=2, servers=servers, expected=f"CPU of shard {shard}'s host",
-            task={"sizes": [1 << 20] * 8, "compute_s": 0.02}, wishes=Wishes(hosts=(f"server-{shard}:cpus={0.6 / size:.3f}",)),
+            task={"sizes": [1 << 20] * 8, "compute_s": 0.02}, wishes=Wishes(hosts=(f"server-{shard}:cpus={0.8 / size:.3f}",)), steps=STEPS // 2,
         )  # fmt: skip
 
     def _layout(self) -> Case:
@@ -220,7 +221,8 @@ def tried(case: Case, change: Change, run: RunDirectory, folder: str) -> float:
     halved = [f"task.compute_s={case.task.get('compute_s', 0.0) / 2}"] if change.what.startswith("compute") else []
     config = load(run.config, [*change.sets, *halved, f"run.storage_path={json.dumps(folder)}", "run.name="])
     # rates, latency and slow ranks are in the run's config
-    return _step_s(list(read_ledger(trained(case, config, Wishes(hosts=[text for text in case.wishes.hosts if "cpus" in text])).comm)))
+    cpus = [text for text in case.wishes.hosts if "cpus" in text and "processor" not in change.what]
+    return _step_s(list(read_ledger(trained(case, config, Wishes(hosts=cpus)).comm)))
 
 
 def _step_s(steps: Sequence[LedgerStep]) -> float:

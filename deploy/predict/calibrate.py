@@ -14,9 +14,12 @@ from deploy.predict.classes import Frame, ServerClass, classes_of
 from deploy.predict.costs import DECODE_BYTE_S, ENCODE_BYTE_S, Costs
 from deploy.predict.scenario import Scenario, layers_of
 from ps.errors import ConfigError
+from ps.ledger import ServerRow
 
 WARMUP = 3
 """First steps that are left out."""
+STARVED = 1.5
+"""From how many times the typical stretch on a server is taken to want a processor."""
 SHARES_OVER_TIMES = 1.5
 """Spread of shares of a link over the spread of the times that pushes through it take."""
 
@@ -69,6 +72,23 @@ def _computing(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
         backward_s=backward_s,
         samples=samples,
     )
+
+
+def slow_servers(steps: Sequence[LedgerStep]) -> dict[int, float]:
+    """Servers whose work waits for a processor more than that of the typical one, by shard: how many times as long it takes them."""
+    rows: dict[int, list[ServerRow]] = {}
+    for step in steps:
+        for row in step.servers:
+            rows.setdefault(row.shard, []).append(row)
+    stretch = {shard: _stretch(its) for shard, its in rows.items()}
+    typical = statistics.median_low(stretch.values()) if stretch else 1.0
+    return {shard: value / typical for shard, value in stretch.items() if value > STARVED * typical}
+
+
+def _stretch(rows: Sequence[ServerRow]) -> float:
+    """How many times as long as on a processor their work took."""
+    work_s, cpu_s = sum(row.decode_s + row.aggregate_s + row.apply_s for row in rows), sum(row.work_cpu_s for row in rows)
+    return max(1.0, work_s / cpu_s) if cpu_s else 1.0
 
 
 def _cores(steps: Sequence[LedgerStep]) -> float:
@@ -163,6 +183,8 @@ def _costs(steps: Sequence[LedgerStep], run: Scenario) -> Costs:
     aggregate_s, apply_s, cpu_s = (
         _per_step([[getattr(row, name) for row in step.servers] for step in steps]) for name in ("aggregate_s", "apply_s", "cpu_s")
     )
+    on_processor = 1 / _stretch([row for step in steps for row in step.servers])
+    aggregate_s, apply_s = on_processor * aggregate_s, on_processor * apply_s
     moves_s = sum(cls.count * run.num_workers * _moves_s(usual, frame, is_shared=run.is_shared) for cls, frame in _frames(classes.servers))
     encode_s = _per_step([[traffic.encode_s for row in step.workers for traffic in row.shards] for step in steps]) / run.num_workers
     encodes_s = sum(cls.count * _encodes_s(usual, run, frame) for cls, frame in _frames(classes.servers))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deploy.measure.ledger_file import LedgerStep
-from deploy.predict.calibrate import WARMUP, by_rank
+from deploy.predict.calibrate import WARMUP, by_rank, slow_servers
 from deploy.predict.plan import WORTH, floor_s, ring_step_s, server_counts
 from deploy.predict.scenario import Scenario
 from deploy.predict.simulate import simulate
@@ -58,8 +58,8 @@ def outlook(scenario: Scenario, steps: Sequence[LedgerStep]) -> Outlook | None:
         return None
     measured_s = statistics.median(statistics.fmean(row.step_s for row in step.workers) for step in whole)
     data_s = statistics.median(statistics.median(row.data_wait_s for row in step.workers) for step in whole)
-    scenario = replace(_on_links(scenario, steps), stragglers=_stragglers(whole))
-    scenario = _coarse(scenario)
+    scenario = replace(scenario, stragglers=_stragglers(whole), slow_servers=slow_servers(whole))
+    scenario = _coarse(_on_links(scenario, steps, measured_s))
     model_s = simulate(scenario).step_s
     found = [Change(c.what, measured_s * simulate(c.scenario).step_s / model_s, c.sets) for c in _candidates(scenario, data_s)]
     best_servers = min((c for c in found if c.what.startswith("scaling.num_servers")), key=lambda change: change.step_s, default=None)
@@ -69,13 +69,15 @@ def outlook(scenario: Scenario, steps: Sequence[LedgerStep]) -> Outlook | None:
     return Outlook(measured_s, model_s, best, floor_s(scenario), ring_step_s(scenario) if has_links else None)
 
 
-def _on_links(scenario: Scenario, steps: Sequence[LedgerStep]) -> Scenario:
-    """Where no worker found a server on its host, hosts are apart, with the links that the workers have measured."""
+def _on_links(scenario: Scenario, steps: Sequence[LedgerStep], measured_s: float) -> Scenario:
+    """Where no worker found a server on its host, hosts are apart, with the links that the workers have measured; unless these could not carry
+    a step in the time that it took: then something else held up the measurement."""
     rows = [row for step in steps for row in step.workers]
     rates = [row.pacing.link_bytes_per_s for row in rows if row.pacing and row.pacing.link_bytes_per_s]
     if scenario.comm.bandwidth is not None or not rates or any(traffic.local for row in rows for traffic in row.shards):
         return scenario
-    return replace(scenario, hosts="apart", comm=replace(scenario.comm, bandwidth=f"{round(8 * min(rates) / 1e3)}kbit"))
+    linked = replace(scenario, hosts="apart", comm=replace(scenario.comm, bandwidth=f"{round(8 * min(rates) / 1e3)}kbit"))
+    return linked if floor_s(linked) <= measured_s else replace(scenario, hosts="apart")
 
 
 def _coarse(scenario: Scenario) -> Scenario:
@@ -112,6 +114,9 @@ def _candidates(scenario: Scenario, data_s: float) -> list[_Candidate]:
     for rank in scenario.stragglers:
         others = {other: factor for other, factor in scenario.stragglers.items() if other != rank}
         found.append(_Candidate(f"rank {rank} as quick as the others", replace(scenario, stragglers=others), [f"scaling.slowdown.{rank}="]))
+    for shard in scenario.slow_servers:
+        slow = {other: factor for other, factor in scenario.slow_servers.items() if other != shard}
+        found.append(_Candidate(f"shard {shard}'s host with as much of a processor as the others", replace(scenario, slow_servers=slow)))
     rest_s = scenario.compute_s - data_s
     if data_s:
         threads = min(MOST_LOADERS, max(1, math.ceil(data_s / max(rest_s, data_s / MOST_LOADERS) / LOADED)))
@@ -137,18 +142,17 @@ def _rates(scenario: Scenario, *, settable: bool) -> Iterator[_Candidate]:
         return
     usual = comm.link_bytes_per_s()
     assert usual
-    thinner: list[tuple[str, str, Mapping[int, str]]] = [
-        *(("server", f"shard {shard}", comm.server_bandwidth) for shard in comm.server_bandwidth),
-        *(("worker", f"rank {rank}", comm.worker_bandwidth) for rank in comm.worker_bandwidth),
-    ]
-    for role, name, rates in thinner:
-        index = int(name.rpartition(" ")[2])
-        if parse_rate(rates[index]) < usual:
-            others = {other: rate for other, rate in rates.items() if other != index}
-            wider = replace(scenario, comm=replace(comm, **{f"{role}_bandwidth": others}))  # type: ignore[arg-type]
-            yield _Candidate(f"{name}'s link like the others", wider, [f"comm.{role}_bandwidth.{index}="] if settable else [])
+    thinner = False
+    for role, member, number in (("server", "shard", scenario.num_servers), ("worker", "rank", scenario.num_workers)):
+        rates: Mapping[int, str] = getattr(comm, f"{role}_bandwidth")
+        thin = [index for index, rate in rates.items() if parse_rate(rate) < usual]
+        thinner = thinner or bool(thin)
+        names = {f"links of all {role}s as wide as the others": thin} if 1 < len(thin) == number else {}
+        for name, mended in (names or {f"{member} {index}'s link like the others": [index] for index in thin}).items():
+            left = {index: rate for index, rate in rates.items() if index not in mended}
+            wider = replace(scenario, comm=replace(comm, **{f"{role}_bandwidth": left}))  # type: ignore[arg-type]
+            yield _Candidate(name, wider, [f"comm.{role}_bandwidth.{index}=" for index in mended] if settable else [])
     if not thinner:
         rate = f"{round(16 * usual / 1e3)}kbit"
-        yield _Candidate(
-            "links of twice the rate", replace(scenario, comm=replace(comm, bandwidth=rate)), [f'comm.bandwidth="{rate}"'] if settable else []
-        )
+        twice = replace(scenario, comm=replace(comm, bandwidth=rate))
+        yield _Candidate("links of twice the rate", twice, [f'comm.bandwidth="{rate}"'] if settable else [])

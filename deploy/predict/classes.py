@@ -49,6 +49,8 @@ class ServerClass:
 
     first: int
     count: int
+    slowness: float
+    """How many times as long its work takes."""
     link_bytes_per_s: float
     host: int
     frames: tuple[Frame, ...]
@@ -75,7 +77,7 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
         return scenario.stragglers.get(rank, 1.0), scenario.worker_link(rank), shard is None or scenario.server_link(shard), shard is None, alone
 
     def server_key(shard: int) -> Hashable:
-        return scenario.server_link(shard), None if together else shard
+        return scenario.server_link(shard), scenario.slow_servers.get(shard, 1.0), None if together else shard
 
     worker_groups = [part for group in _groups([worker_key(rank) for rank in range(scenario.num_workers)]) for part in _parts(*group, WORKER_PARTS)]
     server_groups = [part for group in _groups([server_key(shard) for shard in range(scenario.num_servers)]) for part in _parts(*group, SERVER_PARTS)]
@@ -98,7 +100,7 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
             host = len(hosts)
             hosts.append(count)
         if frames := _frames(scenario, layers, range(first, first + count)):
-            servers.append(ServerClass(first, count, scenario.server_link(first), host, frames))
+            servers.append(ServerClass(first, count, scenario.slow_servers.get(first, 1.0), scenario.server_link(first), host, frames))
     return Classes(tuple(workers), tuple(servers), tuple(hosts))
 
 

@@ -244,7 +244,7 @@ class Server:
             self._arrived[part.frame][worker] += part.num_frames / self.cls.count
             self._sum(part.frame)
 
-        self.loop.do(per_server * (self._costs.take_frame_s + byte_s * frame.push_bytes), taken)
+        self.loop.do(self.cls.slowness * per_server * (self._costs.take_frame_s + byte_s * frame.push_bytes), taken)
 
     def _sum(self, j: int) -> None:
         """Adds what is next in rank order and complete."""
@@ -254,14 +254,14 @@ class Server:
             count = self._classes[self._next_rank[j]].count
             self._next_rank[j] += 1
             is_last = self._next_rank[j] == len(self._classes)
-            self._threads[j].do(count * seconds, (lambda: self._apply(j)) if is_last else _nothing)
+            self._threads[j].do(self.cls.slowness * count * seconds, (lambda: self._apply(j)) if is_last else _nothing)
 
     def _apply(self, j: int) -> None:
         frame = self.cls.frames[j]
         self._arrived[j] = [0.0] * len(self._classes)
         self._next_rank[j] = 0
         encode_s = _codec_s(ENCODE_BYTE_S, self._scenario.comm.pull_format, frame)
-        self._threads[j].do(self._costs.apply_byte_s * frame.exact_bytes + encode_s, lambda: self._answer(frame))
+        self._threads[j].do(self.cls.slowness * (self._costs.apply_byte_s * frame.exact_bytes + encode_s), lambda: self._answer(frame))
 
     def _answer(self, frame: Frame) -> None:
         """To all workers, each class in as many portions as its size allows."""
@@ -269,7 +269,7 @@ class Server:
         for worker, cls in zip(self.workers, self._classes, strict=True):
             portions = self._portions(cls)
             left = [portions]
-            seconds = cls.count / portions * (self._costs.answer_frame_s + byte_s * frame.pull_bytes)
+            seconds = self.cls.slowness * cls.count / portions * (self._costs.answer_frame_s + byte_s * frame.pull_bytes)
             for portion in range(portions):
                 self._answer_portion(frame, worker, seconds, portion, left)
 

@@ -39,6 +39,8 @@ class Scenario:
     """One way, on every link."""
     stragglers: Mapping[int, float] = field(default_factory=dict)
     """Rank: how many times as long its compute takes."""
+    slow_servers: Mapping[int, float] = field(default_factory=dict)
+    """Shard: how many times as long its server's work takes, for want of a processor."""
     worker_links: Mapping[int, float] = field(default_factory=dict)
     """Rates of single ranks' links in place of `comm.bandwidth`."""
     overlap: bool = True

@@ -9,10 +9,12 @@ import pytest
 from deploy.measure.ledger_file import LedgerStep
 from deploy.measure.window import Window
 from deploy.predict.changes import outlook
+from deploy.predict.costs import Costs
 from deploy.predict.scenario import Scenario, equal_tensors
 from deploy.report.page import write_report
 from deploy.report.words import outlook as words_of
 from ps.config import CommConfig
+from ps.ledger import ServerRow
 from ps.pacing import Pacing
 from tests.deploy.ledgers import step_of, write_run
 
@@ -65,6 +67,57 @@ def test_a_straggler_is_mended_and_links_are_those_that_workers_have_measured() 
     found = outlook(scenario, local)
     assert found is not None and found.ring_s is None
     assert outlook(scenario, steps[:2]) is None, "the first steps are no typical ones"
+
+
+def what_of(scenario: Scenario, steps: list[LedgerStep]) -> dict[str, float]:
+    found = outlook(scenario, steps)
+    assert found is not None
+    return {change.what: change.step_s / found.step_s for change in found.changes}
+
+
+def with_workers(steps: list[LedgerStep], **fields: float) -> list[LedgerStep]:
+    return [replace(step, workers=[replace(row, **fields) for row in step.workers]) for step in steps]  # type: ignore[arg-type]
+
+
+def test_of_two_ranks_the_slow_one_computes_longer_and_the_other_is_the_typical_one() -> None:
+    steps = with_workers(steps_of(2, length=0.4), forward_s=0.0, backward_s=0.1)
+    slow = [replace(s, workers=[s.workers[0], replace(s.workers[1], backward_s=0.3)]) for s in steps]
+    wide = CommConfig(bandwidth="100gbit")
+    found = what_of(thin(comm=wide, forward_s=0.0, backward_s=0.1, num_workers=2), slow)
+    assert found["rank 1 as quick as the others"] == pytest.approx(1 / 3, rel=0.1)
+
+
+def test_data_is_loaded_ahead_by_as_many_threads_as_it_takes() -> None:
+    scenario = thin(comm=CommConfig(bandwidth="100gbit"), forward_s=0.25, backward_s=0.05)  # 0.2 s of data
+    assert what_of(scenario, with_workers(steps_of(4, length=0.3), data_wait_s=0.2))["train.data_workers = 3"] == pytest.approx(1 / 3, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("rates", "what", "sets"),
+    [
+        ({1: "2mbit"}, "shard 1's link like the others", ["comm.server_bandwidth.1="]),
+        ({0: "2mbit", 1: "2mbit"}, "links of all servers as wide as the others", ["comm.server_bandwidth.0=", "comm.server_bandwidth.1="]),
+    ],
+)
+def test_thin_links_are_mended_by_their_keys_where_the_config_simulates_them(rates: dict[int, str], what: str, sets: list[str]) -> None:
+    comm = CommConfig(bandwidth="5mbit", server_bandwidth=rates, shaping="links")
+    found = outlook(thin(comm=comm), steps_of(4, length=9.0))
+    assert found is not None
+    (change,) = [change for change in found.changes if change.what == what]
+    assert change.step_s == pytest.approx(3.6, rel=0.15) and list(change.sets) == sets
+
+
+def test_a_server_that_wants_a_processor_is_given_one_and_links_that_it_made_look_thin_are_not_believed() -> None:
+    def starved(row: ServerRow) -> ServerRow:
+        return replace(row, aggregate_s=0.4, apply_s=0.6, work_cpu_s=0.2 if row.shard == 1 else 1.0)
+
+    steps = [replace(step, servers=[starved(row) for row in step.servers]) for step in steps_of(4, length=1.0)]
+    first = [replace(row, pacing=Pacing(link_bytes_per_s=1e5, delay_s=1e-4)) for row in steps[0].workers]
+    scenario = thin(comm=CommConfig(), forward_s=0.0, backward_s=0.01, costs=Costs(apply_byte_s=1e-6))
+    found = outlook(scenario, [replace(steps[0], workers=first), *steps[1:]])
+    assert found is not None and found.ring_s is None, "10 MB do not pass a link of 0.1 MB/s in a second"
+    mended = next(change for change in found.changes if change.what == "shard 1's host with as much of a processor as the others")
+    assert mended.step_s < 0.4 * found.step_s
 
 
 def test_the_report_of_a_run_has_predictions_and_one_without_its_task_has_none(tmp_path: Path) -> None:
