@@ -1,9 +1,8 @@
 """Equal members taken together: a class of workers or servers is simulated as one member that counts several times. Pure.
 
 A class is a stretch of consecutive ranks (or shards) with the same links, speed and neighbours, so that the order of ranks stays
-what it is. Members rotate: rank r begins with shard r mod S, so in one turn every server of a class hears from equally many workers. Equal
-members make several classes all the same: servers answer one rank after the other, so the first begin their next step before the last; then ranks
-push to other servers than in turn, and some servers have more to do than others for a while.
+what it is. Members rotate: rank r begins with shard r mod S, so in one turn every server of a class hears from equally many workers. Workers
+of one kind make several classes all the same: servers answer one rank after the other, so the first begin their next step before the last.
 """
 
 from collections.abc import Hashable, Sequence
@@ -14,8 +13,8 @@ from deploy.predict.costs import wire_bytes
 from deploy.predict.scenario import Layers, Scenario
 from ps.layout import Rule
 
-WORKER_PARTS, SERVER_PARTS = 64, 16
-"""Classes that equal workers, and equal servers, are divided into, if there are so many."""
+PARTS_OF_A_KIND = 8
+"""Classes that equal workers are divided into, if there are so many."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,8 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
     def server_key(shard: int) -> Hashable:
         return scenario.server_link(shard), scenario.slow_servers.get(shard, 1.0), None if together else shard
 
-    worker_groups = [part for group in _groups([worker_key(rank) for rank in range(scenario.num_workers)]) for part in _parts(*group, WORKER_PARTS)]
-    server_groups = [part for group in _groups([server_key(shard) for shard in range(scenario.num_servers)]) for part in _parts(*group, SERVER_PARTS)]
+    worker_groups = [part for group in _groups([worker_key(rank) for rank in range(scenario.num_workers)]) for part in _parts(*group)]
+    server_groups = _groups([server_key(shard) for shard in range(scenario.num_servers)])
     if colocated:  # a host's worker and server are of one class each
         server_groups = [group for group in worker_groups if group[0] < scenario.num_servers]
     hosts: list[int] = [1] if scenario.hosts == "one" else [count for _, count in worker_groups]
@@ -114,9 +113,9 @@ def _groups(keys: Sequence[Hashable]) -> list[tuple[int, int]]:
     return found
 
 
-def _parts(first: int, count: int, most: int) -> list[tuple[int, int]]:
-    """The stretch in up to `most` parts of about the same length."""
-    num_parts = min(count, most)
+def _parts(first: int, count: int) -> list[tuple[int, int]]:
+    """The stretch in up to PARTS_OF_A_KIND parts of about the same length."""
+    num_parts = min(count, PARTS_OF_A_KIND)
     starts = [first + i * count // num_parts for i in range(num_parts + 1)]
     return [(start, stop - start) for start, stop in pairwise(starts)]
 

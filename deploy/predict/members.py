@@ -18,9 +18,7 @@ from deploy.predict.events import Call, Cores, Thread
 from deploy.predict.scenario import Layers, Scenario
 
 MOST_PARTS = 64
-"""In which a frame for every server is dealt, or as many as there are classes of servers."""
-MOST_PORTIONS = 512
-"""In which a frame's answers to all workers are dealt, or as many as there are classes of workers."""
+"""In which frames to a class of servers, or answers to a class of workers, are dealt."""
 LEAST_IN_FLIGHT = 4
 """Parts that may be on their way at once even if one is as large as the window."""
 
@@ -71,10 +69,9 @@ class Worker:
         self._train = Thread(cores, cls.count)
         self._net = Thread(cores, cls.count)
         self._device = self._train if scenario.computes_on_host else Thread(device, cls.count)
-        self._parts = [min(server.cls.count, max(1, MOST_PARTS // len(servers))) for server in servers]
+        self._parts = [min(server.cls.count, MOST_PARTS) for server in servers]
         self._turns = [b for b, parts in enumerate(self._parts) for _ in range(parts)]
-        num_servers = sum(server.cls.count for server in servers)
-        self._turn = cls.first % num_servers * len(self._turns) // num_servers
+        self._turn = cls.first % len(self._turns)
         largest = max(server.cls.count / parts for server, parts in zip(servers, self._parts, strict=True))
         window = scenario.pacing.window_frames if not scenario.is_shared or scenario.comm.push_format != "fp32" else math.inf
         self._window = max(window, min(window, LEAST_IN_FLIGHT) * largest)
@@ -267,18 +264,15 @@ class Server:
         """To all workers, each class in as many portions as its size allows."""
         byte_s = 0.0 if self._scenario.is_shared else self._costs.answer_byte_s
         for worker, cls in zip(self.workers, self._classes, strict=True):
-            portions = self._portions(cls)
+            portions = min(cls.count, MOST_PARTS)
             left = [portions]
             seconds = self.cls.slowness * cls.count / portions * (self._costs.answer_frame_s + byte_s * frame.pull_bytes)
             for portion in range(portions):
                 self._answer_portion(frame, worker, seconds, portion, left)
 
-    def _portions(self, cls: WorkerClass) -> int:
-        return min(cls.count, max(1, MOST_PORTIONS // len(self._classes)))
-
     def _answer_portion(self, frame: Frame, worker: Worker, seconds: float, portion: int, left: list[int]) -> None:
         index = self.workers.index(worker)
-        num_frames = self.cls.count / self._portions(self._classes[index])
+        num_frames = self.cls.count / min(self._classes[index].count, MOST_PARTS)
 
         def done() -> None:
             left[0] -= 1
