@@ -147,7 +147,9 @@ def test_without_validation_the_page_says_so() -> None:
 
 def test_a_slow_rank_is_among_what_would_help(tmp_path: Path) -> None:
     def slowed(row: WorkerRow) -> WorkerRow:
-        return replace(row, forward_s=0.0, backward_s=0.25, step_s=0.3) if row.rank == 1 else replace(row, barrier_wait_s=0.2, step_s=0.3, waits_for=1)
+        return (
+            replace(row, forward_s=0.0, backward_s=0.25, step_s=0.3) if row.rank == 1 else replace(row, barrier_wait_s=0.2, step_s=0.3, waits_for=1)
+        )
 
     steps = [replace(step, workers=[slowed(row) for row in step.workers]) for step in map(step_of, range(5))]
     said = words.what_ifs(read_run(write_run(tmp_path, "slow", steps)).window)
