@@ -104,11 +104,12 @@ def _of_shard(window: Window, shard: int) -> tuple[str, str]:
 
 
 def _is_thinner(window: Window, shard: int) -> bool:
-    """Whether a shard's link is thinner than those of others by more than it has more bytes than they."""
-    rates = [rate for other, rate in window.links.items() if rate and other != shard]
+    """Whether a shard's link is thinner than those of others, which may have no limit, by more than it has more bytes than they."""
+    if not (link := window.links.get(shard)):
+        return False
+    rates = [rate or math.inf for other, rate in window.links.items() if other != shard]
     sizes = [means["push_bytes"] for other, means in window.shards.items() if other != shard]
-    link = window.links.get(shard)
-    return bool(link and rates and statistics.median(rates) / link > window.shards[shard]["push_bytes"] / statistics.median(sizes))
+    return statistics.median(rates) / link > window.shards[shard]["push_bytes"] / statistics.median(sizes)
 
 
 def _of_rank(window: Window, rank: int, transfer_s: float) -> tuple[str, str]:
