@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 
 from deploy.measure.exchange import Finding, of_apply, of_transfers
 from deploy.measure.text import seconds
-from deploy.measure.window import OWN_PARTS, Window
+from deploy.measure.window import FELT, OWN_PARTS, Window
 
-FELT = 0.15
-"""Part of the step that one rank must lose by itself to be named: to mend less would not be felt."""
 FAULT = 2.0
 """Weight of such a loss against a part that all ranks share: it can be removed whole, a shared part only be reduced."""
 DOMINANT = 0.6
@@ -93,10 +91,10 @@ def _rank_apart(window: Window, step_s: float) -> tuple[int | None, float]:
         losses[rank] = losses.get(rank, 0.0) + (value if part in OWN_PARTS else 0.0)
     if not losses:
         return None, 0.0
-    rank = max(losses, key=lambda rank: losses[rank])
+    rank = max(losses, key=lambda rank: (window.is_felt_lag(rank), losses[rank]))
     loss = losses[rank]
-    is_apart = loss >= FELT * step_s and loss >= DOMINANT * sum(losses.values()) and window.is_steady_lag(rank)
-    return (rank, loss) if is_apart else (None, 0.0)
+    is_its_own = window.is_felt_lag(rank) or (loss >= DOMINANT * sum(losses.values()) and window.is_steady_lag(rank))
+    return (rank, loss) if window.lag_s(rank) >= FELT * step_s and is_its_own else (None, 0.0)
 
 
 def _of_rank(window: Window, rank: int, part: str) -> tuple[str, str]:

@@ -27,6 +27,14 @@ PARTS = {
 """What a step of a rank that waits for nobody is made of."""
 OWN_PARTS = ("data loading", "compute", "copies and encoding")
 """Parts in which a rank keeps the others waiting by itself."""
+FELT = 0.15
+"""Part of the step that one rank must lose by itself to be named: to mend less would not be felt."""
+MOST = 0.6
+"""Part of the steps in which a rank's lag must be felt, if it is not steady: one long stall hides no slow rank."""
+MOST_OF = 5
+"""Of as many steps at least."""
+LEAST_STEPS = 3
+"""Steps below which no rank is told from the others: two may be slow by chance."""
 STEADY = 3.0
 """Standard errors by which a rank's lag must differ from nothing."""
 TRAFFIC = ("push_bytes", "pull_bytes", "push_wire_bytes", "pull_wire_bytes")
@@ -71,6 +79,7 @@ class Window:
         self.diverged = 0
         """Frames that came again with other bytes."""
         self._lags: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])  # sums of first and second powers
+        self._felt: Counter[int] = Counter()
         self._path: defaultdict[str, float] = defaultdict(float)
         self._excess: defaultdict[tuple[int, str], float] = defaultdict(float)
         self._waits: defaultdict[int, float] = defaultdict(float)
@@ -117,7 +126,16 @@ class Window:
         """Whether what the rank spends more than the others on its own parts is no noise of a few steps."""
         mean, mean_square = (power / self.num_steps for power in self._lags[rank])
         error = math.sqrt(max(0.0, mean_square - mean * mean) / max(1, self.num_steps - 1))
-        return mean >= STEADY * error
+        return self.num_steps >= LEAST_STEPS and mean >= STEADY * error
+
+    def lag_s(self, rank: int) -> float:
+        """Seconds per step that the rank spends more than the others on its own parts; less than 0 if it spends less."""
+        return self._lags[rank][0] / self.num_steps
+
+    def is_felt_lag(self, rank: int) -> bool:
+        """Whether most steps are longer by the rank's lag, those not counted that are longer by another's."""
+        others = max((count for other, count in self._felt.items() if other != rank), default=0)
+        return self._felt[rank] - others >= MOST * max(self.num_steps, MOST_OF)
 
     def part_s(self, rank: int, part: str) -> float:
         """Seconds per step that `rank` spent on one of PARTS."""
@@ -188,6 +206,7 @@ class Window:
             lag = _own(row) - statistics.median([_own(other) for other in rows if other is not row] or [_own(row)])
             self._lags[row.rank][0] += lag
             self._lags[row.rank][1] += lag * lag
+            self._felt[row.rank] += lag >= FELT * row.step_s
         for rank in {row.waits_for for row in rows if row.waits_for is not None}:
             self._waits[rank] += max(row.barrier_wait_s for row in rows if row.waits_for == rank)
 

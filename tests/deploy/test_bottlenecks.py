@@ -20,7 +20,7 @@ CASES = [
     pytest.param("synthetic-mlp", {"inputs": 512, "width": 512, "depth": 3}, {"batch_size": 1024, "num_servers": 1}, "compute", id="compute-bound"),
     pytest.param(PLANTED, {"slow_rank": 1, "slow_loss_s": 0.06}, {"batch_size": 32}, "rank 1's compute", id="slow rank"),
     pytest.param(
-        PLANTED, {"slow_rank": 0, "slow_data_s": 0.06}, {"batch_size": 16, "num_workers": 3}, "rank 0's data loading", id="slow loader of a rank"
+        PLANTED, {"slow_rank": 0, "slow_data_s": 0.12}, {"batch_size": 16, "num_workers": 3}, "rank 0's data loading", id="slow loader of a rank"
     ),
     pytest.param(PLANTED, {"sample_s": 0.003}, {"batch_size": 16, "num_servers": 1}, "data loading", id="slow loader"),
     pytest.param(PLANTED, {"width": 256}, {"batch_size": 32, "server_bandwidth": {1: "20mbit"}}, "shard 1 ingress", id="throttled shard"),

@@ -232,6 +232,23 @@ def test_noise_that_alternates_between_ranks_blames_none() -> None:
     assert verdict(window_of(*steps)).resource == "compute"
 
 
+def test_stalls_of_others_in_a_few_steps_hide_no_slow_rank() -> None:
+    slow = [step_of([COMPUTE | {"data_wait_s": 0.3}, *ranks(2, **COMPUTE)])] * 6
+    stalls = [step_of([COMPUTE, COMPUTE | {"compute_s": 0.5}, COMPUTE]), step_of([*ranks(2, **COMPUTE), COMPUTE | {"compute_s": 0.8}])]
+    assert verdict(window_of(*slow, *stalls)).resource == "rank 0's data loading"
+    assert verdict(window_of(*slow[:2], *stalls)).resource == "compute"
+
+
+def test_a_rank_that_is_slower_in_some_steps_and_quicker_in_as_many_is_not_to_blame() -> None:
+    slow, quick = step_of([COMPUTE, COMPUTE | {"compute_s": 0.6}]), step_of([COMPUTE | {"compute_s": 0.55}, COMPUTE])
+    assert verdict(window_of(*[slow, slow, quick] * 6)).resource == "compute"
+
+
+def test_a_rank_that_is_slow_in_two_steps_may_be_so_by_chance() -> None:
+    rows = step_of([COMPUTE, COMPUTE | {"compute_s": 0.6}])
+    assert [verdict_of(rows, steps).resource for steps in (2, 3)] == ["compute", "rank 1's compute"]
+
+
 def test_no_step_is_no_verdict() -> None:
     assert str(verdict(Window())) == ""
     assert log_line(7, Window()) == "step 7 | no step has ended since the last line"
