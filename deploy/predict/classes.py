@@ -1,8 +1,9 @@
 """Equal members taken together: a class of workers or servers is simulated as one member that counts several times. Pure.
 
 A class is a stretch of consecutive ranks (or shards) with the same links, speed and neighbours, so that the order of ranks stays
-what it is. Members rotate: rank r begins with shard r mod S, so in one turn every server of a class hears from equally many workers. Workers
-of one kind make several classes all the same: servers answer one rank after the other, so the first begin their next step before the last.
+what it is. Members rotate: rank r begins with shard r mod S, so in one turn every server of a class hears from equally many workers. Members
+of one kind make several classes all the same: servers answer one rank after the other, so the first begin their next step before the last,
+and drift apart until some servers have more to do at once than others.
 """
 
 from collections.abc import Hashable, Sequence
@@ -13,8 +14,8 @@ from deploy.predict.costs import wire_bytes
 from deploy.predict.scenario import Layers, Scenario
 from ps.layout import Rule
 
-PARTS_OF_A_KIND = 8
-"""Classes that equal workers are divided into, if there are so many."""
+PARTS_OF_WORKERS, PARTS_OF_SERVERS = 8, 4
+"""Classes that equal workers, and equal servers, are divided into, if there are so many."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
     def server_key(shard: int) -> Hashable:
         return scenario.server_link(shard), scenario.slow_servers.get(shard, 1.0), None if together else shard
 
-    worker_groups = [part for group in _groups([worker_key(rank) for rank in range(scenario.num_workers)]) for part in _parts(*group)]
-    server_groups = _groups([server_key(shard) for shard in range(scenario.num_servers)])
+    worker_groups = _groups([worker_key(rank) for rank in range(scenario.num_workers)], PARTS_OF_WORKERS)
+    server_groups = _groups([server_key(shard) for shard in range(scenario.num_servers)], PARTS_OF_SERVERS)
     if colocated:  # a host's worker and server are of one class each
         server_groups = [group for group in worker_groups if group[0] < scenario.num_servers]
     hosts: list[int] = [1] if scenario.hosts == "one" else [count for _, count in worker_groups]
@@ -103,21 +104,16 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
     return Classes(tuple(workers), tuple(servers), tuple(hosts))
 
 
-def _groups(keys: Sequence[Hashable]) -> list[tuple[int, int]]:
-    """First and length of every stretch of equal keys."""
+def _groups(keys: Sequence[Hashable], most_parts: int) -> list[tuple[int, int]]:
+    """First and length of every stretch of equal keys, in up to so many parts of about the same length."""
     found, first = [], 0
     for _, members in groupby(keys):
         count = len(list(members))
-        found.append((first, count))
+        num_parts = min(count, most_parts)
+        starts = [first + i * count // num_parts for i in range(num_parts + 1)]
+        found += [(start, stop - start) for start, stop in pairwise(starts)]
         first += count
     return found
-
-
-def _parts(first: int, count: int) -> list[tuple[int, int]]:
-    """The stretch in up to PARTS_OF_A_KIND parts of about the same length."""
-    num_parts = min(count, PARTS_OF_A_KIND)
-    starts = [first + i * count // num_parts for i in range(num_parts + 1)]
-    return [(start, stop - start) for start, stop in pairwise(starts)]
 
 
 def _frames(scenario: Scenario, layers: Layers, shards: range) -> tuple[Frame, ...]:

@@ -9,6 +9,9 @@ from deploy.predict.events import SAME, Call, Clock
 
 Floats = npt.NDArray[np.float64]
 
+_FLOWS = 64
+"""For which there is room at first."""
+
 
 @dataclass
 class Direction:
@@ -21,25 +24,20 @@ class Direction:
     """Carried so far."""
 
 
-@dataclass(frozen=True)
-class _Flow:
-    up: int
-    down: int
-    replicas: float
-    weight: float
-    done: Call
-
-
 class Links:
     """All links between all hosts. The network between them has no limit of its own."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._directions: list[Direction] = []
-        self._flows: list[_Flow] = []
-        self._left: list[float] = []
-        """Bytes that each flow still has to carry."""
-        self._rates: Floats = np.zeros(0)
+        self._capacity: Floats = np.zeros(0)
+        self._count = 0
+        """Of flows; columns of the arrays that are in use, in the order in which the flows began."""
+        self._done = np.empty(_FLOWS, np.object_)
+        self._ends = np.zeros((2, _FLOWS), np.int64)
+        """The directions that it passes."""
+        self._numbers: Floats = np.zeros((4, _FLOWS))
+        """Bytes that it still has to carry, its rate, its replicas, its weight."""
         self._since_s = 0.0
         self._version = 0
 
@@ -47,6 +45,7 @@ class Links:
         """A new one; infinite: no limit."""
         made = Direction(len(self._directions), bytes_per_s * num_hosts)
         self._directions.append(made)
+        self._capacity = np.append(self._capacity, made.bytes_per_s)
         return made
 
     def send(self, num_bytes: float, up: Direction, down: Direction, done: Call, *, replicas: float = 1.0, weight: float = 1.0) -> None:
@@ -55,40 +54,46 @@ class Links:
         up.bytes += num_bytes * replicas
         down.bytes += num_bytes * replicas
         self._advance()
-        self._flows.append(_Flow(up.index, down.index, replicas, weight, done))
-        self._left.append(num_bytes)
-        self._rates = np.append(self._rates, 0.0)
+        at = self._count
+        if at == len(self._done):
+            self._done = np.tile(self._done, 2)
+            self._ends = np.tile(self._ends, 2)
+            self._numbers = np.tile(self._numbers, 2)
+        self._done[at] = done
+        self._ends[:, at] = up.index, down.index
+        self._numbers[:, at] = num_bytes, 0.0, replicas, weight
+        self._count += 1
         self._version += 1
         self._clock.changed(self)
 
     def _advance(self) -> None:
         passed_s = self._clock.now_s - self._since_s
         if passed_s > 0:
-            self._left = (np.array(self._left) - self._rates * passed_s).tolist()
+            left, rates, _, _ = self._numbers[:, : self._count]
+            left -= rates * passed_s
         self._since_s = self._clock.now_s
 
     def plan(self) -> None:
         self._advance()
         self._version += 1
-        if self._flows:
-            capacity = np.array([direction.bytes_per_s for direction in self._directions])
-            ends = np.array([(flow.up, flow.down) for flow in self._flows])
-            replicas = np.array([flow.replicas for flow in self._flows])
-            self._rates = fair_rates(capacity, ends, replicas, np.array([flow.weight for flow in self._flows]))
-            delays = np.maximum(self._left, 0.0) / self._rates
+        if count := self._count:
+            left, rates, replicas, weights = self._numbers[:, :count]
+            rates[:] = fair_rates(self._capacity, self._ends[:, :count], replicas, weights)
+            delays = np.maximum(left, 0.0) / rates
             delay_s = float(delays.min())
             first = delays <= delay_s + SAME * (self._clock.now_s + delay_s)
             version = self._version
-            self._clock.after(delay_s, lambda: self._finish(version, first.tolist()))
+            self._clock.after(delay_s, lambda: self._finish(version, first))
 
-    def _finish(self, version: int, first: list[bool]) -> None:
+    def _finish(self, version: int, first: npt.NDArray[np.bool_]) -> None:
         if version != self._version:
             return
         self._advance()
-        finished = [flow.done for flow, is_done in zip(self._flows, first, strict=True) if is_done]
-        self._flows = [flow for flow, is_done in zip(self._flows, first, strict=True) if not is_done]
-        self._left = [left for left, is_done in zip(self._left, first, strict=True) if not is_done]
-        self._rates = self._rates[~np.array(first)]
+        count = self._count
+        finished = self._done[:count][first].tolist()
+        self._count -= len(finished)
+        for array in (self._done, self._ends, self._numbers):
+            array[..., : self._count] = array[..., :count][..., ~first]
         self._version += 1
         self._clock.changed(self)
         for done in finished:
@@ -98,7 +103,8 @@ class Links:
 def fair_rates(capacity: Floats, ends: npt.NDArray[np.int64], replicas: Floats, weights: Floats) -> Floats:
     """Max-min fair rate of every flow, by progressive filling: all rates grow in proportion to the weights until a link is full.
 
-    `ends`: the two directions that each flow passes; a flow of rate x takes x · replicas of both. Flows that no link limits are infinite.
+    `ends`: the two directions that each flow passes, a column each; a flow of rate x takes x · replicas of both. Flows that no link
+    limits are infinite.
     A link whose level is the lowest of all that its flows pass will be full first wherever else rates still grow: all such are closed at once.
     """
     rates = np.full(len(replicas), np.inf)
@@ -106,7 +112,7 @@ def fair_rates(capacity: Floats, ends: npt.NDArray[np.int64], replicas: Floats, 
     still = np.arange(len(replicas))
     load = replicas * weights
     while len(still):
-        up, down = ends[still, 0], ends[still, 1]
+        up, down = ends[:, still]
         demand = np.bincount(up, load[still], len(left)) + np.bincount(down, load[still], len(left))
         levels = np.full(len(left), np.inf)
         np.divide(left, demand, out=levels, where=demand > 0)

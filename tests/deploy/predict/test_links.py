@@ -81,7 +81,7 @@ def test_rates_are_max_min_fair(num_flows: int, num_links: int, random: object) 
     capacity = rng.uniform(1, 10, num_links)
     ends = np.array([rng.choice(num_links, 2, replace=False) for _ in range(num_flows)])
     replicas, weights = rng.integers(1, 4, num_flows).astype(float), rng.uniform(0.5, 2, num_flows)
-    rates = fair_rates(capacity, ends, replicas, weights)
+    rates = fair_rates(capacity, ends.T, replicas, weights)
     used = np.array([(rates * replicas)[(ends == link).any(axis=1)].sum() for link in range(num_links)])
     assert (used <= capacity * (1 + 1e-6)).all()
     for flow, (up, down) in enumerate(ends):  # every flow has a full link on which nobody has more for its weight

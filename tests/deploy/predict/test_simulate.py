@@ -14,7 +14,6 @@ from deploy.predict.scenario import Scenario, equal_tensors, layers_of, tensors_
 from deploy.predict.simulate import simulate
 from ps.config import CommConfig
 from ps.errors import ConfigError
-from workers.shapes import gpt2
 
 FREE = Costs(**{name: 0.0 for name in vars(Costs()) if name.endswith("_s")}, wire_overhead=1.0)
 MB = 1 << 20
@@ -81,7 +80,7 @@ def test_exchange_reaches_the_links_floor() -> None:
     for workers, servers in ((4, 4), (4, 2), (2, 4)):
         found = simulate(scenario(specs=equal_tensors(4 * MB, 32), num_workers=workers, num_servers=servers, comm=fine))
         rate = (4 * MB, workers, servers, 1e6, 1e6)
-        assert floors.one_way_s(*rate) < found.step_s < 1.03 * floors.pipelined_s(*rate, frame_bytes=servers * 32768)
+        assert floors.one_way_s(*rate) < found.step_s < 1.035 * floors.pipelined_s(*rate, frame_bytes=servers * 32768)
 
 
 def test_colocated_servers_give_the_rings_time() -> None:
@@ -122,28 +121,34 @@ def test_same_inputs_give_the_same_bits() -> None:
     assert first == second
 
 
-@pytest.mark.parametrize(("workers", "servers"), [(16, 4)])
-def test_classes_of_equal_hosts_give_what_all_hosts_give(workers: int, servers: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "servers", "model_bytes", "comm"),
+    [
+        (16, 4, 4 * MB, CommConfig(bandwidth="2gbit", frame_bytes=524288)),
+        (16, 9, 12 * MB, CommConfig(bandwidth="1gbit")),  # few, large frames: some servers have more to do than others
+    ],
+)
+def test_classes_of_equal_hosts_give_what_all_hosts_give(workers: int, servers: int, model_bytes: int, comm: CommConfig) -> None:
     all_of_them = scenario(
-        specs=equal_tensors(4 * MB, 16),
+        specs=equal_tensors(model_bytes, 16),
         num_workers=workers,
         num_servers=servers,
         forward_s=0.05,
         backward_s=0.1,
-        comm=CommConfig(bandwidth="2gbit", frame_bytes=524288),
+        comm=comm,
         latency_s=50e-6,
         costs=Costs(),
         cores_per_host=8,
     )
-    assert simulate(all_of_them).step_s == pytest.approx(simulate(all_of_them, together=False).step_s, rel=0.015)
+    assert simulate(all_of_them).step_s == pytest.approx(simulate(all_of_them, together=False).step_s, rel=0.01)
 
 
 def test_ten_thousand_workers_are_few_events() -> None:
     many = scenario(
-        specs=tensors_of(gpt2()), num_workers=10_000, num_servers=1_000, comm=CommConfig(bandwidth="25gbit"), costs=Costs(), cores_per_host=16
+        specs=equal_tensors(40 * MB, 4), num_workers=10_000, num_servers=1_000, comm=CommConfig(bandwidth="25gbit"), costs=Costs(), cores_per_host=16
     )
     found = simulate(many)
-    assert found.num_events < 50_000  # 20 microseconds each
+    assert found.num_events < 120_000  # some 50 microseconds each
     assert found.step_s > floors.one_way_s(many.model_bytes, 10_000, 1_000, 25e9 / 8, 25e9 / 8)
 
 
