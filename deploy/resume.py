@@ -16,10 +16,13 @@ _FREE_KEYS = frozenset(
     (
         *(f"scaling.{key}" for key in ("num_servers", "resources_per_worker", "placement_strategy", "slowdown")),
         *(f"train.{key}" for key in ("data_workers", "overlap")),
+        "pipeline.recompute",
         *(f"comm.{key}" for key in ("frame_bytes", "window_frames", "out_of_order_bytes", "shared_memory")),
         *(f"comm.{key}" for key in ("bandwidth", "server_bandwidth", "worker_bandwidth", "shaping", "latency", "interface", "port_range")),
     )
 )
+_STAGES = ("scaling.num_stages", "pipeline.balance")
+"""Which tensor is on which stage is part of a checkpoint."""
 _VERSIONS = ("pserver", "torch")
 
 
@@ -63,6 +66,8 @@ def _resumed(config: Config, rundir: RunDirectory) -> Beginning:
     checkpoint, notes = _newest_good(rundir)
     if checkpoint:
         drift = differences(checkpoint, config)
+        if moved := [line for line in drift if line.startswith(_STAGES)]:
+            raise ConfigError(f"{rundir.path} can only go on with the stages that its checkpoint was made with: {'; '.join(moved)}")
         if drift and not config.run.allow_drift:
             raise ConfigError(
                 f"{rundir.path} would not come to the same bits, for it was trained otherwise up to step {checkpoint.version}:\n"

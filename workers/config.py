@@ -80,6 +80,9 @@ class PipelineConfig:
     micro_batches: int = 1
     """Parts into which each micro-batch of `train` is cut once more, >= 1: more of them keep stages busier. Gradients are added up; the step's
     samples stay the same."""
+    recompute: bool = False
+    """Stages before the last keep of each micro-batch only what came in, and compute the rest once more for its backward: less memory, more
+    compute, the same bits."""
 
     def __post_init__(self) -> None:
         if self.micro_batches < 1:

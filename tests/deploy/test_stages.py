@@ -42,7 +42,7 @@ def undisturbed() -> dict[str, Any]:
 def test_ranks_of_stages_give_the_bits_of_whole_ranks(tmp_path: Path) -> None:
     """Without dropout, whose masks come from each block's own seed on stages. The last batch leaves a rank with one micro-batch."""
     whole = bits_of(staged(tmp_path / "whole", dropout=0.0, num_stages=1))
-    over_grpc = {"shared_memory": False, "num_servers": 1, "balance": (1, 4)}
+    over_grpc = {"shared_memory": False, "num_servers": 1, "balance": (1, 4), "recompute": True}
     assert bits_of(staged(tmp_path / "three", dropout=0.0, num_stages=3, **over_grpc)) == whole
     cut_again = {"accumulate": 1, "batch_size": 4, "micro_batches": 2, "num_servers": 3}
     assert bits_of(staged(tmp_path / "two", dropout=0.0, **cut_again))["params"] == whole["params"]
@@ -69,6 +69,17 @@ def test_a_server_and_stages_of_two_ranks_that_die_cost_no_bit(tmp_path: Path) -
     result = staged(tmp_path, faults)
     assert bits_of(result) == undisturbed()
     assert deaths_of(result) == faults.victims
+
+
+def test_a_run_of_stages_goes_on_from_its_checkpoint_and_only_with_the_same_stages(tmp_path: Path) -> None:
+    options = {"name": "run", "every_steps": 2, "max_failures": 0}
+    assert staged(tmp_path, Faults().kill(W3, ("stage.took", 25)), **options).error
+    for other, said in (({"num_stages": 3}, "scaling.num_stages: 2 -> 3"), ({"balance": (1,)}, "pipeline.balance: bytes -> ")):
+        with pytest.raises(ConfigError, match=f"can only go on with the stages that its checkpoint was made with: {said}"):
+            staged(tmp_path, **options, **other, resume="auto", allow_drift=True)
+    result = staged(tmp_path, **options, num_servers=1, recompute=True, resume="auto")
+    assert "resumed from step " in (result.path / "logs" / "driver.log").read_text()
+    assert bits_of(result) == undisturbed()
 
 
 def config(**scaling: int) -> Config:

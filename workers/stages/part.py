@@ -39,7 +39,8 @@ class StagePart:
         place = placed(task, model, settings.pipeline, settings.stage, settings.num_stages)
         links = session.links
         assert links, "a stage has neighbours"
-        stage = Stage(task, place.own, place.first, seed=config.seed, rank=session.rank, check=self._check)
+        recompute = settings.pipeline.recompute
+        stage = Stage(task, place.own, place.first, seed=config.seed, rank=session.rank, check=self._check, recompute=recompute)
         needs_data = not (links.earlier and links.later)
         loaded = Batches(task, data, batches, dtype, rank=session.rank, num_threads=config.data_workers) if needs_data else None
         if session.rank == 0 and not links.earlier:
