@@ -72,7 +72,9 @@ class WorkerRow:
     forward_s: float = 0.0
     """With the loss. Of an own loop: in the model, or until the first gradient is there where it calls parts of the model."""
     backward_s: float = 0.0
-    """Of an own loop: with the loss. With stages: forward too."""
+    """Of an own loop: with the loss."""
+    bubble_s: float = 0.0
+    """Of a stage: waiting for activations, or their gradients, from the stages beside it."""
     compute_cpu_s: float = 0.0
     """Of both: those in which the training thread had a processor."""
     copy_s: float = 0.0
@@ -100,6 +102,10 @@ class WorkerRow:
     """Communication not hidden behind compute: what the training thread spends on it or waits for."""
     waits_for: Count | None = None
     """Rank that `barrier_wait_s` waited for; None if for nobody."""
+    num_stages: Annotated[int, Field(ge=1, le=1 << 20)] = 1
+    """Workers that share the rank's model: `rank` is then the rank times that, plus the stage."""
+    micro_batches: Count = 1
+    """Parts into which a rank's samples of a step are cut, where they are enough."""
     cpu_s: float = 0.0
     """CPU seconds of the whole process since the row before."""
     samples: Count = 0

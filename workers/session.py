@@ -282,7 +282,7 @@ class Session:
         now, time_s = time.monotonic(), time.time()
         timing.end(now)
         is_first = self.version - 1 == self.started_at
-        own = {f"{name}_s": seconds.get(name, 0.0) for name in ("data_wait", "forward", "backward", "copy", "install", "checkpoint")}
+        own = {f"{name}_s": seconds.get(name, 0.0) for name in ("data_wait", "forward", "backward", "bubble", "copy", "install", "checkpoint")}
         waits = {f"{name}_s": getattr(timing, f"{name}_s") for name in ("send", "barrier_wait", "apply", "receive")}
         report_s, self._report_s = self._report_s, 0.0
         exchange = {"encode_s": seconds.get("exchange", 0.0) - sum(waits.values()), **waits}
@@ -296,6 +296,8 @@ class Session:
             other_s=step_s - sum(own.values()) - sum(exchange.values()),
             exposed_s=own["copy_s"] + own["install_s"] + seconds.get("exchange", 0.0),
             waits_for=timing.waits_for,
+            num_stages=self.settings.num_stages,
+            micro_batches=self.settings.train.accumulate * self.settings.pipeline.micro_batches,
             cpu_s=cpu_s + self._cpu_s,
             compute_cpu_s=self.spans.compute_cpu_s,
             report_s=report_s,

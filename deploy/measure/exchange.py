@@ -61,7 +61,7 @@ def of_transfers(window: Window, transfer_s: float) -> Finding:
     rank = _apart(times, 1 / EXPLAINS)
     if rank is not None:
         others = statistics.median(value for other, value in times.items() if other != rank)
-        return Finding(f"rank {rank}'s transfers", f"{seconds(times[rank])}, others {seconds(others)}", _clearness(times, 1 / EXPLAINS))
+        return Finding(f"{window.name(rank)}'s transfers", f"{seconds(times[rank])}, others {seconds(others)}", _clearness(times, 1 / EXPLAINS))
     margin = min(_clearness(busy, APART), _clearness(times, 1 / EXPLAINS))
     return Finding("transport of all shards", _both_ways(window, transfer_s), margin)
 
@@ -116,7 +116,7 @@ def _of_rank(window: Window, rank: int, transfer_s: float) -> tuple[str, str]:
     link = window.rank_links[rank]
     assert link
     rate = sum(_rank_floor_s(window, rank, way) for way in ("push", "pull")) * link / transfer_s / 2
-    return f"rank {rank}'s link", f"{megabytes_per_s(rate)} of {megabytes_per_s(link)} MB/s each way"
+    return f"{window.name(rank)}'s link", f"{megabytes_per_s(rate)} of {megabytes_per_s(link)} MB/s each way"
 
 
 def _starved(window: Window) -> Finding | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from deploy.measure.exchange import Finding, of_apply, of_transfers
+from deploy.measure.pipeline import of_pipeline
 from deploy.measure.text import seconds
 from deploy.measure.window import FELT, OWN_PARTS, Window
 
@@ -61,6 +62,8 @@ def _finding(window: Window, path: Mapping[str, float], step_s: float) -> Findin
         other = shared[part] if part != own else shared[second]
         if FAULT * loss > other:  # what it does beyond the others is more of the same as they do, or outweighs what they do
             return Finding(*_of_rank(window, rank, own), FAULT * loss / other if other else SURE)
+    if window.num_stages > 1 and (of_stages := of_pipeline(window, shared)):
+        return of_stages
     if part == "transfers":
         found = of_transfers(window, path[part])
     elif part == "apply":
@@ -80,7 +83,7 @@ def log_line(step: int, window: Window) -> str:
     if window.waits:
         rank, wait_s = max(window.waits.items(), key=lambda item: item[1])
         if wait_s >= WORTH_A_WORD * step_s:
-            parts.append(f"waits for rank {rank}: {seconds(wait_s)}")
+            parts.append(f"waits for {window.name(rank)}: {seconds(wait_s)}")
     return " | ".join(parts)
 
 
@@ -99,5 +102,5 @@ def _rank_apart(window: Window, step_s: float) -> tuple[int | None, float]:
 
 def _of_rank(window: Window, rank: int, part: str) -> tuple[str, str]:
     mean = window.part_s(rank, part)
-    others = statistics.median(window.part_s(other, part) for other in window.ranks if other != rank)
-    return f"rank {rank}'s {part}", f"{seconds(mean)}, others {seconds(others)}"
+    others = statistics.median(window.part_s(other, part) for other in window.ranks if other != rank and (other - rank) % window.num_stages == 0)
+    return f"{window.name(rank)}'s {part}", f"{seconds(mean)}, others {seconds(others)}"

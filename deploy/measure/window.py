@@ -19,6 +19,7 @@ BETWEEN = tuple(f"{name}_s" for name in metrics.BETWEEN)
 PARTS = {
     "data loading": ("data_wait_s",),
     "compute": ("forward_s", "backward_s"),
+    "pipeline bubble": ("bubble_s",),
     "copies and encoding": ("copy_s", "encode_s", "install_s"),
     "transfers": ("send_s", "receive_s"),
     "apply": ("apply_s",),
@@ -67,13 +68,17 @@ class Window:
         self.steps = Means()
         """`step_s` and `exposed_s` of the mean rank."""
         self.ranks: defaultdict[int, Means] = defaultdict(Means)
-        """By rank: its spans, `step_s`, `exposed_s`, `samples`."""
+        """By rank, or by worker where ranks have stages: its spans, `step_s`, `exposed_s`, `samples`."""
         self.shards: defaultdict[int, Means] = defaultdict(Means)
         """By shard: fields of its rows; the traffic of all ranks together; its times as the rank saw them that was served longest."""
         self.links: dict[int, float | None] = {}
         """By shard: rate its link is shaped to, bytes/s; None if it is not."""
         self.rank_links: dict[int, float | None] = {}
         """By rank: rate its link is shaped to, bytes/s; None if it is not."""
+        self.num_stages = 1
+        """Workers of each rank."""
+        self.micro_batches = 1
+        """Of a rank in a step."""
         self.noise = GradientNoise()
         """What norms of gradients say of the batch."""
         self.diverged = 0
@@ -137,6 +142,10 @@ class Window:
         others = max((count for other, count in self._felt.items() if other != rank), default=0)
         return self._felt[rank] - others >= MOST * max(self.num_steps, MOST_OF)
 
+    def name(self, worker: int) -> str:
+        """The rank, and which stage of it."""
+        return f"rank {worker}" if self.num_stages == 1 else f"rank {worker // self.num_stages} stage {worker % self.num_stages}"
+
     def part_s(self, rank: int, part: str) -> float:
         """Seconds per step that `rank` spent on one of PARTS."""
         return sum(self.ranks[rank][span] for span in PARTS[part])
@@ -168,6 +177,7 @@ class Window:
         self.links[row.shard] = row.link_bytes_per_s
 
     def _add_workers(self, rows: Sequence[WorkerRow]) -> None:
+        self.num_stages, self.micro_batches = rows[0].num_stages, rows[0].micro_batches
         for row in rows:
             for name in (*SPANS, *BETWEEN, "step_s", "exposed_s", "samples"):
                 self.ranks[row.rank].add(name, getattr(row, name))
@@ -195,7 +205,7 @@ class Window:
     def _add_path(self, rows: Sequence[WorkerRow]) -> None:
         """Follows the barrier to its end: the rank that waited least kept all others waiting."""
         slowest = min(rows, key=lambda row: (row.barrier_wait_s, -_own(row), row.rank))
-        others = [row for row in rows if row is not slowest]
+        others = _peers(slowest, rows)
         for part in PARTS:
             own = _part(slowest, part)
             common = min(own, statistics.median(_part(row, part) for row in others)) if others else own
@@ -203,12 +213,17 @@ class Window:
             self._excess[slowest.rank, part] += own - common
         self._path["transfers"] += slowest.barrier_wait_s  # even the slowest waits while the last bytes of others travel
         for row in rows:
-            lag = _own(row) - statistics.median([_own(other) for other in rows if other is not row] or [_own(row)])
+            lag = _own(row) - statistics.median([_own(other) for other in _peers(row, rows)] or [_own(row)])
             self._lags[row.rank][0] += lag
             self._lags[row.rank][1] += lag * lag
             self._felt[row.rank] += lag >= FELT * row.step_s
         for rank in {row.waits_for for row in rows if row.waits_for is not None}:
             self._waits[rank] += max(row.barrier_wait_s for row in rows if row.waits_for == rank)
+
+
+def _peers(row: WorkerRow, rows: Sequence[WorkerRow]) -> list[WorkerRow]:
+    """Of the other ranks: the same stage of each."""
+    return [other for other in rows if other is not row and (other.rank - row.rank) % row.num_stages == 0]
 
 
 def _own(row: WorkerRow) -> float:

@@ -20,6 +20,7 @@ COLOURS = {
     "data_wait_s": "#b07aa1",
     "forward_s": "#4e79a7",
     "backward_s": "#2f5d8a",
+    "bubble_s": "#d7b5a6",
     "copy_s": "#76b7b2",
     "encode_s": "#59a14f",
     "send_s": "#edc948",

@@ -15,6 +15,7 @@ REMEDIES = {
     "compute": "use more workers on processors of their own, lower precision (train.autocast), or a smaller batch",
     "copies and encoding": "use shared memory (workers and servers on one host) or a push format that is cheaper to make",
     "transfers": "send fewer bytes (comm.push_format, comm.pull_format), use more servers on links of their own, or more compute per step",
+    "pipeline bubble": "cut steps into more micro-batches (pipeline.micro_batches), or split the model more evenly (pipeline.balance)",
     "apply": "use more servers on cores of their own",
     "bookkeeping": "make steps longer: a larger batch for each worker",
 }
@@ -58,7 +59,7 @@ def what_ifs(window: Window) -> list[str]:
         ranks[rank] = ranks.get(rank, 0.0) + value
     possible = [(value, f"without any {part}", REMEDIES[part]) for part, value in window.path.items()]
     if len(window.ranks) > 1:
-        possible += [(value, f"with rank {rank} as quick as the others", "see what else runs on its host") for rank, value in ranks.items()]
+        possible += [(value, f"with {window.name(rank)} as quick as the others", "see what else runs on its host") for rank, value in ranks.items()]
     largest = sorted(possible, key=lambda item: -item[0])[:NUM_WHAT_IFS]
     return [
         f"{what[0].upper()}{what[1:]} a step would take at least {seconds(max(0.0, step_s - value))} in place of {seconds(step_s)} "

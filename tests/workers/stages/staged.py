@@ -1,7 +1,7 @@
 """A job of `tests.ps.training` whose ranks are split over stages, on real servers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -106,21 +106,27 @@ class Ends:
     tell: list[Neighbour] = field(default_factory=list)
 
 
-def linked(num_stages: int) -> list[Ends]:
+def linked(num_stages: int, neighbour: Callable[[Callable[[bytes], None]], Neighbour] = Neighbour) -> list[Ends]:
     """Stages of one process: what is put to one end has been received by the other."""
     ends = [Ends() for _ in range(num_stages)]
     for before, after in pairwise(ends):
         queued: list[Neighbour] = []
-        before.later = Neighbour(lambda data, queued=queued: queued[0].received(data))
-        after.earlier = Neighbour(before.later.received)
+        before.later = neighbour(lambda data, queued=queued: queued[0].received(data))
+        after.earlier = neighbour(before.later.received)
         queued.append(after.earlier)
         before.tell.append(after.earlier)
         after.tell.append(before.later)
     return ends
 
 
-def run(job: Job, num_stages: int, balance: Sequence[int] | None = None) -> Outcome:
-    """W ranks of P members each, on real servers, in threads."""
+def run(
+    job: Job,
+    num_stages: int,
+    balance: Sequence[int] | None = None,
+    link: Callable[[int], list[Ends]] = linked,
+    spans: Callable[[int], Spans] = lambda stage: Spans(),
+) -> Outcome:
+    """W ranks of P members each, on real servers, in threads. `spans`: of a stage."""
     plan = Plan(job.batches().steps_per_epoch(), job.steps)
     pipeline = PipelineConfig(balance="bytes" if balance is None else tuple(balance))
     options: dict[str, Any] = {"optimizer": job.optimizer, "schedule": job.schedule, "comm": job.comm, "plan": plan}
@@ -128,11 +134,11 @@ def run(job: Job, num_stages: int, balance: Sequence[int] | None = None) -> Outc
         sums: list[dict[str, float]] = []
         members, calls = [], []
         for rank in range(job.num_workers):
-            for stage, ends in enumerate(linked(num_stages)):
+            for stage, ends in enumerate(link(num_stages)):
                 model = job.model()
                 place = placed(job.task, model, pipeline, stage, num_stages)
                 members.append(servers.member(rank, model, stage=stage, stages=place.stages(model)))
-                calls.append(partial(_train, job, place, members[-1], ends, sums if rank == 0 else []))
+                calls.append(partial(_train, job, place, members[-1], ends, sums if rank == 0 else [], spans(stage)))
         in_threads(calls)
         reader = servers.reader()
         flat = reader.pull(job.steps)
@@ -142,9 +148,9 @@ def run(job: Job, num_stages: int, balance: Sequence[int] | None = None) -> Outc
         return Outcome(weights, *[sha256_of(layout, flat, buffers=buffers) for buffers in (False, True)], sums)
 
 
-def _train(job: Job, place: Place, member: Member, ends: Ends, sums: list[dict[str, float]]) -> None:
+def _train(job: Job, place: Place, member: Member, ends: Ends, sums: list[dict[str, float]], spans: Spans) -> None:
     try:
-        train(job, place, member, ends, sums)
+        train(job, place, member, ends, sums, spans)
     except Exception as error:
         for neighbour in ends.tell:
             neighbour.lost(NeighbourLost(f"stage {place.stage} has failed"))
@@ -152,7 +158,7 @@ def _train(job: Job, place: Place, member: Member, ends: Ends, sums: list[dict[s
             raise
 
 
-def train(job: Job, place: Place, member: Member, ends: Ends, sums: list[dict[str, float]]) -> None:
+def train(job: Job, place: Place, member: Member, ends: Ends, sums: list[dict[str, float]], spans: Spans) -> None:
     """One stage's steps; the last stage knows the sums."""
     batches = job.batches()
 
@@ -170,7 +176,7 @@ def train(job: Job, place: Place, member: Member, ends: Ends, sums: list[dict[st
     step = StageStep(stage, loaded, batches, member.bound, overlap.pushes, **ours)  # type: ignore[arg-type]
     for version in range(job.steps):
         overlap.enter()
-        step.compute(version, Spans())
+        step.compute(version, spans)
         overlap.step(version)
     overlap.settle()
     if not ends.later:
