@@ -114,6 +114,8 @@ class WorkerRow:
     shards: list[ShardTraffic] = field(default_factory=list)
     link_bytes_per_s: float | None = None
     """Rate the worker's link is shaped to; None if it is not."""
+    peak_bytes: Count | None = None
+    """The most memory that the process has had since it joined, shared memory included; only of stages."""
     cores: float | None = None
     """Processors that the worker may use, its quota counted; only in its first row after it joined."""
     pacing: Pacing | None = None
@@ -166,6 +168,8 @@ class ServerRow:
     """Before `time_s`: when the last rank was complete; None as `first_s`."""
     link_bytes_per_s: float | None = None
     """Rate the link is shaped to; None if it is not."""
+    peak_bytes: Count | None = None
+    """The most memory that the process has had since it joined, shared memory included; only of stages."""
     cores: float | None = None
     """Processors that the server may use, its quota counted; only in the first row of its process."""
     diverged: int = 0

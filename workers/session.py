@@ -23,7 +23,7 @@ from ps.rank_state import RankState
 from ps.server import environment
 from ps.shared import member_segment
 from ps.stages.links import StageLinks
-from ps.stages.memory import give_back_freed_memory
+from ps.stages.memory import forget_peak, give_back_freed_memory, peak_bytes
 from ps.step_clock import StepTiming
 from workers.binding import BoundModel, specs_of
 from workers.config import WorkerSettings
@@ -117,6 +117,7 @@ class Session:
         bound.install(self.version)
         if stages is not None:
             give_back_freed_memory()  # the model as it was built
+            forget_peak()
         hit("worker.installed")
         self._doing = "computes"
         is_whole = not own_loop and stages is None
@@ -305,6 +306,7 @@ class Session:
             loss=contribution.loss if math.isfinite(contribution.loss) else None,
             shards=timing.shards,
             link_bytes_per_s=self.settings.comm.link_bytes_per_s(rank=self.rank),
+            peak_bytes=peak_bytes() if self.links else None,
             cores=usable_cores() if is_first else None,
             pacing=self.client.pacing if is_first and self.client.pacing.is_measured else None,
         )

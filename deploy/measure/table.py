@@ -59,7 +59,11 @@ def _workers(window: Window) -> Table:
     used = [name for name in (*SPANS, *BETWEEN) if any(means[name] for means in window.ranks.values())]
     names = ("step_s", *(name for name in used if name in SPANS), "exposed_s", *(name for name in used if name in BETWEEN))
     rows = [[f"worker {rank}", *(seconds(means[name]) for name in names)] for rank, means in sorted(window.ranks.items())]
-    return Table("Seconds per step, by worker", ["", *(name.removesuffix("_s").replace("_", " ") for name in names)], rows)
+    columns = ["", *(name.removesuffix("_s").replace("_", " ") for name in names)]
+    if window.peak_bytes:
+        peaks = [size(window.peak_bytes.get(rank, 0)) for rank in sorted(window.ranks)]
+        return Table("Seconds per step and peak memory, by worker", [*columns, "peak"], [[*row, peak] for row, peak in zip(rows, peaks, strict=True)])
+    return Table("Seconds per step, by worker", columns, rows)
 
 
 def _shards(window: Window) -> Table:

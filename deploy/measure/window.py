@@ -75,6 +75,8 @@ class Window:
         """By shard: rate its link is shaped to, bytes/s; None if it is not."""
         self.rank_links: dict[int, float | None] = {}
         """By rank: rate its link is shaped to, bytes/s; None if it is not."""
+        self.peak_bytes: dict[int, int] = {}
+        """By worker: the most memory it has had, where ranks have stages."""
         self.num_stages = 1
         """Workers of each rank."""
         self.micro_batches = 1
@@ -182,6 +184,8 @@ class Window:
             for name in (*SPANS, *BETWEEN, "step_s", "exposed_s", "samples"):
                 self.ranks[row.rank].add(name, getattr(row, name))
             self.rank_links[row.rank] = row.link_bytes_per_s
+            if row.peak_bytes:
+                self.peak_bytes[row.rank] = max(row.peak_bytes, self.peak_bytes.get(row.rank, 0))
         for name in ("step_s", "exposed_s"):
             self.steps.add(name, statistics.fmean(getattr(row, name) for row in rows))
         for shard in {traffic.shard for row in rows for traffic in row.shards}:

@@ -12,8 +12,10 @@ import pytest
 from deploy import compare
 from deploy.config import Config, ScalingConfig, TaskConfig
 from deploy.launch.base import ProcessKey
+from deploy.measure.ledger_file import read_ledger
 from deploy.predict.inputs import scenario_of_config
 from deploy.result import Result
+from deploy.rundir import RunDirectory
 from deploy.simulation.wishes import Wishes, hosts_of
 from ps.config import CommConfig
 from ps.errors import ConfigError
@@ -43,7 +45,9 @@ def test_ranks_of_stages_give_the_bits_of_whole_ranks(tmp_path: Path) -> None:
     """Without dropout, whose masks come from each block's own seed on stages. The last batch leaves a rank with one micro-batch."""
     whole = bits_of(staged(tmp_path / "whole", dropout=0.0, num_stages=1))
     over_grpc = {"shared_memory": False, "num_servers": 1, "balance": (1, 4), "recompute": True}
-    assert bits_of(staged(tmp_path / "three", dropout=0.0, num_stages=3, **over_grpc)) == whole
+    three = staged(tmp_path / "three", dropout=0.0, num_stages=3, **over_grpc)
+    assert bits_of(three) == whole
+    assert all(row.peak_bytes and row.bubble_s > 0 for step in read_ledger(RunDirectory(three.path).comm) for row in step.workers)
     cut_again = {"accumulate": 1, "batch_size": 4, "micro_batches": 2, "num_servers": 3}
     assert bits_of(staged(tmp_path / "two", dropout=0.0, **cut_again))["params"] == whole["params"]
 

@@ -396,6 +396,17 @@ def test_what_holds_stages_up_is_named(rows: list[WorkerRow | ServerRow], expect
     assert sum(found.shares.values()) == pytest.approx(1.0)
 
 
+def test_the_most_memory_of_each_stage_is_shown() -> None:
+    steps = [staged(EVEN, EVEN, num_workers=1) for _ in range(2)]
+    for step, peaks in zip(steps, ((300 * MB, 200 * MB), (310 * MB, None)), strict=True):
+        for row, peak in zip(step, peaks, strict=False):
+            assert isinstance(row, WorkerRow)
+            row.peak_bytes = peak
+    shown = tables(window_of(*steps))[0]
+    assert (shown.columns[-1], [row[-1] for row in shown.rows]) == ("peak", ["310.0 MB", "200.0 MB"])
+    assert "peak" not in tables(window_of(step_of([EVEN, EVEN])))[0].columns
+
+
 def test_a_slow_rank_is_told_from_a_slow_stage_by_the_same_stage_of_others() -> None:
     rows = [row for row in staged(*[EVEN] * 2, num_workers=3, micro_batches=8) if isinstance(row, WorkerRow)]
     rows[3].backward_s, rows[3].step_s = 0.1, 0.155
