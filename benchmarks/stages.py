@@ -1,0 +1,94 @@
+"""Memory of a rank's workers when its model is split over stages: `make bench-stages ARGS="--model-bytes 400MB"`.
+
+A worker's memory is what no other process shares (USS), above that of a worker whose model is next to nothing, in the middle of
+training: at the start each stage still builds the whole model.
+"""
+
+import argparse
+import statistics
+import tempfile
+import threading
+from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from benchmarks.harness import Row, report
+from benchmarks.workload import parse_size
+from deploy.config import RunConfig, ScalingConfig
+from deploy.trainer import Trainer
+from ps.config import CommConfig, OptimizerConfig
+from workers.config import PipelineConfig, TrainConfig
+from workers.tasks.synthetic_mlp import SyntheticMLP
+
+LAYERS = 8
+MUST = 1.15
+POLL_S = 0.1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model-bytes", type=parse_size, default=400_000_000, help="for example 400MB")
+    parser.add_argument("--stages", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--steps", type=int, default=20)
+    arguments = parser.parse_args()
+    width = round((arguments.model_bytes / 4 / LAYERS) ** 0.5)
+    print(f"{LAYERS} layers of {4 * width * width / 1e6:.0f} MB, one rank, SGD, plain processes, gradients over gRPC")
+    empty = statistics.fmean(memory_of(8, 1, arguments.steps))
+    whole = statistics.fmean(memory_of(width, 1, arguments.steps)) - empty
+    print(f"empty {empty / 1e6:.0f} MB, whole {whole / 1e6:.0f} MB above that")
+    rows = []
+    for stages in arguments.stages:
+        found = [used - empty for used in memory_of(width, stages, arguments.steps)]
+        print(f"{stages} stages: {', '.join(f'{used / 1e6:.0f}' for used in found)} MB above empty")
+        rows.append(Row(f"memory of one of {stages} stages / that part of the whole", statistics.fmean(found) / 1e6, whole / stages / 1e6, MUST))
+    report(rows)
+
+
+def memory_of(width: int, stages: int, steps: int) -> list[float]:
+    """Bytes of every worker of one rank, while it trains layers of this width."""
+    with tempfile.TemporaryDirectory() as folder, Watched() as watched:
+        result = Trainer(
+            SyntheticMLP(inputs=width, width=width, depth=LAYERS - 1, classes=width, samples=8 * steps),
+            train_config=TrainConfig(epochs=1, batch_size=8),
+            optimizer=OptimizerConfig(lr=1e-4),
+            comm=CommConfig(shared_memory=False),
+            scaling_config=ScalingConfig(num_workers=1, num_servers=1, num_stages=stages),
+            pipeline=PipelineConfig(micro_batches=2),
+            run_config=RunConfig(storage_path=str(Path(folder))),
+            launcher="process",
+            quiet=True,
+        ).fit()
+    if result.error:
+        raise result.error
+    return [statistics.median(seen[len(seen) // 2 :]) for seen in watched.seen.values()]
+
+
+class Watched:
+    """Looks at the workers of this process now and then."""
+
+    def __init__(self) -> None:
+        self.seen: defaultdict[int, list[float]] = defaultdict(list)
+        """Bytes by process, in the order of the looks."""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="look")
+
+    def __enter__(self) -> "Watched":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(POLL_S):
+            for process in psutil.Process().children():
+                with suppress(psutil.Error):
+                    if "workers.worker" in process.cmdline():
+                        self.seen[process.pid].append(process.memory_full_info().uss)
+
+
+if __name__ == "__main__":
+    main()
