@@ -262,6 +262,10 @@ class Driver:
         sizes = ", ".join(f"{size / 1e6:.3g}" for size in layout.shard_bytes)
         chunks = counted(len(layout), "chunk")
         self._say(f"{chunks} on {counted(layout.num_servers, 'shard')} of {sizes} MB, largest {layout.imbalance:.3f} of the mean")
+        if self._control.num_stages > 1:
+            held = [sum(spec.num_bytes for spec in layout.specs if spec.stage == stage) for stage in range(self._control.num_stages)]
+            sizes = ", ".join(f"{size / 1e6:.3g}" for size in held)
+            self._say(f"{len(held)} stages of {sizes} MB, largest {max(held) * len(held) / sum(held):.3f} of the mean (pipeline.balance)")
         if len(layout) < layout.num_servers:
             self._say(f"warning: {layout.num_servers} servers for {chunks}: some hold nothing; use fewer servers")
         self._console.start(plan.total_steps, self._config.train.epochs)

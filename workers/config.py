@@ -74,8 +74,9 @@ class TrainConfig:
 class PipelineConfig:
     """How a model is split over the stages of a rank (`scaling.num_stages`)."""
 
-    balance: Literal["bytes"] | tuple[int, ...] = "bytes"
-    """"bytes": the stage with most parameters has as few as can be; or the first block of every stage after the first, ascending, for
+    balance: Literal["bytes", "time"] | tuple[int, ...] = "bytes"
+    """"bytes": the stage with most parameters has as few as can be; "time": the one that computes longest as little, by operations and bytes
+    counted on one micro-batch; or the first block of every stage after the first, ascending, for
     example [2, 5]."""
     micro_batches: int = 1
     """Parts into which each micro-batch of `train` is cut once more, >= 1: more of them keep stages busier. Gradients are added up; the step's

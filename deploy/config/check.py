@@ -52,7 +52,7 @@ _TEXTS = {
 _ALTERNATIVES = ("str", "tuple[str, ...]")
 """What pydantic appends to the key of a value that may have one of two types."""
 _NO_KEYS = ("[key]", *_ALTERNATIVES)
-_BALANCES = ("literal['bytes']", "tuple[int, ...]")
+_BALANCES = ("literal['bytes','time']", "tuple[int, ...]")
 """The same of `pipeline.balance`."""
 _GROUP_KEYS = [field.name for field in fields(GroupConfig)]
 
@@ -109,7 +109,7 @@ def _line(name: str, mistake: ErrorDetails) -> str:
         return mistake["msg"].removeprefix("Value error, ")
     if any(part in _BALANCES for part in mistake["loc"]):
         key = f"{name}.{mistake['loc'][0]}"
-        return f'{key} is neither "bytes" nor a list of whole numbers, the first blocks of later stages: write for example {key} = [2, 5]'
+        return f'{key} is neither "bytes" nor "time" nor a list of whole numbers, the first blocks of later stages: write for example {key} = [2, 5]'
     key = ".".join([name, *(str(part) for part in mistake["loc"] if part not in _NO_KEYS)])
     if mistake["type"] == "unexpected_keyword_argument":
         return f"unknown key {key}: {hint(str(mistake['loc'][-1]), _GROUP_KEYS, kind='the keys of a group are')}"

@@ -1,5 +1,6 @@
 """Runs whose ranks are split over stages, each a process: the bits of whole ranks, and those of a run left alone when one dies."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -47,8 +48,9 @@ def test_ranks_of_stages_give_the_bits_of_whole_ranks(tmp_path: Path) -> None:
     over_grpc = {"shared_memory": False, "num_servers": 1, "balance": (1, 4), "recompute": True}
     three = staged(tmp_path / "three", dropout=0.0, num_stages=3, **over_grpc)
     assert bits_of(three) == whole
+    assert re.search(r"3 stages of .* MB, largest \S+ of the mean", (three.path / "logs" / "driver.log").read_text())
     assert all(row.peak_bytes and row.bubble_s > 0 for step in read_ledger(RunDirectory(three.path).comm) for row in step.workers)
-    cut_again = {"accumulate": 1, "batch_size": 4, "micro_batches": 2, "num_servers": 3}
+    cut_again = {"accumulate": 1, "batch_size": 4, "micro_batches": 2, "num_servers": 3, "balance": "time"}
     assert bits_of(staged(tmp_path / "two", dropout=0.0, **cut_again))["params"] == whole["params"]
 
 

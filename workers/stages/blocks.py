@@ -1,6 +1,7 @@
 """A task's blocks, looked at before they are split: together they must be the model, and no parameter may be needed on two stages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,23 +66,31 @@ def check_composition(model: nn.Module, blocks: Sequence[nn.Module], inputs: tup
 
     What they do not pass on (a skip connection around a block, a tensor that one keeps for another) makes a difference.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with in_evaluation(model):
         wanted = as_tuple(model(*inputs))
         found = inputs
         for block in blocks:
             found = as_tuple(block(*[x.clone() if isinstance(x, Tensor) else x for x in found]))
-    except (TypeError, RuntimeError) as error:
-        raise ConfigError(f"the task's blocks do not follow each other: {' '.join(str(error).split())}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
     if len(found) != len(wanted) or not all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)):
         raise ConfigError(
             "the task's blocks one after the other are not its model: what goes around a block (a skip connection) must travel through it, "
             "as one more tensor that it takes and returns"
         )
+
+
+@contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """For its blocks one after the other: modules are in evaluation mode, and then in the modes that they were in. Raises ConfigError if the
+    blocks do not follow each other."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(f"the task's blocks do not follow each other: {' '.join(str(error).split())}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

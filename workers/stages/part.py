@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from workers.sampler import BatchPlan
 from workers.session import Session
 from workers.spans import Spans
 from workers.stages.blocks import check_composition
+from workers.stages.model_call import inputs_of
 from workers.stages.place import Place, placed
 from workers.stages.stage import Stage
 from workers.stages.step import StageStep
@@ -36,7 +38,7 @@ class StagePart:
         self._batch_size = batches.micro_batch_size()
         batches = replace(batches, accumulate=batches.accumulate * settings.pipeline.micro_batches)
         dtype = getattr(torch, config.dtype)
-        place = placed(task, model, settings.pipeline, settings.stage, settings.num_stages)
+        place = placed(task, model, settings.pipeline, settings.stage, settings.num_stages, lambda: self._first_inputs(task, data, batches, dtype))
         links = session.links
         assert links, "a stage has neighbours"
         recompute = settings.pipeline.recompute
@@ -59,6 +61,12 @@ class StagePart:
             later=links.later,
             rank=session.rank,
         )
+
+    @staticmethod
+    def _first_inputs(task: Task, data: Samples, batches: BatchPlan, dtype: torch.dtype) -> tuple[Any, ...]:
+        """Of rank 0's first micro-batch, on every stage of every rank."""
+        first = Batches(task, data, batches, dtype, rank=0, num_threads=0)
+        return inputs_of(task, next(iter(first.of_step(0, Spans()))).batch)
 
     def _check_blocks(self, place: Place, model: nn.Module, stage: Stage, batches: Batches | None) -> None:
         """Before anything is bound, on the first micro-batch: rank 0 always has one."""

@@ -1,13 +1,15 @@
 """Which part of a task's model a stage has: its blocks, and the names of its tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from ps.weights import SUMS
 from workers.config import PipelineConfig
 from workers.stages.blocks import blocks_of, check_tied, sizes_of, tied
+from workers.stages.costs import operations_of
 from workers.stages.split import Split, balanced, cut_at
 from workers.task import Task
 
@@ -43,11 +45,11 @@ class Place:
         return {name: stage_of[id(tensor)] for name, tensor in named} | {SUMS: len(self.split.stages) - 1}
 
 
-def placed(task: Task, model: nn.Module, pipeline: PipelineConfig, stage: int, num_stages: int) -> Place:
-    """Raises ConfigError where the model cannot be split so."""
+def placed(task: Task, model: nn.Module, pipeline: PipelineConfig, stage: int, num_stages: int, inputs: Callable[[], tuple[Any, ...]]) -> Place:
+    """`inputs`: of the first block, the same for every stage of every rank. Raises ConfigError where the model cannot be split so."""
     blocks = blocks_of(task, model)
-    costs = sizes_of(blocks)
     cuts = pipeline.balance
-    split = balanced(costs, num_stages, together=tied(blocks)) if cuts == "bytes" else cut_at(cuts, costs, num_stages)
+    costs = operations_of(model, blocks, inputs()) if cuts == "time" else sizes_of(blocks)
+    split = cut_at(cuts, costs, num_stages) if isinstance(cuts, tuple) else balanced(costs, num_stages, together=tied(blocks))
     check_tied(model, blocks, split)
     return Place(blocks, split, stage)

@@ -136,7 +136,7 @@ def run(
         for rank in range(job.num_workers):
             for stage, ends in enumerate(link(num_stages)):
                 model = job.model()
-                place = placed(job.task, model, pipeline, stage, num_stages)
+                place = placed(job.task, model, pipeline, stage, num_stages, tuple)
                 members.append(servers.member(rank, model, stage=stage, stages=place.stages(model)))
                 calls.append(partial(_train, job, place, members[-1], ends, sums if rank == 0 else [], spans(stage)))
         in_threads(calls)
