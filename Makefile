@@ -73,7 +73,7 @@ bench-checkpoints: $(STAMP)  ## Measure what checkpoints cost, in steps with and
 bench-recovery: $(STAMP)  ## Measure how long training stands still when processes are killed, by launcher (ARGS="--rounds 5 --launchers ray")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.recovery $(ARGS)
 
-bench-stages: $(STAMP)  ## Measure a worker's memory when its rank is split over stages (ARGS="--model-bytes 400MB --stages 2 4")
+bench-stages: $(STAMP)  ## Measure a worker's memory when its rank is split over stages, and their bubble (ARGS="--model-bytes 400MB --stages 2 4")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.stages $(ARGS)
 
 plan-accuracy: $(STAMP)  ## Compare the plan with runs on virtual hosts, and write docs/plan-accuracy.md (as root, a quarter of an hour; ARGS="--cases 6")

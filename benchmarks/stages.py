@@ -1,4 +1,4 @@
-"""Memory of a rank's workers when its model is split over stages: `make bench-stages ARGS="--model-bytes 400MB"`.
+"""Memory of a rank's workers when its model is split over stages, and how long these wait for each other: `make bench-stages`.
 
 A worker's memory is what no other process shares (USS), above that of a worker whose model is next to nothing, in the middle of
 training: at the start each stage still builds the whole model.
@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.harness import Row, report
+from benchmarks.waits import measured
 from benchmarks.workload import parse_size
 from deploy.config import RunConfig, ScalingConfig
 from deploy.trainer import Trainer
@@ -38,7 +39,7 @@ def main() -> None:
     empty = statistics.fmean(memory_of(8, 1, arguments.steps))
     whole = statistics.fmean(memory_of(width, 1, arguments.steps)) - empty
     print(f"empty {empty / 1e6:.0f} MB, whole {whole / 1e6:.0f} MB above that")
-    rows = []
+    rows = [measured(3, 6), measured(2, 4)]
     for stages in arguments.stages:
         found = [used - empty for used in memory_of(width, stages, arguments.steps)]
         print(f"{stages} stages: {', '.join(f'{used / 1e6:.0f}' for used in found)} MB above empty")

@@ -114,6 +114,8 @@ class WorkerRow:
     shards: list[ShardTraffic] = field(default_factory=list)
     link_bytes_per_s: float | None = None
     """Rate the worker's link is shaped to; None if it is not."""
+    passed_bytes: Count = 0
+    """Sent to the stages beside it in the step: activations and their gradients, headers included."""
     peak_bytes: Count | None = None
     """The most memory that the process has had since it joined, shared memory included; only of stages."""
     cores: float | None = None
@@ -168,6 +170,8 @@ class ServerRow:
     """Before `time_s`: when the last rank was complete; None as `first_s`."""
     link_bytes_per_s: float | None = None
     """Rate the link is shaped to; None if it is not."""
+    passed_bytes: Count = 0
+    """Sent to the stages beside it in the step: activations and their gradients, headers included."""
     peak_bytes: Count | None = None
     """The most memory that the process has had since it joined, shared memory included; only of stages."""
     cores: float | None = None

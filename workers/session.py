@@ -76,6 +76,8 @@ class Session:
         """Row of the last step, while a validation of its version may follow."""
         self._report_s = 0.0
         """Seconds of the last report that are in no row yet."""
+        self._passed_bytes = 0
+        """What had been sent to other stages when the step began."""
         self._cpu_s = 0.0
         """CPU seconds of the process at the last row."""
 
@@ -124,6 +126,7 @@ class Session:
         self.layers = Layers(bound, self, self.spans, layerwise=settings.train.overlap and is_whole, in_place=is_whole)
         self.pushes = Pushes(bound, self, self.spans, early=settings.train.overlap, own_loop=own_loop)
         self.spans.take()
+        self._take_passed_bytes()
         self._cpu_s = time.process_time()
         return bound
 
@@ -274,6 +277,7 @@ class Session:
         self._doing = "computes"
         hit("worker.reported")
         self._report_s = self.spans.take()[0]
+        self._take_passed_bytes()  # those of validation are in no step
         return stop
 
     def _row(self, contribution: Contribution, timing: StepTiming) -> WorkerRow:
@@ -306,10 +310,16 @@ class Session:
             loss=contribution.loss if math.isfinite(contribution.loss) else None,
             shards=timing.shards,
             link_bytes_per_s=self.settings.comm.link_bytes_per_s(rank=self.rank),
+            passed_bytes=self._take_passed_bytes(),
             peak_bytes=peak_bytes() if self.links else None,
             cores=usable_cores() if is_first else None,
             pacing=self.client.pacing if is_first and self.client.pacing.is_measured else None,
         )
+
+    def _take_passed_bytes(self) -> int:
+        sent = self.links.sent_bytes if self.links else 0
+        before, self._passed_bytes = self._passed_bytes, sent
+        return sent - before
 
     def stop(self, reason: str) -> None:
         """Makes calls in progress, and later ones, raise Stopped; from any thread."""

@@ -60,9 +60,10 @@ def _workers(window: Window) -> Table:
     names = ("step_s", *(name for name in used if name in SPANS), "exposed_s", *(name for name in used if name in BETWEEN))
     rows = [[f"worker {rank}", *(seconds(means[name]) for name in names)] for rank, means in sorted(window.ranks.items())]
     columns = ["", *(name.removesuffix("_s").replace("_", " ") for name in names)]
-    if window.peak_bytes:
-        peaks = [size(window.peak_bytes.get(rank, 0)) for rank in sorted(window.ranks)]
-        return Table("Seconds per step and peak memory, by worker", [*columns, "peak"], [[*row, peak] for row, peak in zip(rows, peaks, strict=True)])
+    if window.num_stages > 1:
+        ends = [[size(means["passed_bytes"]), size(window.peak_bytes.get(rank, 0))] for rank, means in sorted(window.ranks.items())]
+        title = "Seconds per step, bytes per step to other stages, and peak memory, by worker"
+        return Table(title, [*columns, "passed", "peak"], [[*row, *end] for row, end in zip(rows, ends, strict=True)])
     return Table("Seconds per step, by worker", columns, rows)
 
 

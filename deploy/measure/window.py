@@ -181,7 +181,7 @@ class Window:
     def _add_workers(self, rows: Sequence[WorkerRow]) -> None:
         self.num_stages, self.micro_batches = rows[0].num_stages, rows[0].micro_batches
         for row in rows:
-            for name in (*SPANS, *BETWEEN, "step_s", "exposed_s", "samples"):
+            for name in (*SPANS, *BETWEEN, "step_s", "exposed_s", "samples", "passed_bytes"):
                 self.ranks[row.rank].add(name, getattr(row, name))
             self.rank_links[row.rank] = row.link_bytes_per_s
             if row.peak_bytes:

@@ -105,6 +105,11 @@ class StageLinks:
             self.earlier.put(Message(pb.AGREE, version))
         return version
 
+    @property
+    def sent_bytes(self) -> int:
+        """Put to both neighbours so far, headers included."""
+        return sum(neighbour.sent_bytes for neighbour in (self.earlier, self.later) if neighbour)
+
     def close(self) -> None:
         """Ends both connections, after what has been put."""
         self._to_later.put(_END)

@@ -29,6 +29,8 @@ class Neighbour:
         self._error: PserverError | None = None
         self.idle: Callable[[], None] = lambda: None
         """Called now and then while `take` waits; what it raises ends the wait."""
+        self.sent_bytes = 0
+        """Of frames that have been put, so far."""
 
     def put_activations(self, step: int, micro: int, values: Sequence[Any]) -> None:
         """What a micro-batch's next block takes. Raises ConfigError for what cannot travel."""
@@ -51,6 +53,7 @@ class Neighbour:
         """Raises ConfigError for what cannot travel."""
         for data in frames_of(message):
             self._send(data)
+            self.sent_bytes += len(data)
         hit("stage.put")
 
     def take(self, kind: pb.Kind, step: int | None = None, micro: int = 0) -> Message:

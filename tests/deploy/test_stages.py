@@ -49,7 +49,9 @@ def test_ranks_of_stages_give_the_bits_of_whole_ranks(tmp_path: Path) -> None:
     three = staged(tmp_path / "three", dropout=0.0, num_stages=3, **over_grpc)
     assert bits_of(three) == whole
     assert re.search(r"3 stages of .* MB, largest \S+ of the mean", (three.path / "logs" / "driver.log").read_text())
-    assert all(row.peak_bytes and row.bubble_s > 0 for step in read_ledger(RunDirectory(three.path).comm) for row in step.workers)
+    assert all(
+        row.peak_bytes and row.passed_bytes and row.bubble_s > 0 for step in read_ledger(RunDirectory(three.path).comm) for row in step.workers
+    )
     cut_again = {"accumulate": 1, "batch_size": 4, "micro_batches": 2, "num_servers": 3, "balance": "time"}
     assert bits_of(staged(tmp_path / "two", dropout=0.0, **cut_again))["params"] == whole["params"]
 

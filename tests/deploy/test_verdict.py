@@ -396,14 +396,14 @@ def test_what_holds_stages_up_is_named(rows: list[WorkerRow | ServerRow], expect
     assert sum(found.shares.values()) == pytest.approx(1.0)
 
 
-def test_the_most_memory_of_each_stage_is_shown() -> None:
+def test_what_each_stage_passes_on_and_its_most_memory_are_shown() -> None:
     steps = [staged(EVEN, EVEN, num_workers=1) for _ in range(2)]
     for step, peaks in zip(steps, ((300 * MB, 200 * MB), (310 * MB, None)), strict=True):
         for row, peak in zip(step, peaks, strict=False):
             assert isinstance(row, WorkerRow)
-            row.peak_bytes = peak
+            row.peak_bytes, row.passed_bytes = peak, 3 * MB
     shown = tables(window_of(*steps))[0]
-    assert (shown.columns[-1], [row[-1] for row in shown.rows]) == ("peak", ["310.0 MB", "200.0 MB"])
+    assert (shown.columns[-2:], [row[-2:] for row in shown.rows]) == (["passed", "peak"], [["3.0 MB", "310.0 MB"], ["3.0 MB", "200.0 MB"]])
     assert "peak" not in tables(window_of(step_of([EVEN, EVEN])))[0].columns
 
 
