@@ -83,12 +83,12 @@ def test_another_seed_has_other_bits(reference: Result, tmp_path: Path) -> None:
     assert sha_of(run_of(tmp_path, seed=4)) != sha_of(reference)
 
 
-def test_ray_has_the_same_bits(reference: Result, tmp_path: Path, ray_cluster: str) -> None:
+def test_ray_has_the_same_bits_with_ranks_split_over_stages_too(reference: Result, tmp_path: Path, ray_cluster: str) -> None:
     result = Trainer(
         Digits(hidden=96),
         train_config=TrainConfig(**SIZES),
         optimizer=MOMENTUM,
-        scaling_config=ScalingConfig(num_workers=2, num_servers=1),
+        scaling_config=ScalingConfig(num_workers=2, num_stages=2, num_servers=1),
         run_config=RunConfig(storage_path=str(tmp_path)),
         quiet=True,
     ).fit()
