@@ -175,7 +175,7 @@ class ServerRow:
     peak_bytes: Count | None = None
     """The most memory that the process has had since it joined, shared memory included; only of stages."""
     cores: float | None = None
-    """Processors that the server may use, its quota counted; only in the first row of its process."""
+    """Processors that the server may use, its quota counted."""
     diverged: int = 0
     """Frames that came again with other bytes, while the first ones stood (`train.exact = false`)."""
     rank_squares: float | None = None

@@ -43,8 +43,7 @@ class ServerStats:
         """Of the ranks' gradients and of the mean; chunks of the mean that are in it."""
         self._cpu_s = time.process_time()
         """At the last row."""
-        self._cores: float | None = usable_cores()
-        """Until a row has told it."""
+        self._cores = usable_cores()
         self._log = ServerLog()
         self.steps_per_epoch = 1
         """Set by the first member that joins, as `num_optimizer`."""
@@ -131,7 +130,7 @@ class ServerStats:
         if chunks and chunks == self.num_optimizer and math.isfinite(ranks + mean):  # else a former process has seen the rest
             row.rank_squares, row.mean_square = ranks, mean
         self._squares = [0.0, 0.0, 0]
-        row.cores, self._cores = self._cores, None
+        row.cores = self._cores
         row.cpu_s, self._cpu_s = (now := time.process_time()) - self._cpu_s, now
         spans = sorted((first, last) for first, last in zip(self._first, self._last, strict=True) if first is not None)
         row.ingress_s = covered(spans)

@@ -18,6 +18,8 @@ EXPLAINS = 0.5
 """Part of the transfers that a time must reach to be their reason."""
 LATENCY_BYTES = 64 << 10
 """Payload of one rank to one shard below which bytes do not matter: half a millisecond at 1 Gbit/s, as much as two calls."""
+USED_UP = 0.75
+"""Part of its processors that a server must use to lack them: some of the step it waits for ranks."""
 STARVED = 2.0
 """How many times as long as it is on a processor a server's work must take for want of one."""
 
@@ -120,7 +122,10 @@ def _of_rank(window: Window, rank: int, transfer_s: float) -> tuple[str, str]:
 
 
 def _starved(window: Window) -> Finding | None:
-    """The server whose work waits for a processor, if that is why its ranks wait: its processor time, stretched like its work, fills their waits."""
+    """The server whose work waits for a processor, if that is why its ranks wait: it has used up what it may have, or its processor time, stretched
+    like its work, fills their waits."""
+    if used_up := _used_up(window):
+        return used_up
     works = {shard: means["decode_s"] + means["aggregate_s"] + means["apply_s"] for shard, means in window.shards.items()}
     stretch = {shard: work / window.shards[shard]["work_cpu_s"] for shard, work in works.items() if window.shards[shard]["work_cpu_s"]}
     shard = max(stretch, key=lambda shard: stretch[shard], default=None)
@@ -131,6 +136,20 @@ def _starved(window: Window) -> Finding | None:
         return None
     evidence = f"{seconds(works[shard] / stretch[shard])} of checks, sums and updates take {seconds(works[shard])} for want of a processor"
     return Finding(f"CPU of shard {shard}'s host", evidence, _clearness(stretch, APART))
+
+
+def _used_up(window: Window) -> Finding | None:
+    """The server, or all of them, whose work takes all that it may have of processors."""
+    used = {shard: means["used"] for shard, means in window.shards.items()}
+    shard = max(used, key=lambda shard: used[shard], default=None)
+    if shard is None or used[shard] < USED_UP:
+        return None
+    is_alone = len(used) == 1 or _apart(used) is not None
+    if not is_alone and min(used.values()) < USED_UP:
+        return None
+    means = window.shards[shard]
+    evidence = f"{seconds(means['cpu_s'])} of work for {means['cores']:.2g} of a processor: {used[shard]:.0%} of the step"
+    return Finding(f"CPU of shard {shard}'s host" if is_alone else "CPU of all servers' hosts", evidence, _clearness(used, APART))
 
 
 def _floor_s(window: Window, shard: int, way: str) -> float:

@@ -70,7 +70,8 @@ class Window:
         self.ranks: defaultdict[int, Means] = defaultdict(Means)
         """By rank, or by worker where ranks have stages: its spans, `step_s`, `exposed_s`, `samples`."""
         self.shards: defaultdict[int, Means] = defaultdict(Means)
-        """By shard: fields of its rows; the traffic of all ranks together; its times as the rank saw them that was served longest."""
+        """By shard: fields of its rows; `used`, the part of its `cores` that it used; the traffic of all ranks
+        together; its times as the rank saw them that was served longest."""
         self.links: dict[int, float | None] = {}
         """By shard: rate its link is shaped to, bytes/s; None if it is not."""
         self.rank_links: dict[int, float | None] = {}
@@ -108,6 +109,7 @@ class Window:
         if workers:
             self._add_workers(workers)
             self._add_norms(workers, servers)
+            self._add_cores(max(row.step_s for row in workers), servers)
 
     @property
     def path(self) -> dict[str, float]:
@@ -205,6 +207,13 @@ class Window:
         batches = [row.samples for row in workers if row.samples]
         if of_mean and len(of_mean) == len(of_ranks) == len(self.shards) and len(workers) == len(self.ranks) and len(batches) > 1:
             self.noise.add(statistics.harmonic_mean(batches), sum(of_ranks) / len(batches), sum(batches), sum(of_mean))
+
+    def _add_cores(self, step_s: float, servers: Sequence[ServerRow]) -> None:
+        """What part of the processors that it may use each server has used: in the first step no more than there was, for that row begins earlier."""
+        for row in servers:
+            if row.cores and step_s:
+                self.shards[row.shard].add("used", min(1.0, row.cpu_s / (row.cores * step_s)))
+                self.shards[row.shard].add("cores", row.cores)
 
     def _add_path(self, rows: Sequence[WorkerRow]) -> None:
         """Follows the barrier to its end: the rank that waited least kept all others waiting."""

@@ -220,6 +220,27 @@ def test_a_server_without_a_processor_of_its_own_is_named_by_its_work_that_takes
     assert verdict_of(step_of(ranks(2, **COMPUTE), [quick, starved])).resource == "compute", "nobody waits for it"
 
 
+@pytest.mark.parametrize(
+    ("cores", "named"),
+    [
+        ((2.0, 0.4), "CPU of shard 1's host 0.14 s of work for 0.4 of a processor: 85% of the step"),
+        ((0.4, 0.4), "CPU of all servers' hosts 0.14 s of work for 0.4 of a processor: 85% of the step"),
+        ((0.4,), "CPU of shard 0's host 0.14 s of work for 0.4 of a processor: 85% of the step"),
+        ((2.0, 0.5), "transport of all shards 11.4 MB/s in, 11.4 MB/s out"),
+    ],
+    ids=["one has less", "all have as little", "the only one", "it has enough"],
+)
+def test_a_server_that_uses_up_its_quota_is_named_though_the_machine_lets_others_wait_as_long(cores: tuple[float, ...], named: str) -> None:
+    starved = {"aggregate_s": 0.02, "apply_s": 0.08, "work_cpu_s": 0.02, "cpu_s": 0.14, "busy_s": 0.3}
+    found = verdict_of(step_of(ranks(2, **THIN), [starved | {"cores": its} for its in cores]))
+    assert (str(found), found.is_sure) == (named, True)
+
+
+def test_what_a_server_did_before_its_first_step_fills_no_later_one() -> None:
+    first, later = (step_of(ranks(2, **THIN), [{"cores": 0.5, "cpu_s": cpu_s}] * 2) for cpu_s in (9.0, 0.1))
+    assert "CPU" not in verdict(window_of(first, *[later] * 4)).resource
+
+
 def test_no_verdict_is_sure_after_few_steps_or_where_something_else_comes_close() -> None:
     clear, close = step_of(ranks(2, **COMPUTE)), step_of(ranks(2, compute_s=0.3, receive_s=0.28))
     assert verdict_of(clear).is_sure and not verdict_of(clear, steps=3).is_sure
