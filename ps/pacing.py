@@ -23,6 +23,8 @@ FIRST_BYTES = 32 << 10
 LAST_BYTES = 4 << 20
 LONG_ENOUGH_S = 0.03
 """An echo that takes so much longer than an empty one tells the rate: a link's burst is small beside it."""
+TRIES = 2
+"""Echoes of one size that must take so long, one after the other: a machine that stalls for once is no thin link."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +65,12 @@ def pacing_of(link_bytes_per_s: float, delay_s: float) -> Pacing:
 
 
 class Probe:
-    """Which echoes to ask for, and what they tell: empty ones, then of twice the size each until one takes long enough."""
+    """Which echoes to ask for, and what they tell: empty ones, then of twice the size each until TRIES of one size take long enough."""
 
     def __init__(self) -> None:
-        self._delay_s = math.inf
+        self._delay_s = self._quickest_s = math.inf
+        self._size = 0
+        """Of the echoes of which `_quickest_s` is the quickest one."""
         self._rate: float | None = None
 
     def rounds(self) -> Iterator[int]:
@@ -74,9 +78,12 @@ class Probe:
         yield from [0] * PINGS
         size = FIRST_BYTES
         while size <= LAST_BYTES:
-            self._long_enough = False
-            yield size
-            if self._long_enough:
+            for _ in range(TRIES):
+                self._long_enough = False
+                yield size
+                if not self._long_enough:
+                    break
+            else:
                 return
             size *= 2
 
@@ -85,8 +92,10 @@ class Probe:
         if not size:
             self._delay_s = min(self._delay_s, seconds)
             return
+        self._quickest_s = min(self._quickest_s, seconds) if size == self._size else seconds
+        self._size = size
         # no echo of anything is quicker than an empty one, but for noise
-        self._rate = size / max(seconds - self._delay_s, seconds / 10)
+        self._rate = size / max(self._quickest_s - self._delay_s, self._quickest_s / 10)
         self._long_enough = seconds - self._delay_s >= LONG_ENOUGH_S
 
     @property

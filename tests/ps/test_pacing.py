@@ -46,6 +46,16 @@ def test_a_link_is_told_from_its_echoes_in_little_time(link: float, delay_s: flo
     assert spent_s < 1.0
 
 
+@pytest.mark.parametrize("stalled", range(3, 9))
+def test_a_stall_is_not_taken_for_a_thin_link(stalled: int) -> None:
+    """Whichever echo it keeps waiting."""
+    probe = Probe()
+    for number, size in enumerate(probe.rounds()):
+        probe.echoed(size, 0.001 + size / (1000 * MBIT) + (0.2 if number == stalled else 0.0))
+    assert number > stalled and probe.pacing
+    assert probe.pacing.link_bytes_per_s == pytest.approx(1000 * MBIT, rel=0.05)
+
+
 def test_the_log_says_what_was_measured_and_chosen() -> None:
     assert str(pacing_of(6.1e6, 0.0004)) == "link 6.1 MB/s, 0.4 ms: 8 frames of 64 KiB"
 
