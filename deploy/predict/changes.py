@@ -58,7 +58,9 @@ def outlook(scenario: Scenario, steps: Sequence[LedgerStep]) -> Outlook | None:
         return None
     measured_s = statistics.median(statistics.fmean(row.step_s for row in step.workers) for step in whole)
     data_s = statistics.median(statistics.median(row.data_wait_s for row in step.workers) for step in whole)
-    scenario = replace(scenario, stragglers=_stragglers(whole), slow_servers=slow_servers(whole))
+    quotas = _quotas(whole, scenario)
+    slow = {shard: factor for shard, factor in slow_servers(whole).items() if shard not in quotas}
+    scenario = replace(scenario, stragglers=_stragglers(whole), slow_servers=slow, server_cores=quotas)
     scenario = _coarse(_on_links(scenario, steps, measured_s))
     model_s = simulate(scenario).step_s
     found = [Change(c.what, measured_s * simulate(c.scenario).step_s / model_s, c.sets) for c in _candidates(scenario, data_s)]
@@ -95,6 +97,11 @@ def _stragglers(steps: Sequence[LedgerStep]) -> Mapping[int, float]:
     return {rank: value / typical for rank, value in compute.items() if typical and value > LAGS * typical}
 
 
+def _quotas(steps: Sequence[LedgerStep], scenario: Scenario) -> Mapping[int, float]:
+    """Cores of those servers that may use less than the typical host has, by shard."""
+    return {row.shard: row.cores for step in steps for row in step.servers if row.cores and row.cores < scenario.cores_per_host}
+
+
 @dataclass(frozen=True)
 class _Candidate:
     what: str
@@ -114,9 +121,10 @@ def _candidates(scenario: Scenario, data_s: float) -> list[_Candidate]:
     for rank in scenario.stragglers:
         others = {other: factor for other, factor in scenario.stragglers.items() if other != rank}
         found.append(_Candidate(f"rank {rank} as quick as the others", replace(scenario, stragglers=others), [f"scaling.slowdown.{rank}="]))
-    for shard in scenario.slow_servers:
-        slow = {other: factor for other, factor in scenario.slow_servers.items() if other != shard}
-        found.append(_Candidate(f"shard {shard}'s host with as much of a processor as the others", replace(scenario, slow_servers=slow)))
+    for shard in (*scenario.slow_servers, *scenario.server_cores):
+        slow, quotas = ({s: v for s, v in of.items() if s != shard} for of in (scenario.slow_servers, scenario.server_cores))
+        mended = replace(scenario, slow_servers=slow, server_cores=quotas)
+        found.append(_Candidate(f"shard {shard}'s host with as much of a processor as the others", mended))
     rest_s = scenario.compute_s - data_s
     if data_s:
         threads = min(MOST_LOADERS, max(1, math.ceil(data_s / max(rest_s, data_s / MOST_LOADERS) / LOADED)))

@@ -65,6 +65,8 @@ class Classes:
     """Those that hold something."""
     hosts: tuple[int, ...]
     """How many hosts every host class has."""
+    cores: tuple[float, ...]
+    """Of each host of the class."""
 
 
 def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> Classes:
@@ -77,13 +79,15 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
         return scenario.stragglers.get(rank, 1.0), scenario.worker_link(rank), shard is None or scenario.server_link(shard), shard is None, alone
 
     def server_key(shard: int) -> Hashable:
-        return scenario.server_link(shard), scenario.slow_servers.get(shard, 1.0), None if together else shard
+        alone = None if together else shard
+        return scenario.server_link(shard), scenario.slow_servers.get(shard, 1.0), scenario.server_cores.get(shard), alone
 
     worker_groups = _groups([worker_key(rank) for rank in range(scenario.num_workers)], PARTS_OF_WORKERS)
     server_groups = _groups([server_key(shard) for shard in range(scenario.num_servers)], PARTS_OF_SERVERS)
     if colocated:  # a host's worker and server are of one class each
         server_groups = [group for group in worker_groups if group[0] < scenario.num_servers]
     hosts: list[int] = [1] if scenario.hosts == "one" else [count for _, count in worker_groups]
+    cores = [scenario.cores_per_host] * len(hosts)
     workers = []
     for i, (first, count) in enumerate(worker_groups):
         link = scenario.worker_link(first)
@@ -99,9 +103,10 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
         else:
             host = len(hosts)
             hosts.append(count)
+            cores.append(scenario.server_cores.get(first, scenario.cores_per_host))
         if frames := _frames(scenario, layers, range(first, first + count)):
             servers.append(ServerClass(first, count, scenario.slow_servers.get(first, 1.0), scenario.server_link(first), host, frames))
-    return Classes(tuple(workers), tuple(servers), tuple(hosts))
+    return Classes(tuple(workers), tuple(servers), tuple(hosts), tuple(cores))
 
 
 def _groups(keys: Sequence[Hashable], most_parts: int) -> list[tuple[int, int]]:

@@ -41,6 +41,8 @@ class Scenario:
     """Rank: how many times as long its compute takes."""
     slow_servers: Mapping[int, float] = field(default_factory=dict)
     """Shard: how many times as long its server's work takes, for want of a processor."""
+    server_cores: Mapping[int, float] = field(default_factory=dict)
+    """Shard: cores of its server's host where these are not `cores_per_host`; only where servers have hosts of their own."""
     worker_links: Mapping[int, float] = field(default_factory=dict)
     """Rates of single ranks' links in place of `comm.bandwidth`."""
     overlap: bool = True

@@ -53,7 +53,7 @@ def simulate(scenario: Scenario, *, together: bool = True) -> Prediction:
     clock = Clock()
     network = _Wires(scenario, classes, clock)
     machine = Machine(scenario.machine_cores) if math.isfinite(scenario.machine_cores) else None
-    cores = [Cores(clock, scenario.cores_per_host, count, machine) for count in classes.hosts]
+    cores = [Cores(clock, per_host, count, machine) for per_host, count in zip(classes.cores, classes.hosts, strict=True)]
     device = Cores(clock, math.inf)
     servers = [Server(b, cls, scenario, classes.workers, network, cores[cls.host]) for b, cls in enumerate(classes.servers)]
     workers = [Worker(a, cls, scenario, layers, servers, network, cores[cls.host], device, num_steps) for a, cls in enumerate(classes.workers)]

@@ -120,6 +120,20 @@ def test_a_server_that_wants_a_processor_is_given_one_and_links_that_it_made_loo
     assert mended.step_s < 0.4 * found.step_s
 
 
+def test_a_server_with_a_quota_is_simulated_with_it_and_mended_without() -> None:
+    """A second of work takes four on a quarter of a core."""
+
+    def limited(row: ServerRow) -> ServerRow:
+        return replace(row, cores=0.25 if row.shard == 1 else 2.0, aggregate_s=0.4, apply_s=0.6, work_cpu_s=0.25 if row.shard == 1 else 1.0)
+
+    steps = [replace(step, servers=[limited(row) for row in step.servers]) for step in steps_of(4, length=4.0)]
+    scenario = thin(comm=CommConfig(), forward_s=0.0, backward_s=0.01, costs=Costs(apply_byte_s=2e-6), cores_per_host=2.0)
+    found = outlook(scenario, steps)
+    assert found is not None and found.model_s == pytest.approx(4.0, rel=0.2)
+    mended = next(change for change in found.changes if change.what == "shard 1's host with as much of a processor as the others")
+    assert mended.step_s < 0.4 * found.step_s
+
+
 def test_the_report_of_a_run_has_predictions_and_one_without_its_task_has_none(tmp_path: Path) -> None:
     steps = [step_of(step) for step in range(10)]
     run = write_run(tmp_path, "whole", steps)
