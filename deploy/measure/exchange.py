@@ -65,6 +65,8 @@ def of_transfers(window: Window, transfer_s: float) -> Finding:
         others = statistics.median(value for other, value in times.items() if other != rank)
         return Finding(f"{window.name(rank)}'s transfers", f"{seconds(times[rank])}, others {seconds(others)}", _clearness(times, 1 / EXPLAINS))
     margin = min(_clearness(busy, APART), _clearness(times, 1 / EXPLAINS))
+    if max(_stretch(window).values(), default=0.0) >= STARVED:
+        margin = 1.0  # it may as well be the processors that they all share
     return Finding("transport of all shards", _both_ways(window, transfer_s), margin)
 
 
@@ -126,16 +128,22 @@ def _starved(window: Window) -> Finding | None:
     like its work, fills their waits."""
     if used_up := _used_up(window):
         return used_up
-    works = {shard: means["decode_s"] + means["aggregate_s"] + means["apply_s"] for shard, means in window.shards.items()}
-    stretch = {shard: work / window.shards[shard]["work_cpu_s"] for shard, work in works.items() if window.shards[shard]["work_cpu_s"]}
+    stretch = _stretch(window)
     shard = max(stretch, key=lambda shard: stretch[shard], default=None)
     if shard is None or stretch[shard] < STARVED or (len(stretch) > 1 and _apart(stretch) is None):
         return None
-    cpu_s = window.shards[shard]["cpu_s"]
-    if cpu_s * stretch[shard] < EXPLAINS * window.steps["exposed_s"]:
+    means = window.shards[shard]
+    if means["cpu_s"] * stretch[shard] < EXPLAINS * window.steps["exposed_s"]:
         return None
-    evidence = f"{seconds(works[shard] / stretch[shard])} of checks, sums and updates take {seconds(works[shard])} for want of a processor"
+    work_s, took_s = means["work_cpu_s"], stretch[shard] * means["work_cpu_s"]
+    evidence = f"{seconds(work_s)} of checks, sums and updates take {seconds(took_s)} for want of a processor"
     return Finding(f"CPU of shard {shard}'s host", evidence, _clearness(stretch, APART))
+
+
+def _stretch(window: Window) -> dict[int, float]:
+    """By shard: how many times as long as it is on a processor its work takes."""
+    works = {shard: means["decode_s"] + means["aggregate_s"] + means["apply_s"] for shard, means in window.shards.items()}
+    return {shard: work / window.shards[shard]["work_cpu_s"] for shard, work in works.items() if window.shards[shard]["work_cpu_s"]}
 
 
 def _used_up(window: Window) -> Finding | None:

@@ -216,7 +216,9 @@ def test_a_server_without_a_processor_of_its_own_is_named_by_its_work_that_takes
     for spans in (THIN, {"compute_s": 0.05, "apply_s": 0.2}):
         found = verdict_of(step_of(ranks(2, **spans), [quick, starved]))
         assert (str(found), found.is_sure) == (named, True)
-        assert "CPU" not in verdict_of(step_of(ranks(2, **spans), [starved, starved])).resource, "none is worse off than the other"
+        alike = verdict_of(step_of(ranks(2, **spans), [starved, starved]))
+        assert "CPU" not in alike.resource, "none is worse off than the other"
+        assert not alike.is_sure or "apply" in alike.resource
     assert verdict_of(step_of(ranks(2, **COMPUTE), [quick, starved])).resource == "compute", "nobody waits for it"
 
 
@@ -233,7 +235,7 @@ def test_a_server_without_a_processor_of_its_own_is_named_by_its_work_that_takes
 def test_a_server_that_uses_up_its_quota_is_named_though_the_machine_lets_others_wait_as_long(cores: tuple[float, ...], named: str) -> None:
     starved = {"aggregate_s": 0.02, "apply_s": 0.08, "work_cpu_s": 0.02, "cpu_s": 0.14, "busy_s": 0.3}
     found = verdict_of(step_of(ranks(2, **THIN), [starved | {"cores": its} for its in cores]))
-    assert (str(found), found.is_sure) == (named, True)
+    assert (str(found), found.is_sure) == (named, "CPU" in named)
 
 
 def test_what_a_server_did_before_its_first_step_fills_no_later_one() -> None:
