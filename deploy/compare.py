@@ -87,7 +87,11 @@ def check(config: Config, num_steps: int) -> None:
             "write model, data and loss as a task (examples/own_task.py)"
         )
     if config.scaling.num_stages > 1:
-        raise ConfigError("compare has DDP beside it, whose ranks are whole: set scaling.num_stages = 1")
+        raise ConfigError(
+            "compare has DDP beside it, which splits no layers: every rank holds the whole model. Set scaling.num_stages = 1 "
+            f"(and scaling.num_workers = {config.scaling.num_members} for as many processes), if the model fits into one, "
+            "and ask `pserver plan` which is quicker"
+        )
     if config.scaling.gpus_per_worker:
         raise ConfigError("compare has DDP over gloo, whose place is on CPUs: set scaling.use_gpu = false")
     if config.comm.shapes_streams or config.comm.latency:

@@ -62,12 +62,13 @@ class Client:
         locate: Locate | None = None,
         rank_state: RankState | None = None,
         num_stages: int = 1,
+        link: Link | None = None,
     ) -> None:
         self.layout = layout
         self._segment = segment
         self._rank_state = rank_state
         self._comm = comm
-        link = Link(comm.bucket_bytes_per_s(rank=member.rank))
+        link = link or Link(comm.bucket_bytes_per_s(worker=member.rank))
         lines = [
             Line(a, layout.shards[a.shard], link, member=member, credentials=credentials, timeouts=timeouts, comm=comm, rank_state=rank_state)
             for a in servers

@@ -67,7 +67,7 @@ class CommConfig:
     server_bandwidth: dict[int, str] = field(default_factory=dict)
     """Rate of single servers by shard, in place of `bandwidth`."""
     worker_bandwidth: dict[int, str] = field(default_factory=dict)
-    """Rate of single workers by rank, in place of `bandwidth`."""
+    """Rate of single workers by number (rank, or rank * stages + stage), in place of `bandwidth`."""
     shaping: Literal["streams", "links"] = "streams"
     """What keeps to these rates: "streams": a token bucket in each process's streams, which stands in for a link; "links": the hosts' links,
     which have these rates by themselves, as in `pserver simulate`, so that bottlenecks are named by them."""
@@ -129,15 +129,15 @@ class CommConfig:
         """Whether token buckets keep streams to a rate."""
         return self.shaping == "streams" and bool(self._rates())
 
-    def link_bytes_per_s(self, shard: int | None = None, *, rank: int | None = None) -> float | None:
-        """Rate of the link of server `shard`, of worker `rank` or of a worker in bytes/s; None if it is not shaped."""
-        single = self.server_bandwidth.get(shard) if shard is not None else None if rank is None else self.worker_bandwidth.get(rank)
+    def link_bytes_per_s(self, shard: int | None = None, *, worker: int | None = None) -> float | None:
+        """Rate of the link of server `shard`, of `worker` by its number or of any worker in bytes/s; None if it is not shaped."""
+        single = self.server_bandwidth.get(shard) if shard is not None else None if worker is None else self.worker_bandwidth.get(worker)
         rate = single or self.bandwidth
         return None if rate is None else parse_rate(rate)
 
-    def bucket_bytes_per_s(self, shard: int | None = None, *, rank: int | None = None) -> float | None:
+    def bucket_bytes_per_s(self, shard: int | None = None, *, worker: int | None = None) -> float | None:
         """Rate to which the process keeps its streams itself; None if it does not."""
-        return self.link_bytes_per_s(shard, rank=rank) if self.shapes_streams else None
+        return self.link_bytes_per_s(shard, worker=worker) if self.shapes_streams else None
 
     @property
     def latency_s(self) -> float:

@@ -111,6 +111,7 @@ class Session:
             locate=self._control.locate,
             rank_state=rank_state,
             num_stages=settings.num_stages,
+            link=self.links.link if self.links else None,
         )
         if self._stop_reason:
             raise Stopped(self._stop_reason)
@@ -309,7 +310,7 @@ class Session:
             samples=contribution.samples,
             loss=contribution.loss if math.isfinite(contribution.loss) else None,
             shards=timing.shards,
-            link_bytes_per_s=self.settings.comm.link_bytes_per_s(rank=self.rank),
+            link_bytes_per_s=self.settings.comm.link_bytes_per_s(worker=self.settings.number),
             passed_bytes=self._take_passed_bytes(),
             peak_bytes=peak_bytes() if self.links else None,
             cores=usable_cores() if is_first else None,

@@ -137,9 +137,10 @@ class Config:
         for shard in self.comm.server_bandwidth:
             if not 0 <= shard < self.scaling.num_servers:
                 raise ValueError(f"comm.server_bandwidth.{shard} names no server: 0 <= shard < scaling.num_servers = {self.scaling.num_servers}")
-        for rank in self.comm.worker_bandwidth:
-            if not 0 <= rank < self.scaling.num_workers:
-                raise ValueError(f"comm.worker_bandwidth.{rank} names no rank: 0 <= rank < scaling.num_workers = {self.scaling.num_workers}")
+        for number in self.comm.worker_bandwidth:
+            if not 0 <= number < self.scaling.num_members:
+                most = f"scaling.num_workers{' * num_stages' if self.scaling.num_stages > 1 else ''} = {self.scaling.num_members}"
+                raise ValueError(f"comm.worker_bandwidth.{number} names no worker: 0 <= number < {most}")
 
     def _check_stages(self) -> None:
         """What ranks of one worker can do, and split ones cannot."""

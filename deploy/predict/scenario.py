@@ -88,7 +88,7 @@ class Scenario:
         return replace(found, frame_bytes=self.comm.frame_bytes or frame_bytes, window_frames=self.comm.window_frames or found.window_frames)
 
     def worker_link(self, rank: int) -> float:
-        return self.worker_links.get(rank, self.comm.link_bytes_per_s(rank=rank) or math.inf)
+        return self.worker_links.get(rank, self.comm.link_bytes_per_s(worker=rank) or math.inf)
 
     def server_link(self, shard: int) -> float:
         return self.comm.link_bytes_per_s(shard) or math.inf

@@ -48,7 +48,8 @@ class Hosts:
 
     def __str__(self) -> str:
         scaling = self.config.scaling
-        processes = f"{counted(scaling.num_workers, 'worker')} and {counted(scaling.num_servers, 'server')}"
+        split = f" ({counted(scaling.num_workers, 'rank')} x {scaling.num_stages} stages)" if scaling.num_stages > 1 else ""
+        processes = f"{counted(scaling.num_members, 'worker')}{split} and {counted(scaling.num_servers, 'server')}"
         return f"{processes} on {counted(len(self.specs) - 1, 'host')}"
 
     def links(self) -> str:
@@ -71,18 +72,15 @@ class Hosts:
 
 
 def hosts_of(config: Config, wishes: Wishes, *, shm_bytes: int, private: Sequence[str] = ()) -> Hosts:
-    """Hosts worker-0 ... and server-0 ..., or with `colocate` only those of the workers, which servers share in turn. Raises ConfigError.
+    """Hosts worker-0 ... and server-0 ..., or with `colocate` only those of the workers, which servers share in turn; stages are workers.
+    Raises ConfigError.
 
     `shm_bytes`, `private`: of every host, see HostSpec.
     """
     config = _with_links(config, wishes)
     scaling = config.scaling
-    if scaling.num_stages > 1:
-        raise ConfigError(
-            f"simulate gives every rank one host, and ranks of scaling.num_stages = {scaling.num_stages} are several processes: set it to 1"
-        )
-    keys = [ProcessKey("worker", rank) for rank in range(scaling.num_workers)] + [ProcessKey("server", s) for s in range(scaling.num_servers)]
-    host_of = {key: _host_of(key, scaling.num_workers, colocate=wishes.colocate) for key in keys}
+    keys = [ProcessKey("worker", number) for number in range(scaling.num_members)] + [ProcessKey("server", s) for s in range(scaling.num_servers)]
+    host_of = {key: _host_of(key, scaling.num_members, colocate=wishes.colocate) for key in keys}
     single = _single(wishes.hosts, set(host_of.values()))
     specs = {DRIVER: HostSpec(name=DRIVER, shm_bytes=shm_bytes, private=tuple(private))}
     rates: dict[ProcessKey, str | None] = {}
@@ -132,8 +130,8 @@ def _with_links(config: Config, wishes: Wishes) -> Config:
         raise ConfigError(str(error)) from error
 
 
-def _host_of(key: ProcessKey, num_workers: int, *, colocate: bool) -> str:
-    return f"worker-{key.index % num_workers}" if colocate else f"{key.role}-{key.index}"
+def _host_of(key: ProcessKey, num_members: int, *, colocate: bool) -> str:
+    return f"worker-{key.index % num_members}" if colocate else f"{key.role}-{key.index}"
 
 
 def _rate_of(config: Config, key: ProcessKey) -> str | None:

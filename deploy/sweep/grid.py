@@ -17,6 +17,7 @@ from workers.sampler import BatchPlan
 Scaling = Literal["strong", "weak"]
 SHORT = {
     "workers": "scaling.num_workers",
+    "stages": "scaling.num_stages",
     "servers": "scaling.num_servers",
     "push_format": "comm.push_format",
     "pull_format": "comm.pull_format",

@@ -17,7 +17,9 @@ from ps.roles import Role
 from ps.security import RunGuard, call_metadata, check_plaintext, member_of
 from ps.stages.messages import Message
 from ps.stages.neighbour import Neighbour
+from ps.transport.delay import delayed
 from ps.transport.rpc import Peer, bind_within, new_server
+from ps.transport.shaping import Link
 
 _END = b""
 _ASK_AGAIN_S = 0.1
@@ -45,6 +47,9 @@ class StageLinks:
         self._credentials = credentials
         self._timeouts = timeouts
         rank, stage = self._member.rank, self._member.stage
+        self._latency_s = comm.latency_s
+        self.link = Link(comm.bucket_bytes_per_s(worker=rank * num_stages + stage))
+        """The process's, which it shares with the streams to servers."""
         self._to_earlier: _Queue = queue.SimpleQueue()
         self._to_later: _Queue = queue.SimpleQueue()
         self.earlier = Neighbour(self._to_earlier.put) if stage else None
@@ -90,9 +95,31 @@ class StageLinks:
             return False
         self._peer = peer
         metadata = call_metadata(self._credentials, self._member)
-        self._stream = peer.open_stream("Link", iter(self._to_later.get, _END), metadata, service="Stages")
-        threading.Thread(target=_receive, args=(self._stream, later, stage), name="later", daemon=True).start()
+        self._stream = peer.open_stream("Link", self._to_send(iter(self._to_later.get, _END)), metadata, service="Stages")
+        threading.Thread(target=self._receive, args=(self._stream, later, stage), name="later", daemon=True).start()
         return True
+
+    def _travelling(self, frames: Iterable[bytes]) -> Iterable[bytes]:
+        """Frames that have a way to go as long as the settings say."""
+        return delayed(frames, self._latency_s) if self._latency_s else frames
+
+    def _to_send(self, frames: Iterable[bytes]) -> Iterator[bytes]:
+        for data in frames:
+            self.link.send(len(data))
+            yield data
+
+    def _receive(self, frames: Iterable[bytes], neighbour: Neighbour, stage: int) -> None:
+        """Until they end, or a wrong one comes."""
+        error: PserverError = NeighbourLost(f"stage {stage} of the rank has gone")
+        try:
+            for data in self._travelling(frames):
+                self.link.receive(len(data))
+                neighbour.received(data)
+        except PserverError as wrong:
+            error = wrong
+        except grpc.RpcError:
+            pass
+        neighbour.lost(error)
 
     def agree(self, version: int) -> int:
         """The smallest version that a stage of the rank has joined at. Collective. Raises NeighbourLost."""
@@ -133,24 +160,11 @@ class StageLinks:
             if not self._is_called.acquire(blocking=False):
                 raise Fenced(f"rank {own.rank} stage {own.stage} is called already")
         assert self.earlier
-        threading.Thread(target=_receive, args=(requests, self.earlier, caller.stage), name="earlier", daemon=True).start()
-        yield from put_while(context, self._to_earlier)
+        threading.Thread(target=self._receive, args=(requests, self.earlier, caller.stage), name="earlier", daemon=True).start()
+        yield from self._to_send(put_while(context, self._to_earlier))
 
 
 def put_while(context: grpc.ServicerContext, frames: _Queue) -> Iterator[bytes]:
     """What is put, until the end is put or the call ends. Nothing of a call that has ended already."""
     if context.add_callback(lambda: frames.put(_END)):
         yield from iter(frames.get, _END)
-
-
-def _receive(frames: Iterable[bytes], neighbour: Neighbour, stage: int) -> None:
-    """Until they end, or a wrong one comes."""
-    error: PserverError = NeighbourLost(f"stage {stage} of the rank has gone")
-    try:
-        for data in frames:
-            neighbour.received(data)
-    except PserverError as wrong:
-        error = wrong
-    except grpc.RpcError:
-        pass
-    neighbour.lost(error)

@@ -96,7 +96,7 @@ def test_keys_of_the_task_become_its_fields(tmp_path: Path) -> None:
             'job.toml: early_stopping.metric = "accuracy" is no metric of a task: did you mean "validation_accuracy"?',
         ),
         ('[plateau]\nmetric = "loss"', 'job.toml: plateau.metric = "loss" is no metric of a task: did you mean "validation_loss"?'),
-        ('[comm.worker_bandwidth]\n5 = "1mbit"', "job.toml: comm.worker_bandwidth.5 names no rank: 0 <= rank < scaling.num_workers = 2"),
+        ('[comm.worker_bandwidth]\n5 = "1mbit"', "job.toml: comm.worker_bandwidth.5 names no worker: 0 <= number < scaling.num_workers = 2"),
         ("[scaling]\nslowdown = { 2 = 2.0 }", "job.toml: scaling.slowdown.2 names no rank: 0 <= rank < scaling.num_workers = 2"),
         ("[scaling]\nslowdown = { 1 = 0.5 }", "job.toml: scaling.slowdown.1 = 0.5 is out of range: >= 1"),
         ("[scaling]\nnum_stages = 0", "job.toml: scaling.num_stages = 0 is out of range: >= 1"),

@@ -17,7 +17,6 @@ from deploy.measure.ledger_file import read_ledger
 from deploy.predict.inputs import scenario_of_config
 from deploy.result import Result
 from deploy.rundir import RunDirectory
-from deploy.simulation.wishes import Wishes, hosts_of
 from ps.config import CommConfig
 from ps.errors import ConfigError
 from ps.failpoints import POINTS
@@ -96,9 +95,8 @@ def config(**scaling: int) -> Config:
 
 
 KNOW_NO_STAGES: dict[str, tuple[Callable[[], object], str]] = {
-    "compare": (lambda: compare.check(config(), 100), "DDP beside it, whose ranks are whole: set scaling.num_stages = 1"),
+    "compare": (lambda: compare.check(config(), 100), "DDP beside it, which splits no layers: .*Set scaling.num_stages = 1.*pserver plan"),
     "plan": (lambda: scenario_of_config(config(), []), "the plan knows no stages yet, and this run's ranks have 2"),
-    "simulate": (lambda: hosts_of(config(), Wishes(), shm_bytes=0), "ranks of scaling.num_stages = 2 are several processes: set it to 1"),
 }
 
 

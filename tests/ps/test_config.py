@@ -98,11 +98,11 @@ def test_a_servers_own_rate_goes_before_the_common_one() -> None:
 
 def test_rates_of_single_workers_and_what_keeps_to_them() -> None:
     comm = CommConfig(bandwidth="200mbit", worker_bandwidth={1: "8mbit"})
-    assert [comm.link_bytes_per_s(rank=rank) for rank in (None, 0, 1)] == [25e6, 25e6, 1e6]
-    assert comm.bucket_bytes_per_s(rank=1) == 1e6 and not comm.may_share
+    assert [comm.link_bytes_per_s(worker=rank) for rank in (None, 0, 1)] == [25e6, 25e6, 1e6]
+    assert comm.bucket_bytes_per_s(worker=1) == 1e6 and not comm.may_share
     links = dataclasses.replace(comm, shaping="links")
-    assert links.link_bytes_per_s(rank=1) == 1e6
-    assert links.bucket_bytes_per_s(rank=1) is None and links.may_share
+    assert links.link_bytes_per_s(worker=1) == 1e6
+    assert links.bucket_bytes_per_s(worker=1) is None and links.may_share
     assert CommConfig(latency="2ms").may_share
 
 

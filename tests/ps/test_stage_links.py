@@ -1,8 +1,10 @@
 """What stages say to each other: it arrives as it was, over real connections too, and nothing else is believed."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from itertools import chain
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -132,7 +134,7 @@ def driver() -> Iterator[Driver]:
     made.close()
 
 
-def stage(driver: Driver, index: int, rank: int = 0, authority: Authority | None = None) -> StageLinks:
+def stage(driver: Driver, index: int, rank: int = 0, authority: Authority | None = None, comm: CommConfig | None = None) -> StageLinks:
     """As a worker makes it."""
     role = Role("member", rank, index)
     client = ControlClient(driver.peer(role), "worker", rank, index)
@@ -144,7 +146,7 @@ def stage(driver: Driver, index: int, rank: int = 0, authority: Authority | None
         host="127.0.0.1",
         credentials=Credentials(run_id=driver.run_id, token=None if tls else token_of(TOKEN, role), tls=tls),
         token_before=token_of(TOKEN, Role("member", rank, index - 1)) if index and not tls else None,
-        comm=CommConfig(),
+        comm=comm or CommConfig(),
         timeouts=TIMEOUTS,
         allow_plaintext=False,
     )
@@ -181,6 +183,20 @@ def test_stages_find_each_other_begin_at_the_smallest_version_and_hear_of_an_end
         last.earlier.take_activations(7, 0)
     for links in (first, last):
         links.close()
+
+
+def test_what_stages_pass_keeps_to_the_links_rate_and_travels_as_long_as_it_should(driver: Driver) -> None:
+    comm = CommConfig(bandwidth="80mbit", worker_bandwidth={1: "8mbit"}, latency="30ms")
+    first, second, _ = links = [stage(driver, index, comm=comm) for index in range(3)]
+    in_threads([partial(made.connect, lambda: None) for made in links])
+    assert first.later and second.earlier
+    for sender, taker in ((first.later, second.earlier), (second.earlier, first.later)):
+        begun = time.monotonic()
+        sender.put(Message(pb.ACTIVATIONS, 0, 0, [torch.ones(40_000)]))
+        taker.take(pb.ACTIVATIONS)
+        assert time.monotonic() - begun > 0.03 + (4 * 40_000 - (1 << 16)) / 1e6, "160 kB at 1 MB/s, but for a burst"
+    for made in links:
+        made.close()
 
 
 def test_with_certificates_only_the_stage_before_is_served(driver: Driver) -> None:

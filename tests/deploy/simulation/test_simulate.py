@@ -50,10 +50,10 @@ def simulated(folder: Path, name: str, *options: str) -> dict[str, Any]:
 def test_the_same_bits_on_hosts_with_links_and_on_streams_in_place_of_links(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    links = ["--bandwidth", "50mbit", "--latency", "1ms", "--straggler", "rank=1,factor=3"]
+    links = ["--set", "scaling.num_stages=2", "--bandwidth", "50mbit", "--latency", "1ms", "--straggler", "rank=1,factor=3"]
     before = left_here()
     on_hosts = simulated(tmp_path, "hosts", *links, "--colocate", "--host", "worker-1:bandwidth=20mbit,cpus=2")
-    assert on_hosts["simulated"].startswith("simulated: 2 workers and 2 servers on 2 hosts (network namespaces")
+    assert on_hosts["simulated"].startswith("simulated: 4 workers (2 ranks x 2 stages) and 2 servers on 4 hosts (network namespaces")
     assert "links 50mbit, worker-1 20mbit; 1ms more one way" in on_hosts["simulated"]
     printed = capfd.readouterr().out.splitlines()
     assert printed[-3] == on_hosts["simulated"] and printed[-2] == on_hosts["verdict"] and "bottleneck: " in printed[-2]

@@ -41,6 +41,16 @@ def test_colocated_servers_share_the_workers_hosts_in_turn_and_their_links() -> 
     assert hosts.links() == "links 25mbit, worker-1 1gbit; 0.5 CPUs, worker-1 all cores (cgroup quota)"
 
 
+def test_stages_are_workers_with_hosts_and_links_of_their_own() -> None:
+    config = replace(CONFIG, scaling=ScalingConfig(num_workers=2, num_stages=2, num_servers=1))
+    hosts = made(config, bandwidth="1gbit", hosts=["worker-3:bandwidth=25mbit"])
+    assert list(hosts.host_of.values()) == ["worker-0", "worker-1", "worker-2", "worker-3", "server-0"]
+    assert hosts.config.comm.worker_bandwidth == {3: "25mbit"}
+    assert str(hosts) == "4 workers (2 ranks x 2 stages) and 1 server on 5 hosts"
+    shared = made(replace(config, scaling=replace(config.scaling, num_servers=5)), colocate=True)
+    assert [shared.host_of[ProcessKey("server", shard)] for shard in (0, 3, 4)] == ["worker-0", "worker-3", "worker-0"]
+
+
 def test_latency_and_slow_ranks_are_the_configs() -> None:
     hosts = made(latency="2ms", stragglers=["rank=2,factor=1.5"])
     assert hosts.config.comm.latency_s == 0.002 and hosts.config.scaling.slowdown == {2: 1.5}
@@ -55,7 +65,7 @@ def test_what_the_config_says_of_links_holds_where_nothing_else_is_wished() -> N
 
 def test_without_hosts_streams_keep_to_the_rates_and_nothing_bypasses_them() -> None:
     comm = streams_of(CONFIG, Wishes(bandwidth="1gbit", latency="2ms", hosts=["worker-1:bandwidth=25mbit"])).comm
-    assert comm.bucket_bytes_per_s(rank=1) == 25e6 / 8 and comm.bucket_bytes_per_s(0) == 1e9 / 8
+    assert comm.bucket_bytes_per_s(worker=1) == 25e6 / 8 and comm.bucket_bytes_per_s(0) == 1e9 / 8
     assert not comm.may_share
 
 
