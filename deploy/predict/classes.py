@@ -28,11 +28,13 @@ class Frame:
     pull_bytes: float
     layers: tuple[int, ...]
     """Of its tensors: backward completes it with the first of them, which is also the first to need it."""
+    stage: int = 0
+    """Who pushes it."""
 
 
 @dataclass(frozen=True)
 class WorkerClass:
-    """Ranks `first` to `first + count − 1`."""
+    """Workers `first` to `first + count − 1`; one alone where ranks are split."""
 
     first: int
     count: int
@@ -41,6 +43,7 @@ class WorkerClass:
     link_bytes_per_s: float
     host: int
     """Hosts of the class, by their number; its link is the host's."""
+    stage: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,18 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
     """`together` False: every member alone, which takes longer and must give the same."""
     colocated = scenario.hosts == "colocated"
 
-    def worker_key(rank: int) -> Hashable:
-        shard = rank if colocated and rank < scenario.num_servers else None
-        alone = None if together else rank
-        return scenario.stragglers.get(rank, 1.0), scenario.worker_link(rank), shard is None or scenario.server_link(shard), shard is None, alone
+    num_stages = scenario.num_stages
+
+    def worker_key(number: int) -> Hashable:
+        shard = number if colocated and number < scenario.num_servers else None
+        alone = None if together and num_stages == 1 else number
+        return _slowness(scenario, number), scenario.worker_link(number), shard is None or scenario.server_link(shard), shard is None, alone
 
     def server_key(shard: int) -> Hashable:
         alone = None if together else shard
         return scenario.server_link(shard), scenario.slow_servers.get(shard, 1.0), scenario.server_cores.get(shard), alone
 
-    worker_groups = _groups([worker_key(rank) for rank in range(scenario.num_workers)], PARTS_OF_WORKERS)
+    worker_groups = _groups([worker_key(number) for number in range(scenario.num_members)], PARTS_OF_WORKERS)
     server_groups = _groups([server_key(shard) for shard in range(scenario.num_servers)], PARTS_OF_SERVERS)
     if colocated:  # a host's worker and server are of one class each
         server_groups = [group for group in worker_groups if group[0] < scenario.num_servers]
@@ -93,7 +98,7 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
         link = scenario.worker_link(first)
         if colocated and first < scenario.num_servers:
             link = min(link, scenario.server_link(first))
-        workers.append(WorkerClass(first, count, scenario.stragglers.get(first, 1.0), link, 0 if scenario.hosts == "one" else i))
+        workers.append(WorkerClass(first, count, _slowness(scenario, first), link, 0 if scenario.hosts == "one" else i, first % num_stages))
     servers = []
     for first, count in server_groups:
         if colocated:
@@ -107,6 +112,10 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
         if frames := _frames(scenario, layers, range(first, first + count)):
             servers.append(ServerClass(first, count, scenario.slow_servers.get(first, 1.0), scenario.server_link(first), host, frames))
     return Classes(tuple(workers), tuple(servers), tuple(hosts), tuple(cores))
+
+
+def _slowness(scenario: Scenario, number: int) -> float:
+    return scenario.stragglers.get(number // scenario.num_stages, 1.0)
 
 
 def _groups(keys: Sequence[Hashable], most_parts: int) -> list[tuple[int, int]]:
@@ -137,5 +146,6 @@ def _frames(scenario: Scenario, layers: Layers, shards: range) -> tuple[Frame, .
         exact = shard.payload_bytes(run) * scale
         formats = (comm.push_format, comm.pull_format) if block.rule is Rule.OPTIMIZER else ("fp32", "fp32")
         push, pull = (wire_bytes(exact, block.dtype, wire_format, comm) for wire_format in formats)
-        frames.append(Frame(exact, push, pull, tuple(sorted({layers.of_tensor[tensor] for tensor in shard.tensor[run.span].tolist()}))))
+        used = tuple(sorted({layers.of_tensor[tensor] for tensor in shard.tensor[run.span].tolist()}))
+        frames.append(Frame(exact, push, pull, used, block.stage))
     return tuple(frames)

@@ -42,6 +42,9 @@ class Network(Protocol):
     def answer(self, server: int, worker: int, portion: int, num_bytes: float, num_frames: float, arrived: Call) -> None:
         """`num_bytes` to each worker of a class, from as many servers as there are frames: the `portion`-th of its answers."""
 
+    def pass_on(self, worker: int, to: int, num_bytes: float, arrived: Call) -> None:
+        """From one stage to another of its rank."""
+
     def after(self, delay_s: float, call: Call) -> None: ...
 
     @property
@@ -91,17 +94,13 @@ class Worker:
         self._queues: list[list[tuple[int, int]]] = [[] for _ in self._servers]
         self._open: list[tuple[int, int]] = [(0, 0) for _ in self._servers]
         """Of every class of servers: the frame that is being dealt, and how many of its parts are left."""
-        self._missing = [0] * len(self._layers)
-        for server in self._servers:
-            for frame in server.cls.frames:
-                for layer in frame.layers:
-                    self._missing[layer] += 1
-        self._num_missing = sum(len(server.cls.frames) for server in self._servers)
         self._frames_of: list[list[tuple[int, int]]] = [[] for _ in range(len(self._layers))]
-        for b, server in enumerate(self._servers):
-            for j, frame in enumerate(server.cls.frames):
-                for layer in frame.layers:
-                    self._frames_of[layer].append((b, j))
+        own = [(b, j, frame) for b, server in enumerate(self._servers) for j, frame in enumerate(server.cls.frames) if frame.stage == self._cls.stage]
+        for b, j, frame in own:
+            for layer in frame.layers:
+                self._frames_of[layer].append((b, j))
+        self._missing = list(map(len, self._frames_of))
+        self._num_missing = len(own)
 
     def start(self) -> None:
         self._device.do(self._costs.step_s, lambda: self._forward(0))
@@ -227,7 +226,8 @@ class Server:
         """Sums and update of a frame, one after the other; those of different frames at the same time."""
         self._arrived = [[0.0] * len(classes) for _ in cls.frames]
         self._next_rank = [0] * len(cls.frames)
-        """Class of workers whose turn it is in the sum of each frame."""
+        """Of the classes that push each frame: the one whose turn it is in its sum."""
+        self._pushers = [[a for a, of in enumerate(classes) if of.stage == frame.stage] for frame in cls.frames]
         self.workers: Sequence[Worker] = ()
 
     def receive(self, worker: int, part: Part, receipt: Call) -> None:
@@ -247,10 +247,11 @@ class Server:
         """Adds what is next in rank order and complete."""
         frame = self.cls.frames[j]
         seconds = self._costs.sum_byte_s * frame.exact_bytes + _codec_s(DECODE_BYTE_S, self._scenario.comm.push_format, frame)
-        while self._next_rank[j] < len(self._classes) and self._arrived[j][self._next_rank[j]] > 1 - 1e-6:
-            count = self._classes[self._next_rank[j]].count
+        pushers = self._pushers[j]
+        while self._next_rank[j] < len(pushers) and self._arrived[j][pushers[self._next_rank[j]]] > 1 - 1e-6:
+            count = self._classes[pushers[self._next_rank[j]]].count
             self._next_rank[j] += 1
-            is_last = self._next_rank[j] == len(self._classes)
+            is_last = self._next_rank[j] == len(pushers)
             self._threads[j].do(self.cls.slowness * count * seconds, (lambda: self._apply(j)) if is_last else _nothing)
 
     def _apply(self, j: int) -> None:
@@ -264,6 +265,8 @@ class Server:
         """To all workers, each class in as many portions as its size allows."""
         byte_s = 0.0 if self._scenario.is_shared else self._costs.answer_byte_s
         for worker, cls in zip(self.workers, self._classes, strict=True):
+            if cls.stage != frame.stage:
+                continue
             portions = min(cls.count, MOST_PARTS)
             left = [portions]
             seconds = self.cls.slowness * cls.count / portions * (self._costs.answer_frame_s + byte_s * frame.pull_bytes)

@@ -16,16 +16,36 @@ Hosts = Literal["apart", "colocated", "one"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """How every rank is split over stages, in order; which stage has a tensor is in its spec."""
+
+    forward_shares: tuple[float, ...]
+    """Part of a rank's forward pass that each stage computes: they add up to 1."""
+    backward_shares: tuple[float, ...]
+    passed_bytes: tuple[float, ...]
+    """Behind each stage but the last: activations of a rank's samples in a step, as they travel; their gradients are as many."""
+    micro_batches: int = 1
+    """Parts of a rank's samples in a step."""
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.forward_shares)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scenario:
     """Times in seconds, rates in bytes/s."""
 
     specs: tuple[TensorSpec, ...]
     """Tensors in the order in which forward uses them."""
     forward_s: float
-    """One worker's forward pass of a step, alone on its cores or its device."""
+    """One rank's forward pass of a step, alone on its cores or its device; of all its stages together."""
     backward_s: float
     num_workers: int
+    """Ranks."""
     num_servers: int
+    pipeline: Pipeline | None = None
+    """None: a rank is one worker."""
     comm: CommConfig = field(default_factory=CommConfig)
     """Formats, window, frames; `bandwidth` is the rate of every host's link, or of every process's where `hosts` is "one"."""
     hosts: Hosts = "apart"
@@ -44,26 +64,38 @@ class Scenario:
     server_cores: Mapping[int, float] = field(default_factory=dict)
     """Shard: cores of its server's host where these are not `cores_per_host`; only where servers have hosts of their own."""
     worker_links: Mapping[int, float] = field(default_factory=dict)
-    """Rates of single ranks' links in place of `comm.bandwidth`."""
+    """Rates of single workers' links by number (rank, or rank * stages + stage) in place of `comm.bandwidth`."""
     overlap: bool = True
     """As `train.overlap`."""
     samples: float = 1.0
-    """Of one worker in a step."""
+    """Of one rank in a step."""
     costs: Costs = field(default_factory=Costs)
 
     def __post_init__(self) -> None:
         if self.num_workers < 1 or self.num_servers < 1:
             raise ConfigError(f"{self.num_workers} workers and {self.num_servers} servers: at least one each")
-        if self.hosts == "colocated" and self.num_servers > self.num_workers:
-            raise ConfigError(f"{self.num_servers} servers on the hosts of {self.num_workers} workers: at most one each, or leave --colocate out")
-        for name, ranks in (("straggler", self.stragglers), ("worker link", self.worker_links)):
-            if wrong := [rank for rank in ranks if not 0 <= rank < self.num_workers]:
-                raise ConfigError(f"{name} of rank {wrong[0]}: the ranks are 0 to {self.num_workers - 1}")
+        if self.hosts == "colocated" and self.num_servers > self.num_members:
+            raise ConfigError(f"{self.num_servers} servers on the hosts of {self.num_members} workers: at most one each, or leave --colocate out")
+        for name, ranks, count in (("straggler", self.stragglers, self.num_workers), ("link", self.worker_links, self.num_members)):
+            if wrong := [rank for rank in ranks if not 0 <= rank < count]:
+                raise ConfigError(f"{name} of {'rank' if count == self.num_workers else 'worker'} {wrong[0]}: there are 0 to {count - 1}")
+
+    @property
+    def num_stages(self) -> int:
+        return self.pipeline.num_stages if self.pipeline else 1
+
+    @property
+    def num_members(self) -> int:
+        """Worker processes."""
+        return self.num_workers * self.num_stages
 
     @property
     def compute_s(self) -> float:
-        """Of a rank that is no straggler."""
-        return self.forward_s + self.backward_s
+        """Of a rank that is no straggler, or of that of its stages which computes longest."""
+        if self.pipeline is None:
+            return self.forward_s + self.backward_s
+        shares = zip(self.pipeline.forward_shares, self.pipeline.backward_shares, strict=True)
+        return max(forward * self.forward_s + backward * self.backward_s for forward, backward in shares)
 
     @property
     def model_bytes(self) -> int:
@@ -82,13 +114,13 @@ class Scenario:
     @property
     def pacing(self) -> Pacing:
         """Length of frames, and how many may be on their way: the config's, or what suits the link as workers find when they join, all at once."""
-        links = min(min(map(self.worker_link, range(self.num_workers))), sum(map(self.server_link, range(self.num_servers))) / self.num_workers)
+        links = min(min(map(self.worker_link, range(self.num_members))), sum(map(self.server_link, range(self.num_servers))) / self.num_members)
         found = pacing_of(links, 2 * self.latency_s) if math.isfinite(links) else Pacing()
         frame_bytes = SHARED_FRAME_BYTES if self.is_shared and self.comm.push_format == "fp32" else found.frame_bytes
         return replace(found, frame_bytes=self.comm.frame_bytes or frame_bytes, window_frames=self.comm.window_frames or found.window_frames)
 
-    def worker_link(self, rank: int) -> float:
-        return self.worker_links.get(rank, self.comm.link_bytes_per_s(worker=rank) or math.inf)
+    def worker_link(self, number: int) -> float:
+        return self.worker_links.get(number, self.comm.link_bytes_per_s(worker=number) or math.inf)
 
     def server_link(self, shard: int) -> float:
         return self.comm.link_bytes_per_s(shard) or math.inf

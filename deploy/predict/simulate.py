@@ -10,6 +10,7 @@ from deploy.predict.classes import Classes, ServerClass, WorkerClass, classes_of
 from deploy.predict.events import Call, Clock, Cores, Machine
 from deploy.predict.links import Direction, Links
 from deploy.predict.members import Part, Server, Worker
+from deploy.predict.pipeline import StageWorker, bubble_s, connect
 from deploy.predict.scenario import Scenario, layers_of
 
 NUM_STEPS, NUM_UNFAIR_STEPS = 5, 15
@@ -28,8 +29,11 @@ class Prediction:
     busy: Mapping[str, float]
     """How much of its capacity each resource used: links of a direction, cores, event loops; 0 to 1."""
     worker_bytes: float
-    """On the wire of one worker up in a step, mean."""
+    """On the wire of one worker up to servers in a step, mean."""
     num_events: int
+    bubble_s: float = 0.0
+    """What a rank's stages lose by waiting for each other, as the verdict has it: by how much longer the first one computes and waits for
+    the second than the busiest computes."""
 
     @property
     def samples_per_s(self) -> float:
@@ -56,7 +60,10 @@ def simulate(scenario: Scenario, *, together: bool = True) -> Prediction:
     cores = [Cores(clock, per_host, count, machine) for per_host, count in zip(classes.cores, classes.hosts, strict=True)]
     device = Cores(clock, math.inf)
     servers = [Server(b, cls, scenario, classes.workers, network, cores[cls.host]) for b, cls in enumerate(classes.servers)]
-    workers = [Worker(a, cls, scenario, layers, servers, network, cores[cls.host], device, num_steps) for a, cls in enumerate(classes.workers)]
+    make = StageWorker if scenario.pipeline else Worker
+    workers = [make(a, cls, scenario, layers, servers, network, cores[cls.host], device, num_steps) for a, cls in enumerate(classes.workers)]
+    stages = [worker for worker in workers if isinstance(worker, StageWorker)]
+    connect(stages, scenario.num_stages)
     for server in servers:
         server.workers = workers
     for worker in workers:
@@ -69,8 +76,9 @@ def simulate(scenario: Scenario, *, together: bool = True) -> Prediction:
         compute_s=scenario.compute_s * slowness,
         num_samples=scenario.samples * scenario.num_workers,
         busy=_busy(network, classes, cores, servers, ends[-1]),
-        worker_bytes=network.pushed_bytes / num_steps / scenario.num_workers,
+        worker_bytes=network.pushed_bytes / num_steps / scenario.num_members,
         num_events=clock.num_events,
+        bubble_s=bubble_s(stages[:: scenario.num_stages], scenario),
     )
 
 
@@ -153,6 +161,10 @@ class _Wires:
         stream = ("answer", server, worker, portion)
         self._send(stream, ("server", server), ("worker", worker), num_bytes * self._away(worker, server), worker, num_frames, arrived)
 
+    def pass_on(self, worker: int, to: int, num_bytes: float, arrived: Call) -> None:
+        away = 0.0 if self._scenario.hosts == "one" and self._scenario.comm.bandwidth is None else num_bytes
+        self._send(("pass", worker, to, 0), ("worker", worker), ("worker", to), away, worker, 1.0, arrived)
+
     def _send(
         self,
         stream: tuple[str, int, int, int],
@@ -187,7 +199,7 @@ class _Wires:
     def _share(self, connection: tuple[str, int, int], num_frames: float) -> float:
         """How much more than a fair share the connection's next frames get."""
         sigma = self._scenario.costs.unfairness
-        if not sigma:
+        if not sigma or connection[0] == "pass":
             return 1.0
         if connection not in self._shares:
             way, sender, receiver = connection
