@@ -11,22 +11,22 @@ import numpy as np
 
 from protos import pserver_pb2 as pb
 from ps.agreement import spec_messages
-from ps.config import SHARED_FRAME_BYTES, CommConfig, Timeouts
+from ps.config import CommConfig, Timeouts
 from ps.connections import Connections
 from ps.contribution import Contribution
 from ps.control import ServerAddress
 from ps.credentials import Credentials
 from ps.errors import Stopped
-from ps.exchange import Exchange
 from ps.failpoints import hit
 from ps.frame import Bytes
+from ps.frame_plan import Frames, plan_frames
 from ps.inbox import Inbox
-from ps.layout import Layout, Run
+from ps.layout import Layout
 from ps.line import Line
 from ps.link_test import LinkTest
-from ps.member_state import MemberState
+from ps.member_state import MemberState, Order
 from ps.norms import NormRelay
-from ps.pacing import Pacing
+from ps.pacing import Pacing, pacing_of
 from ps.plan import Plan
 from ps.rank_state import RankState
 from ps.rejoin import Locate
@@ -75,12 +75,10 @@ class Client:
         ]
         self.pacing = Pacing()
         """Frames that travel, as the link is."""
-        self._frames: list[list[Run]]
-        """What is pushed as one frame each, by shard."""
-        exchange = self._planned(member.rank, lines)
-        self._state = state = MemberState(
-            member, layout, lines, landing, NormRelay(len(lines)), StepClock(member.rank * num_stages + member.stage, len(lines)), exchange
-        )
+        clock = StepClock(member.rank * num_stages + member.stage, len(lines))
+        self._frames: Frames
+        self._frames, exchange = plan_frames(layout, lines, comm, self.pacing)
+        self._state = state = MemberState(member, layout, lines, landing, NormRelay(len(lines)), clock, exchange)
         # guards the state, the lines and everything below
         self._changed = state.changed
         self._link_test = LinkTest(state.changed)
@@ -103,20 +101,9 @@ class Client:
         """What the thread that uses us waits for, for people; None: for nothing."""
         return self._state.doing
 
-    def _planned(self, rank: int, lines: Sequence[Line]) -> Exchange:
-        """The frames of a step, as the lines are."""
-        shards, travelling = self.layout.shards, self._comm.frame_bytes or self.pacing.frame_bytes
-        sizes = [self._comm.frame_bytes or SHARED_FRAME_BYTES if line.pushes_shared else travelling for line in lines]
-        stage = lines[0].member.stage
-        self._frames = [
-            [run for run in shard.frames(size, stage) if run.stop <= shard.num_versioned] for shard, size in zip(shards, sizes, strict=True)
-        ]
-        all_shared = all(line.pushes_shared for line in lines)
-        window = sum(map(len, self._frames)) if all_shared else self._comm.window_frames or self.pacing.window_frames
-        versioned = [shard.num_versioned for shard in shards]
-        tensors = [shard.tensor[:count] for shard, count in zip(shards, versioned, strict=True)]
-        own = [shard.stage[:count] == stage for shard, count in zip(shards, versioned, strict=True)]
-        return Exchange(rank, self._frames, tensors, window, own)
+    def _plan(self) -> None:
+        """The frames of a step, as the lines are now. Between steps, under the lock."""
+        self._frames, self._state.exchange = plan_frames(self.layout, self._state.lines, self._comm, self.pacing)
 
     # -- join, init, pull ------------------------------------------------------------------------------------
 
@@ -138,7 +125,7 @@ class Client:
         )
         joined = self._connections.join(request)
         with self._changed:
-            self._state.exchange = self._planned(self.member.rank, self._state.lines)
+            self._plan()
         version = min((one.version for one in joined if one.version != EMPTY), default=0)
         if self._rank_state:
             self._rank_state.resume(max(version, 0), skipped=any(one.skipped for one in joined if one.version == version))
@@ -168,7 +155,7 @@ class Client:
             return
         with self._changed:
             self.pacing = found
-            self._state.exchange = self._planned(self.member.rank, self._state.lines)
+            self._plan()
         log.info("rank %d: %s", self.member.rank, found)
 
     def measure(self, shard: int) -> tuple[Pacing | None, bool]:
@@ -180,27 +167,38 @@ class Client:
     def prioritise(self, use: Mapping[int, int]) -> None:
         """Frames leave in the order of `use` (tensor: when the forward pass first uses it), those of other tensors last. Between steps.
 
-        Rank 0's first order becomes that of all ranks as soon as they know it, and stays.
+        Rank 0's first order, and the length of its frames, become those of all ranks as soon as they know them, and stay.
         """
         with self._changed:
             if self._state.order is not None:
                 return
             self._state.exchange.prioritise(use)
             if self.member.rank == 0:
-                self._state.order = [use.get(tensor, len(use)) for tensor in range(len(self.layout.specs))]
-                self._state.lines[0].send_order(self._state.order)
+                places = [use.get(tensor, len(use)) for tensor in range(len(self.layout.specs))]
+                self._state.order = Order(places, self.pacing.frame_bytes if self.pacing.is_measured else 0)
+                self._state.lines[0].send_order(*self._state.order)
 
     def begin(self, step: int, weight: float, gradients: Bytes) -> None:
         """A step of which nothing is ready yet; its version has landed (`settle`). `gradients` is a flat layout."""
         with self._changed:
             self._state.check()
             if self._state.new_order is not None:
-                self._state.exchange.prioritise(dict(enumerate(self._state.new_order)))
+                self._follow(self._state.new_order)
                 self._state.new_order = None
             self._state.exchange.begin(step)
             self._state.relay.begin()
             self._state.clock.begin()
             self._contribution = Contribution(step, weight, gradients, np.zeros(len(self.layout.specs), np.bool_))
+
+    def _follow(self, order: Order) -> None:
+        """Pushes as rank 0 does, from the next step on. Under the lock."""
+        if order.frame_bytes and self.pacing.is_measured and order.frame_bytes != self.pacing.frame_bytes:
+            self.pacing = pacing_of(self.pacing.link_bytes_per_s, self.pacing.delay_s, order.frame_bytes)
+            self._plan()
+            for line in self._state.lines:
+                line.forget_frames()
+            log.info("rank %d: as rank 0, %d frames of %d KiB", self.member.rank, self.pacing.window_frames, self.pacing.frame_bytes >> 10)
+        self._state.exchange.prioritise(dict(enumerate(order.places)))
 
     def ready(self, tensors: Sequence[int], *, present: bool) -> None:
         """The contributions to these tensors lie in `gradients`, and stay as they are until `settle` returns; or they are absent.

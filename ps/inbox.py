@@ -11,7 +11,7 @@ from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.line import PROBED, Line
 from ps.link_test import LinkTest
-from ps.member_state import MemberState
+from ps.member_state import MemberState, Order
 from ps.waiter import Waiter
 
 
@@ -38,7 +38,7 @@ class Inbox:
                 elif header.kind == pb.RECEIPT:
                     self._return_credit(line, header)
                 elif header.kind == pb.ORDER:
-                    self._state.order = self._state.new_order = list(header.places)
+                    self._state.order = self._state.new_order = Order(list(header.places), header.frame_bytes)
                 self._waiter.news()
             self._pump()
 

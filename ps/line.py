@@ -170,14 +170,18 @@ class Line:
         """The frame that a receipt is for, once; None if the stream does not know it."""
         return self._frames.pop(sequence, None)
 
+    def forget_frames(self) -> None:
+        """Receipts that are on their way are for frames of another plan."""
+        self._frames = {}
+
     def probe(self, num_bytes: int) -> None:
         """Queues bytes without meaning, whose receipt gives PROBED back."""
         header = pb.FrameHeader(kind=pb.PROBE, member=self.member, sequence=self.next_sequence(PROBED))
         self.send(frame.encode(header, [np.zeros(num_bytes, np.uint8)]))
 
-    def send_order(self, places: Sequence[int]) -> None:
-        """Queues rank 0's order of pushes."""
-        self.send(frame.encode(pb.FrameHeader(kind=pb.ORDER, member=self.member, places=places)))
+    def send_order(self, places: Sequence[int], frame_bytes: int) -> None:
+        """Queues rank 0's order of pushes, and how long its frames are."""
+        self.send(frame.encode(pb.FrameHeader(kind=pb.ORDER, member=self.member, places=places, frame_bytes=frame_bytes)))
 
     def send(self, data: bytes) -> None:
         """Queues a frame."""

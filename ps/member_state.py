@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from protos import pserver_pb2 as pb
 from ps import frame
@@ -14,6 +15,15 @@ from ps.line import Line
 from ps.norms import NormRelay
 from ps.shared import StoreView
 from ps.step_clock import StepClock
+
+
+class Order(NamedTuple):
+    """What rank 0 has chosen for all ranks: a sum is complete when the last rank's frames are in, so frames should be alike."""
+
+    places: Sequence[int]
+    """Of every tensor in its forward pass."""
+    frame_bytes: int
+    """Of its frames that travel; 0: none does."""
 
 
 @dataclass
@@ -33,9 +43,9 @@ class MemberState:
     """Guards everything here and the lines; notified by the receiving threads."""
     in_place: StoreView | None = None
     """The server's memory, if the model computes there: nothing is copied when it lands."""
-    order: list[int] | None = None
-    """Place of every tensor in rank 0's forward pass, once it is known."""
-    new_order: list[int] | None = None
+    order: Order | None = None
+    """Once it is known."""
+    new_order: Order | None = None
     """The same until the next step begins."""
     error: PserverError | None = None
     """What every call raises from now on."""

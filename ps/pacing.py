@@ -51,10 +51,12 @@ class Pacing:
         return f"{link}: {self.window_frames} frames of {self.frame_bytes / 1024:.0f} KiB"
 
 
-def pacing_of(link_bytes_per_s: float, delay_s: float) -> Pacing:
-    """Frames for a link of that rate and round trip."""
-    power = round(math.log2(max(1.0, link_bytes_per_s * FRAME_S)))
-    frame_bytes = min(max(1 << power, MIN_FRAME_BYTES), MAX_FRAME_BYTES)
+def pacing_of(link_bytes_per_s: float, delay_s: float, frame_bytes: int | None = None) -> Pacing:
+    """Frames for a link of that rate and round trip; `frame_bytes`: of a length that others have chosen."""
+    if frame_bytes is None:
+        power = round(math.log2(max(1.0, link_bytes_per_s * FRAME_S)))
+        frame_bytes = 1 << power
+    frame_bytes = min(max(frame_bytes, MIN_FRAME_BYTES), MAX_FRAME_BYTES)
     window = math.ceil(2 * link_bytes_per_s * delay_s / frame_bytes)
     return Pacing(
         frame_bytes=frame_bytes,

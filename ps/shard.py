@@ -161,7 +161,7 @@ class Shard:
             self._check_fence(member)
             if self._order is not None:
                 return
-            self._order = frame.encode(pb.FrameHeader(kind=pb.ORDER, places=header.places))
+            self._order = frame.encode(pb.FrameHeader(kind=pb.ORDER, places=header.places, frame_bytes=header.frame_bytes))
             for stream in self._streams.living():
                 stream.send(self._order)
 

@@ -1,13 +1,17 @@
 """All ranks push in rank 0's order, also where each would see another one."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from ps.config import CommConfig
+from ps.frame_plan import plan_frames
+from ps.pacing import pacing_of
 from ps.plan import Plan
 from tests.ps.cluster import Cluster, Member, cluster, in_threads
 from tests.ps.training import Job, Marked, train
@@ -80,6 +84,23 @@ def test_ranks_that_see_different_orders_push_in_rank_0s() -> None:
         (zero, one), seen = trained(servers)
         assert dict(seen[0]) != dict(seen[1]), "each rank's first batch takes another way"
         assert order_of(zero) == order_of(one)
-        own = one.client._planned(one.client.member.rank, one.client._state.lines)
+        _, own = plan_frames(one.client.layout, one.client._state.lines, JOB.comm, one.client.pacing)
         own.prioritise(seen[1])
         assert own._at_place != order_of(one)
+
+
+UNEQUAL = CommConfig(shared_memory=False, bandwidth="100mbit", worker_bandwidth={1: "10mbit"})
+
+
+def test_ranks_whose_links_differ_push_frames_of_one_length_and_the_same_bits(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ps.client")
+    plan = Plan(JOB.batches().steps_per_epoch(), JOB.steps)
+    found = []
+    for comm in (JOB.comm, UNEQUAL):
+        with cluster(2, 2, optimizer=JOB.optimizer, comm=comm, plan=plan) as servers:
+            (zero, one), _ = trained(servers)
+            found.append(servers.sha256(JOB.steps))
+    assert zero.client.pacing.frame_bytes == one.client.pacing.frame_bytes > pacing_of(one.client.pacing.link_bytes_per_s, 0).frame_bytes
+    assert zero.client._frames == one.client._frames
+    assert "rank 1: as rank 0, 8 frames of " in caplog.text
+    assert found[0] == found[1]

@@ -265,8 +265,9 @@ def test_a_pull_before_version_0_is_refused() -> None:
 
 
 def test_rank_0s_order_goes_to_all_now_and_later(pair: Pair) -> None:
-    pair.zero.send(pb.Frame(header=pb.FrameHeader(kind=pb.ORDER, places=[1, 0, 2])))
-    assert list(pair.one.receive(pb.ORDER).header.places) == [1, 0, 2]
+    pair.zero.send(pb.Frame(header=pb.FrameHeader(kind=pb.ORDER, places=[1, 0, 2], frame_bytes=65536)))
+    first = pair.one.receive(pb.ORDER).header
+    assert (list(first.places), first.frame_bytes) == ([1, 0, 2], 65536)
     pair.zero.send(pb.Frame(header=pb.FrameHeader(kind=pb.ORDER, places=[2, 1, 0])))  # the first one stands
     pair.step(0)
     pair.one.open()
