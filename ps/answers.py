@@ -29,7 +29,7 @@ class Answers:
     def send(self, answers: list[Answer]) -> None:
         """Sends each run's bytes, encoded once and after the norms, to everybody they are owed to; bytes that are gone are not sent."""
         encoded: dict[tuple[Run, int, bool], bytes] = {}
-        for answer in answers:
+        for answer in sorted(answers, key=self._turn):
             number = self._state.pusher(answer.rank, answer.run)
             with self._changed:
                 stream = self._state.streams.of(number)
@@ -43,6 +43,10 @@ class Answers:
                 continue
             if self._send_answer(number, answer.version - 1, stream, encoded[key]):
                 self._state.stats.sent(answer.version - 1, frame.payload_bytes(self._layout, answer.run, self._pull_format))
+
+    def _turn(self, answer: Answer) -> int:
+        """Every shard begins with another rank: shards that are done at once would else queue for one rank's link, then for the next one's."""
+        return (answer.rank - self._state.index) % self._state.barrier.num_workers
 
     def _send_answer(self, number: int, step: int, stream: Stream, data: bytes) -> bool:
         """False if the member's stream has ended, or another one has not asked yet."""

@@ -6,7 +6,7 @@ from ps.config import SHARED_FRAME_BYTES, CommConfig
 from ps.exchange import Exchange
 from ps.layout import Layout, Run
 from ps.line import Line
-from ps.pacing import Pacing
+from ps.pacing import Pacing, exact_bytes
 
 Frames = Sequence[Sequence[Run]]
 """By shard."""
@@ -14,7 +14,7 @@ Frames = Sequence[Sequence[Run]]
 
 def plan_frames(layout: Layout, lines: Sequence[Line], comm: CommConfig, pacing: Pacing) -> tuple[Frames, Exchange]:
     """Frames that suit the lines, one to each shard, and an exchange of them that has not begun. `pacing`: of frames that travel."""
-    shards, member, travelling = layout.shards, lines[0].member, comm.frame_bytes or pacing.frame_bytes
+    shards, member, travelling = layout.shards, lines[0].member, comm.frame_bytes or exact_bytes(pacing, comm)
     sizes = [comm.frame_bytes or SHARED_FRAME_BYTES if line.pushes_shared else travelling for line in lines]
     frames = [[run for run in shard.frames(size, member.stage) if run.stop <= shard.num_versioned] for shard, size in zip(shards, sizes, strict=True)]
     all_shared = all(line.pushes_shared for line in lines)

@@ -11,6 +11,10 @@ from typing import ClassVar
 
 from pydantic import ConfigDict
 
+from ps.codecs import CAST_BYTES
+from ps.config import CommConfig
+from ps.frame import EXACT
+
 FRAME_S = 0.011
 """What a frame should take on the link."""
 MIN_FRAME_BYTES = 32 << 10
@@ -33,7 +37,7 @@ class Pacing:
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
     frame_bytes: int = MAX_FRAME_BYTES
-    """Payload of a frame that travels."""
+    """What a frame carries over the link."""
     window_frames: int = MIN_WINDOW
     """Frames on their way to all shards together."""
     link_bytes_per_s: float = math.inf
@@ -64,6 +68,11 @@ def pacing_of(link_bytes_per_s: float, delay_s: float, frame_bytes: int | None =
         link_bytes_per_s=link_bytes_per_s,
         delay_s=delay_s,
     )
+
+
+def exact_bytes(pacing: Pacing, comm: CommConfig) -> int:
+    """Of float32 elements in a frame that travels: twice what the link should carry in one, if they are half as long both ways."""
+    return pacing.frame_bytes * (1 if EXACT in (comm.push_format, comm.pull_format) else 4 // CAST_BYTES)
 
 
 class Probe:

@@ -10,7 +10,7 @@ from deploy.predict.costs import Costs
 from ps.config import SHARED_FRAME_BYTES, CommConfig
 from ps.errors import ConfigError
 from ps.layout import Layout, Rule, TensorSpec
-from ps.pacing import Pacing, pacing_of
+from ps.pacing import Pacing, exact_bytes, pacing_of
 
 Hosts = Literal["apart", "colocated", "one"]
 
@@ -116,7 +116,7 @@ class Scenario:
         """Length of frames, and how many may be on their way: the config's, or what suits the link as workers find when they join, all at once."""
         links = min(min(map(self.worker_link, range(self.num_members))), sum(map(self.server_link, range(self.num_servers))) / self.num_members)
         found = pacing_of(links, 2 * self.latency_s) if math.isfinite(links) else Pacing()
-        frame_bytes = SHARED_FRAME_BYTES if self.is_shared and self.comm.push_format == "fp32" else found.frame_bytes
+        frame_bytes = SHARED_FRAME_BYTES if self.is_shared and self.comm.push_format == "fp32" else exact_bytes(found, self.comm)
         return replace(found, frame_bytes=self.comm.frame_bytes or frame_bytes, window_frames=self.comm.window_frames or found.window_frames)
 
     def worker_link(self, number: int) -> float:

@@ -1,12 +1,13 @@
 """Frames suit the link that was measured, and no bit depends on them."""
 
 import logging
+from typing import Any
 
 import pytest
 from torch import nn
 
 from ps.config import CommConfig
-from ps.pacing import Pacing, Probe, pacing_of
+from ps.pacing import Pacing, Probe, exact_bytes, pacing_of
 from tests.ps.cluster import Cluster, Member, cluster, exchange, in_threads, start
 
 KIB, MBIT = 1 << 10, 1e6 / 8
@@ -58,6 +59,13 @@ def test_a_stall_is_not_taken_for_a_thin_link(stalled: int) -> None:
 
 def test_the_log_says_what_was_measured_and_chosen() -> None:
     assert str(pacing_of(6.1e6, 0.0004)) == "link 6.1 MB/s, 0.4 ms: 8 frames of 64 KiB"
+
+
+@pytest.mark.parametrize(
+    ("push", "pull", "exact_kib"), [("fp32", "fp32", 64), ("bf16", "fp32", 64), ("fp32", "fp16", 64), ("bf16", "bf16", 128), ("int8", "fp16", 128)]
+)
+def test_frames_are_as_long_on_the_link_in_every_format(push: Any, pull: Any, exact_kib: int) -> None:
+    assert exact_bytes(pacing_of(50 * MBIT, 0.001), CommConfig(push_format=push, pull_format=pull)) == exact_kib * KIB
 
 
 def test_nothing_is_known_before_the_first_echo() -> None:

@@ -16,9 +16,10 @@ from ps.errors import ModelMismatch, NonFinite, VersionGone
 from ps.frame import Bytes
 from ps.layout import Rule, Run, TensorSpec
 from ps.plan import Plan
+from ps.streams import Stream
 from tests.ps.bench import Bench, settings, specs_of
 from tests.ps.cluster import in_threads
-from tests.ps.shards import SIZES, bench, expected, gradient, same
+from tests.ps.shards import SGD, SIZES, bench, expected, gradient, same
 
 # -- order ---------------------------------------------------------------------------------------------------------
 
@@ -88,6 +89,21 @@ def test_every_member_is_answered_with_the_bytes_of_the_next_version() -> None:
         for header, payload in answers:
             run = Run(header.first_chunk, header.first_chunk + header.num_chunks)
             assert payload.tobytes() == made.store.params(1, run)[: len(payload)].tobytes()
+
+
+@pytest.mark.parametrize(("shard", "turns"), [(0, [0, 1, 2]), (1, [1, 2, 0])])
+def test_every_shard_answers_another_rank_first(shard: int, turns: list[int]) -> None:
+    made = Bench(specs_of(20_000), settings(3, optimizer=SGD, shard=shard, num_servers=2))
+    made.init(made.flat(1.0))
+    answered: list[int] = []
+    for rank in range(3):
+        made.join(rank)
+        stream = Stream(send=lambda data, rank=rank: answered.append(rank), end=lambda error: None)  # type: ignore[misc]
+        made.shard.open_stream(made.member(rank), stream)
+    answered.clear()
+    for rank in range(3):
+        made.push(rank, 0, Run(0, 1), made.flat(0.5))
+    assert answered == turns
 
 
 def test_a_push_of_an_applied_step_is_answered_with_bytes_as_long_as_they_exist() -> None:
