@@ -56,10 +56,15 @@ def fit_together(runs: Sequence[tuple[Sequence[LedgerStep], Scenario]]) -> list[
 
 
 def _whole(steps: Sequence[LedgerStep], run: Scenario) -> list[LedgerStep]:
-    used = [step for step in steps[WARMUP:] if len(step.workers) == run.num_workers and len(step.servers) == run.num_servers]
+    used = [step for step in steady(steps) if len(step.workers) == run.num_workers and len(step.servers) == run.num_servers]
     if not used:
         raise ConfigError(f"the run has no whole step after the first {WARMUP}: nothing to plan from")
     return used
+
+
+def steady(steps: Sequence[LedgerStep]) -> list[LedgerStep]:
+    """Without the first ones, and those in which a process came back."""
+    return [step for step in steps[WARMUP:] if not step.recovers]
 
 
 def _computing(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:

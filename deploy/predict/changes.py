@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deploy.measure.ledger_file import LedgerStep
-from deploy.predict.calibrate import WARMUP, by_rank, slow_servers
+from deploy.predict.calibrate import by_rank, slow_servers, steady
 from deploy.predict.plan import WORTH, floor_s, ring_step_s, server_counts
 from deploy.predict.scenario import Scenario
 from deploy.predict.simulate import simulate
@@ -53,7 +53,7 @@ class Outlook:
 
 def outlook(scenario: Scenario, steps: Sequence[LedgerStep]) -> Outlook | None:
     """Of a run that was like `scenario`; None without steps of all workers."""
-    whole = [step for step in steps[WARMUP:] if len(step.workers) == scenario.num_workers]
+    whole = [step for step in steady(steps) if len(step.workers) == scenario.num_workers]
     if not whole:
         return None
     measured_s = statistics.median(statistics.fmean(row.step_s for row in step.workers) for step in whole)

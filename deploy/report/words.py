@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deploy.measure.recorded import Recorded
+from deploy.measure.table import left_out
 from deploy.measure.text import counted, seconds, size
 from deploy.measure.verdict import verdict
 from deploy.measure.window import TRAFFIC, Window
@@ -30,7 +31,7 @@ def outcome(recorded: Recorded) -> str:
     """How the run ended and what it reached."""
     summary = recorded.summary
     if summary is None:
-        return f"The run is {recorded.status}. {counted(recorded.window.num_steps, 'step')} in its ledger."
+        return f"The run is {recorded.status}. {counted(recorded.window.num_all, 'step')} in its ledger."
     said = f"The run {'is ' if summary['status'] == 'interrupted' else 'has '}{summary['status']} after {counted(summary['steps'], 'step')}"
     said += f" and {seconds(summary['wall_s'])}"
     if summary["error"]:
@@ -44,8 +45,8 @@ def headline(window: Window) -> str:
         return "No step has ended, so there is nothing to say about its time."
     found = verdict(window)
     return (
-        f"A step takes {seconds(window.steps['step_s'])}; in {window.exposed_share:.0%} of it communication is not hidden behind compute. "
-        f"What limits it: {found}.{'' if found.is_sure else UNSURE}"
+        f"A step takes {seconds(window.steps['step_s'])}{left_out(window)}; "
+        f"in {window.exposed_share:.0%} of it communication is not hidden behind compute. What limits it: {found}.{'' if found.is_sure else UNSURE}"
     )
 
 
@@ -126,6 +127,8 @@ def curves(history: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "There was no validation." if history else "No epoch has ended."
     best = turning_point(history)
+    if len(rows) == 1:
+        return "There was one validation: where its loss turns up cannot be seen."
     if best is None:
         return "Validation loss was lowest at the end: more epochs may help."
     return (
@@ -139,7 +142,7 @@ def traffic(recorded: Recorded) -> str:
     """Bytes of the run."""
     window = recorded.window
     pushed, pulled, up, down = (sum(sums[name] for sums in recorded.series.traffic.values()) for name in TRAFFIC)
-    moved = f"{size(pushed)} pushed and {size(pulled)} pulled in {counted(window.num_steps, 'step')}"
+    moved = f"{size(pushed)} pushed and {size(pulled)} pulled in {counted(window.num_all, 'step')}"
     return f"{moved}; {size(up)} up and {size(down)} down on the workers' connections, with headers and what was sent again."
 
 
