@@ -42,7 +42,7 @@ def fit_together(runs: Sequence[tuple[Sequence[LedgerStep], Scenario]]) -> list[
     fitted = [replace(_on_processors(its, _computing(its, run)), cores_per_host=_cores(steps)) for its, (steps, run) in zip(used, runs, strict=True)]
     single = [_costs(steps, run) for steps, run in zip(used, fitted, strict=True)]
     usual = runs[0][1].costs
-    typical = {name: statistics.median(getattr(costs, name) for costs in single) for name in ("copy_byte_s", "step_s")}
+    typical = {name: statistics.median(getattr(costs, name) for costs in single) for name in ("copy_byte_s", "install_byte_s", "step_s")}
     server = _frames_and_bytes([(*_moves(usual, run), _server_rest_s(steps, run)) for steps, run in zip(used, fitted, strict=True)])
     worker = _frames_and_bytes([(*_exchanges(usual, run), _worker_rest_s(steps)) for steps, run in zip(used, fitted, strict=True)])
     factors = dict(zip(("take_frame_s", "take_byte_s"), server, strict=True)) | dict(zip(("push_frame_s", "push_byte_s"), worker, strict=True))
@@ -147,7 +147,8 @@ def _server_rest_s(steps: Sequence[LedgerStep], run: Scenario) -> float:
 
 def _worker_rest_s(steps: Sequence[LedgerStep]) -> float:
     """Processor seconds of all workers in a step beside compute, copies and bookkeeping."""
-    return max(0.0, _per_step([[row.cpu_s - row.compute_cpu_s - row.copy_s - row.other_s for row in step.workers] for step in steps]))
+    rows = [[row.cpu_s - row.compute_cpu_s - row.copy_s - row.install_s - row.other_s for row in step.workers] for step in steps]
+    return max(0.0, _per_step(rows))
 
 
 def _moves(usual: Costs, run: Scenario) -> tuple[float, float]:
@@ -197,12 +198,15 @@ def _costs(steps: Sequence[LedgerStep], run: Scenario) -> Costs:
     of_worker = encode_s / encodes_s if encode_s else 1.0
     names = {"take_frame_s": of_server, "take_byte_s": of_server, "answer_frame_s": of_server, "answer_byte_s": of_server}
     names |= dict.fromkeys(("push_frame_s", "push_byte_s", "land_frame_s", "land_byte_s", "shared_byte_s"), of_worker)
-    copy_s = _per_step([[row.copy_s for row in step.workers] for step in steps]) / run.num_workers
+    copy_s, install_s = (
+        _per_step([[getattr(row, name) for row in step.workers] for step in steps]) / run.num_workers for name in ("copy_s", "install_s")
+    )
     return replace(
         usual,
         sum_byte_s=max(0.0, aggregate_s / (exact * run.num_workers) - decode_s),
         apply_byte_s=max(0.0, apply_s / exact - cast_s),
         copy_byte_s=copy_s / run.model_bytes,
+        install_byte_s=install_s / run.model_bytes,
         step_s=_per_step([[row.other_s for row in step.workers] for step in steps]) / run.num_workers,
         **{name: getattr(usual, name) * factor for name, factor in names.items()},
     )

@@ -22,6 +22,8 @@ class Costs:
     """Of a worker for every step: the loop's bookkeeping."""
     copy_byte_s: float = 0.15 * NS
     """Worker: gradients gathered, exact bytes."""
+    install_byte_s: float = 0.0
+    """Worker: new parameters copied to where the model computes, exact bytes; nothing where it computes with what has landed."""
     push_frame_s: float = 100e-6
     """Worker: one frame encoded and handed to the transport."""
     push_byte_s: float = 0.7 * NS

@@ -73,6 +73,8 @@ def scenario_of_config(config: Config, steps: Sequence[LedgerStep]) -> Scenario:
         hosts=_hosts(steps, config, is_virtual=is_virtual),
         machine_cores=float(os.cpu_count() or 1) if is_virtual else math.inf,
         latency_s=config.comm.latency_s,
+        micro_batches=config.train.accumulate,
+        global_batch=config.train.global_batch_size,
         computes_on_host=not config.scaling.use_gpu,
     )
 

@@ -72,6 +72,11 @@ class Worker:
         self._train = Thread(cores, cls.count)
         self._net = Thread(cores, cls.count)
         self._device = self._train if scenario.computes_on_host else Thread(device, cls.count)
+        micro_batches = scenario.micro_batches
+        self._forward_s, self._backward_s = (cls.slowness * seconds / micro_batches for seconds in (scenario.forward_s, scenario.backward_s))
+        """Of one micro-batch."""
+        self._rest_s = (micro_batches - 1) * (self._forward_s + self._backward_s)
+        """Of all others: between the first one's forward, which may wait, and the last one's backward."""
         self._parts = [min(server.cls.count, MOST_PARTS) for server in servers]
         self._turns = [b for b, parts in enumerate(self._parts) for _ in range(parts)]
         self._turn = cls.first % len(self._turns)
@@ -111,15 +116,22 @@ class Worker:
         if layer == len(self._layers):
             self._all_landed = False
             self._begin()
-            self._backward(layer - 1)
+            if self._rest_s:
+                self._device.do(self._rest_s, lambda: self._backward(layer - 1))
+            else:
+                self._backward(layer - 1)
         elif not self._all_landed and (self._missing[layer] or not self._scenario.overlap):
             self._waiting = layer
         else:
-            seconds = self._scenario.forward_s * self._layers.shares[layer] * self._cls.slowness
-            self._device.do(seconds, lambda: self._forward(layer + 1))
+            seconds = self._forward_s * self._layers.shares[layer]
+            install_s = self._costs.install_byte_s * self._layers.num_bytes[layer]
+            if self._device is self._train or not install_s:
+                self._device.do(install_s + seconds, lambda: self._forward(layer + 1))
+            else:
+                self._train.do(install_s, lambda: self._device.do(seconds, lambda: self._forward(layer + 1)))
 
     def _backward(self, layer: int) -> None:
-        self._device.do(self._scenario.backward_s * self._layers.shares[layer] * self._cls.slowness, lambda: self._made(layer))
+        self._device.do(self._backward_s * self._layers.shares[layer], lambda: self._made(layer))
 
     def _made(self, layer: int) -> None:
         """The layer's gradient is there: it is copied, and leaves with the frames that it completes."""

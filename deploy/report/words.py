@@ -9,12 +9,13 @@ from deploy.measure.table import left_out
 from deploy.measure.text import counted, seconds, size
 from deploy.measure.verdict import verdict
 from deploy.measure.window import TRAFFIC, Window
-from deploy.predict.changes import Outlook
+from deploy.predict.changes import Change, Outlook
 
 REMEDIES = {
     "data loading": "load ahead with train.data_workers, or make the data cheaper to load",
     "compute": "use more workers on processors of their own, lower precision (train.autocast), or a smaller batch",
-    "copies and encoding": "use shared memory (workers and servers on one host) or a push format that is cheaper to make",
+    "copies and encoding": "fewer steps with more samples each (train.accumulate), shared memory (workers and servers on one host), a push format "
+    "that is cheaper to make, a faster bus to the device",
     "transfers": "send fewer bytes (comm.push_format, comm.pull_format), use more servers on links of their own, or more compute per step",
     "pipeline bubble": "cut steps into more micro-batches (pipeline.micro_batches), or split the model more evenly (pipeline.balance)",
     "apply": "use more servers on cores of their own",
@@ -70,14 +71,13 @@ def what_ifs(window: Window) -> list[str]:
     ]
 
 
-def outlook(found: Outlook | None, window: Window) -> list[str]:
-    """The best changes with the steps that the model of the step predicts, and ring all-reduce beside them."""
-    if found is None:
-        return []
-    said = [
-        f"{change.what}: a step of about {seconds(change.step_s)} in place of {seconds(found.step_s)} ({1 - change.step_s / found.step_s:.0%} less)."
-        for change in found.changes
-    ] or ["No single change that the model of the step knows would shorten it by as much as 2%."]
+def outlook(found: Outlook | str | None, window: Window) -> list[str]:
+    """The best changes with the steps that the model of the step predicts, and ring all-reduce beside them; or why there is no prediction."""
+    if found is None or isinstance(found, str):
+        return [f"No prediction: {found}."] if found else []
+    said = [_change(change, found.step_s) for change in found.changes] or [
+        "No single change that the model of the step knows would shorten it by as much as 2%."
+    ]
     if found.floor_s:
         compute_s = max(window.part_s(rank, "compute") for rank in window.ranks)
         floor = f"The bytes alone need {seconds(found.floor_s)} on these links, the slowest rank's compute {seconds(compute_s)}"
@@ -85,6 +85,16 @@ def outlook(found: Outlook | None, window: Window) -> list[str]:
     if len(window.ranks) > 1:
         said.append(_beside_ring(found))
     return said
+
+
+def _change(change: Change, step_s: float) -> str:
+    instead = f"in place of {seconds(step_s)} ({1 - change.same_samples_s / step_s:.0%} less)"
+    if change.samples == 1:
+        return f"{change.what}: a step of about {seconds(change.step_s)} {instead}."
+    return (
+        f"{change.what}: a step of about {seconds(change.step_s)} with {change.samples:g} times the samples, {seconds(change.same_samples_s)} for as "
+        f"many as now {instead}. It learns from larger batches: see optimizer.lr_scaling."
+    )
 
 
 def _beside_ring(found: Outlook) -> str:

@@ -56,6 +56,19 @@ def test_step_with_overlap_by_hand() -> None:
     assert found.step_s == pytest.approx(0.3 + 2 * FRAME_S)
 
 
+def test_only_the_last_micro_batch_makes_gradients_that_leave() -> None:
+    # of eight, its backward takes 25 ms for each layer, less than a frame: the second layer's frame keeps the first one's waiting
+    found = simulate(two_layers(backward_s=0.4, micro_batches=8))
+    assert found.step_s == pytest.approx(0.4 - 0.025 + 3 * FRAME_S)
+    assert simulate(two_layers(backward_s=0.4)).step_s == pytest.approx(0.4 + 2 * FRAME_S)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_each_layer_is_installed_before_its_forward(on_host: bool) -> None:
+    found = simulate(two_layers(forward_s=0.1, backward_s=0.2, costs=replace(FREE, install_byte_s=1 / 65536), computes_on_host=on_host))
+    assert found.step_s == pytest.approx(1.3 + 2 * FRAME_S)
+
+
 def test_costs_by_hand() -> None:
     costs = replace(FREE, push_frame_s=1.0, take_frame_s=2.0, sum_byte_s=3 / 32768, apply_byte_s=4 / 32768, answer_frame_s=5.0, land_frame_s=6.0)
     one = tensors_of({"only.weight": (8192, 1)})
