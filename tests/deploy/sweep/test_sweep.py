@@ -184,12 +184,11 @@ def test_a_point_that_failed_is_tried_again_and_wrong_points_are_refused_before_
 def test_points_with_links_run_on_virtual_hosts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "job.toml"
     path.write_text(CONFIG.format(storage=tmp_path / "runs"))
-    wide = ["--set", "task.hidden=200", "--set", "train.max_steps=4"]  # 0.2 MB
-    assert code_of(["sweep", str(path), "--grid", "bandwidth=40mbit,4mbit", *wide, "--json"]) == 0
-    rows = json.loads(capfd.readouterr().out)
-    assert all(row["simulated"].startswith("simulated: 1 worker and 1 server on 2 hosts") for row in rows)
-    assert rows[1]["step_s"] > max(0.5, 3 * rows[0]["step_s"])
-    assert rows[1]["bottleneck"].startswith(("shard 0", "links", "rank 0", "ingress", "egress"))
+    large = ["--set", "task.hidden=200", "--set", "train.max_steps=3"]  # 0.2 MB
+    assert code_of(["sweep", str(path), "--grid", "bandwidth=4mbit", *large, "--json"]) == 0
+    (row,) = json.loads(capfd.readouterr().out)
+    assert row["simulated"].startswith("simulated: 1 worker and 1 server on 2 hosts")
+    assert row["step_s"] > 0.4
 
 
 def code_of(arguments: list[str]) -> Any:
