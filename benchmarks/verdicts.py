@@ -38,6 +38,8 @@ MEMBER = re.compile(r"rank \d|shard \d|layout|data loading|copies")
 """What is named where something is wrong with one of the members or its input, and never where nothing is planted."""
 EVEN = [16384] * 12
 """Elements of layers whose 24 chunks two or three servers share evenly."""
+_HALVES = {"compute": "compute in half", "copy": "copies in half"}
+"""How changes begin that no key of the config makes, by what of the task they halve."""
 SIZES = (1.3, 4.0)
 """How many times as much as without it a planted bottleneck takes, at least and at most."""
 
@@ -218,7 +220,7 @@ def trained(case: Case, config: Config, wishes: Wishes) -> RunDirectory:
 
 def tried(case: Case, change: Change, run: RunDirectory, folder: str) -> float:
     """The step of the run with the change."""
-    halved = [f"task.compute_s={case.task.get('compute_s', 0.0) / 2}"] if change.what.startswith("compute") else []
+    halved = [f"task.{name}_s={case.task.get(f'{name}_s', 0.0) / 2}" for name in _HALVES if change.what.startswith(_HALVES[name])]
     config = load(run.config, [*change.sets, *halved, f"run.storage_path={json.dumps(folder)}", "run.name="])
     # rates, latency and slow ranks are in the run's config
     cpus = [text for text in case.wishes.hosts if "cpus" in text and "processor" not in change.what]

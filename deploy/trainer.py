@@ -185,7 +185,7 @@ def _tell(callbacks: Callbacks, meter: Meter | None, metrics: Mapping[str, float
 
 def _trace(rundir: RunDirectory, window: Window) -> None:
     """A run is not worse for a trace that cannot be written. One without a step has none, but for that of its former driver."""
-    if not window.num_steps and not rundir.trace.exists():
+    if not window.num_all and not rundir.trace.exists():
         return
     try:
         write_trace(rundir)
@@ -233,8 +233,8 @@ def _summary(
             "num_servers": config.scaling.num_servers,
             "imbalance": books.imbalance if books else None,
         },
-        comm=window.totals() if window.num_steps else {},
-        verdict=closing_line(window) if window.num_steps else "",
+        comm=window.totals() if window.num_all else {},
+        verdict=closing_line(window) if window.num_all else "",
         simulated=simulated,
     )
 

@@ -89,6 +89,7 @@ class Connections:
         self._join_again(line)
         with self._changed:
             state.broken.discard(line.index)
+            state.clock.rejoined = True
             state.exchange.stream_ended(line.index)
             line.open(self._take, self._stream_ended)
             hit("worker.rejoined")

@@ -106,6 +106,8 @@ class WorkerRow:
     """Workers that share the rank's model: `rank` is then the rank times that, plus the stage."""
     micro_batches: Count = 1
     """Parts into which a rank's samples of a step are cut, where they are enough."""
+    rejoined: bool = False
+    """A process came back in the step: this one, whose first step it is since it was started again, or a server that it joined again."""
     cpu_s: float = 0.0
     """CPU seconds of the whole process since the row before."""
     samples: Count = 0

@@ -22,6 +22,8 @@ class StepTiming:
     shards: list[ShardTraffic] = field(default_factory=list)
     ways: list[tuple[tuple[float, float] | None, tuple[float, float] | None]] = field(default_factory=list)
     """By shard and our clock: from when to when anything was on its way up, and down; None if nothing was."""
+    rejoined: bool = False
+    """A shard was joined again since the step before."""
 
     def end(self, now: float) -> None:
         """The step ends now, by our clock: its traffic is told how long before."""
@@ -55,6 +57,8 @@ class StepClock:
         self._number = number
         self._clock = clock
         self._shards = [_ShardClock(ShardTraffic(shard=i), math.inf) for i in range(num_servers)]
+        self.rejoined = False
+        """A shard was joined again since the last `finish`."""
         self.begin()
 
     def begin(self) -> None:
@@ -97,7 +101,8 @@ class StepClock:
     def finish(self) -> StepTiming:
         """Splits the wait for the answers by the clock of the shard that landed last: for other ranks, for its work, for bytes."""
         wait = self._wait_s
-        timing = StepTiming(encode_s=self.encode_s, send_s=self._send_s, shards=[shard.traffic for shard in self._shards])
+        timing = StepTiming(encode_s=self.encode_s, send_s=self._send_s, shards=[shard.traffic for shard in self._shards], rejoined=self.rejoined)
+        self.rejoined = False
         for shard in self._shards:
             _close(shard)
             timing.ways.append((_ends(shard, up=True), _ends(shard, up=False)))

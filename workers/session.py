@@ -304,6 +304,7 @@ class Session:
             waits_for=timing.waits_for,
             num_stages=self.settings.num_stages,
             micro_batches=self.settings.train.accumulate * self.settings.pipeline.micro_batches,
+            rejoined=timing.rejoined or (is_first and self._control.member.incarnation > 1),
             cpu_s=cpu_s + self._cpu_s,
             compute_cpu_s=self.spans.compute_cpu_s,
             report_s=report_s,

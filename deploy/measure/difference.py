@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deploy.measure.recorded import Recorded
-from deploy.measure.table import Table
+from deploy.measure.table import Table, left_out
 from deploy.measure.text import seconds, size
 from deploy.measure.verdict import verdict
 from deploy.measure.window import BETWEEN, SPANS, TRAFFIC
@@ -55,7 +55,8 @@ def steady_steps(values: Sequence[float]) -> list[float]:
 def _times(first: Recorded, second: Recorded, names: Sequence[str], one: Sequence[float], other: Sequence[float]) -> str:
     means = statistics.fmean(one), statistics.fmean(other)
     ratio = means[1] / means[0]
-    said = f"a step of {names[1]} takes {seconds(means[1])}, of {names[0]} {seconds(means[0])}: {_percent(ratio)}"
+    lengths = [f"{seconds(mean)}{left_out(recorded.window)}" for mean, recorded in zip(means, (first, second), strict=True)]
+    said = f"a step of {names[1]} takes {lengths[1]}, of {names[0]} {lengths[0]}: {_percent(ratio)}"
     if _overlap(one, other):
         return f"{said}, no more than steps of one run differ among themselves"
     spans = {span: other_s - one_s for span, (one_s, other_s) in _spans(first, second).items()}
@@ -163,4 +164,4 @@ def _signed(value_s: float) -> str:
 
 
 def _percent(ratio: float) -> str:
-    return f"{ratio - 1:+.0%}"
+    return f"{round(ratio - 1, 2) + 0.0:+.0%}"  # never -0%

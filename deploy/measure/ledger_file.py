@@ -21,6 +21,11 @@ class LedgerStep:
     def rows(self) -> list[WorkerRow | ServerRow]:
         return [*self.workers, *self.servers]
 
+    @property
+    def recovers(self) -> bool:
+        """Whether a process came back in it: how long that took says nothing about other steps."""
+        return any(row.rejoined for row in self.workers)
+
 
 def read_ledger(path: Path) -> Iterator[LedgerStep]:
     """The steps in the file's order; nothing if there is no file. A last line that is not whole is left out.

@@ -18,7 +18,7 @@ _WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2
 
 
 class Series:
-    """Values by step, and sums over all steps. Bytes are payload."""
+    """Values by step, and sums over all steps; of a step in which a process came back, only bytes. Bytes are payload."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -42,9 +42,10 @@ class Series:
         known = len(self.steps)
         self.steps.append(step.step)
         self.time_s.append(max((row.time_s for row in step.rows), default=0.0))
-        self.step_s.append(statistics.fmean(row.step_s for row in step.workers) if step.workers else 0.0)
+        typical = [] if step.recovers else step.workers
+        self.step_s.append(statistics.fmean(row.step_s for row in typical) if typical else 0.0)
         for span, values in (*self.spans.items(), *self.between.items()):
-            values.append(statistics.fmean(getattr(row, span) for row in step.workers) if step.workers else 0.0)
+            values.append(statistics.fmean(getattr(row, span) for row in typical) if typical else 0.0)
         for server in step.servers:
             for ways, num_bytes in ((self.ingress, server.ingress_bytes), (self.egress, server.egress_bytes)):
                 column = ways[server.shard]
@@ -55,7 +56,7 @@ class Series:
                 sums = self.traffic[worker.rank, traffic.shard]
                 for name in TRAFFIC:
                     sums[name] += getattr(traffic, name)
-            if worker.waits_for is not None:
+            if worker.waits_for is not None and not step.recovers:
                 self.waits[worker.rank, worker.waits_for] += worker.barrier_wait_s
 
     def close(self) -> None:

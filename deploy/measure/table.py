@@ -25,6 +25,11 @@ class Table:
         )
 
     @property
+    def upright(self) -> "Table":
+        """The same, or transposed if it is wider than it is high."""
+        return self if len(self.columns) <= 1 + len(self.rows) else self.transposed()
+
+    @property
     def width(self) -> int:
         """Of the longest line of `plain`, without the title."""
         return max(map(len, self.plain().splitlines()[1:]))
@@ -42,7 +47,7 @@ class Table:
 
 def tables(window: Window) -> list[Table]:
     """Seconds by worker, bytes by shard; nothing if no step has ended."""
-    return [_workers(window), _shards(window)] if window.num_steps else []
+    return [_workers(window), _shards(window)] if window.num_all else []
 
 
 def closing_line(window: Window) -> str:
@@ -52,7 +57,14 @@ def closing_line(window: Window) -> str:
     if not found.resource:
         return "no step has ended"
     steps = f"{counted(window.num_steps, 'step')} of {seconds(window.steps['step_s'])}, exposed comm {window.exposed_share:.0%}"
-    return f"{steps} | bottleneck: {found} | slowest rank: {shares}"
+    return f"{steps}{left_out(window)} | bottleneck: {found} | slowest rank: {shares}"
+
+
+def left_out(window: Window) -> str:
+    """In brackets, the steps in which a process came back; nothing if there is none."""
+    if not window.recoveries:
+        return ""
+    return f" (without {counted(len(window.recoveries), 'step')} in which a process came back, {seconds(sum(window.recoveries.values()))} in all)"
 
 
 def _workers(window: Window) -> Table:
@@ -71,10 +83,10 @@ def _shards(window: Window) -> Table:
     columns = ["", "pushed", "pulled", "wire up", "wire down", "up", "down", "sum", "apply", "wait"]
     sums = dict.fromkeys(TRAFFIC, 0.0)
     rows = []
-    for shard, means in sorted(window.shards.items()):
-        totals = {name: means[name] * window.num_steps for name in TRAFFIC}
+    for shard, totals in sorted(window.bytes.items()):
+        means = window.shards[shard]
         sums = {name: sums[name] + totals[name] for name in TRAFFIC}
         spans = [seconds(means[name]) for name in ("push_s", "pull_s", "aggregate_s", "apply_s", "wait_s")]
         rows.append([f"shard {shard}", *(size(totals[name]) for name in TRAFFIC), *spans])
     rows.append(["total", *(size(sums[name]) for name in TRAFFIC), *[""] * 5])
-    return Table(f"Bytes over {counted(window.num_steps, 'step')} and seconds per step, by shard", columns, rows)
+    return Table(f"Bytes over {counted(window.num_all, 'step')} and seconds per step, by shard", columns, rows)

@@ -4,8 +4,8 @@ A worker's row tells how long its training thread spent on what, but not when: w
 of SPANS. From when to when bytes were on their way, and a server had contributions, is measured. Times are by the driver's clock.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from deploy.measure.ledger_file import LedgerStep
@@ -80,14 +80,14 @@ def _events(rows: Sequence[WorkerRow | ServerRow], failures: Sequence[Mapping[st
     shards = sorted(
         {row.shard for row in rows if isinstance(row, ServerRow)} | {t.shard for row in rows if isinstance(row, WorkerRow) for t in row.shards}
     )
-    pushed = {(row.step, row.rank, t.shard) for row in rows if isinstance(row, WorkerRow) for t in row.shards if t.push_from_s is not None}
-    drawing = _Drawing(min(_start_s(row) for row in rows), max(workers, default=-1) + 1, pushed)
+    drawing = _Drawing(min(_start_s(row) for row in rows), max(workers, default=-1) + 1)
     for rank in workers:
         yield from drawing.worker(rank, shards)
     for shard in shards:
         yield from drawing.server(shard)
     for row in rows:
         yield from drawing.worker_row(row) if isinstance(row, WorkerRow) else drawing.server_row(row)
+    yield from drawing.arrows()
     for failure in failures:
         yield from drawing.death(failure, rows)
 
@@ -99,11 +99,11 @@ def _start_s(row: WorkerRow | ServerRow) -> float:
 class _Drawing:
     """Where things stand in the trace: a process for every worker and server, times in microseconds from `origin_s` on."""
 
-    def __init__(self, origin_s: float, num_workers: int, pushed: Set[tuple[int, int, int]]) -> None:
-        """`pushed`: (step, rank, shard) of the arrows."""
+    def __init__(self, origin_s: float, num_workers: int) -> None:
         self._origin_s = origin_s
         self._num_workers = num_workers
-        self._pushed = pushed
+        self._arrows: defaultdict[tuple[int, int, int], dict[str, tuple[int, int, float]]] = defaultdict(dict)
+        """By (step, rank, shard) and phase: process, thread and time of a point."""
         self._ends_us: dict[tuple[int, int], float] = {}  # of the last slice, by track
 
     def worker(self, rank: int, shards: Sequence[int]) -> Iterator[Event]:
@@ -139,8 +139,17 @@ class _Drawing:
         arguments = {"step": row.step, **{name: getattr(row, name) for name in fields}}
         yield from self._tiled(pid, _STEPS, f"step {row.step}", start, row.first_s * 1e6, parts, arguments)
         for rank in range(self._num_workers):
-            if (way := (row.step, rank, row.shard)) in self._pushed:
-                yield _arrow("t", way, pid, _STEPS, self._us(row.time_s - row.complete_s))
+            self._arrows[row.step, rank, row.shard]["t"] = pid, _STEPS, self._us(row.time_s - row.complete_s)
+
+    def arrows(self) -> Iterator[Event]:
+        """Of all rows so far that pushed. No point comes before the former one, though clocks jitter."""
+        for way, points in self._arrows.items():
+            at = points["s"][2] if "s" in points else None
+            for phase in "stf":
+                if at is not None and phase in points:
+                    pid, tid, own = points[phase]
+                    at = max(at, min(own, points.get("f", points[phase])[2]))
+                    yield _arrow(phase, way, pid, tid, at)
 
     def death(self, failure: Mapping[str, Any], rows: Sequence[WorkerRow | ServerRow]) -> Iterator[Event]:
         """An instant on the track of the process that died."""
@@ -197,9 +206,8 @@ class _Drawing:
             counter = {"ph": "C", "name": f"{way} in flight, shard {traffic.shard}", "pid": pid}
             yield {**counter, "ts": start, "args": {"bytes": sizes["bytes"]}}
             yield {**counter, "ts": end, "args": {"bytes": 0}}
-            yield _arrow(
-                "s" if way == "push" else "f", (row.step, row.rank, traffic.shard), pid, tid, start if way == "push" else max(start, end - 1)
-            )
+            point = ("s", start) if way == "push" else ("f", max(start, end - 1))
+            self._arrows[row.step, row.rank, traffic.shard][point[0]] = pid, tid, point[1]
 
 
 def _up(shard: int) -> int:

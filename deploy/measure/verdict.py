@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from deploy.measure.exchange import Finding, of_apply, of_transfers
 from deploy.measure.pipeline import of_pipeline
-from deploy.measure.text import seconds
+from deploy.measure.text import counted, seconds
 from deploy.measure.window import FELT, OWN_PARTS, Window
 
 FAULT = 2.0
@@ -77,7 +77,8 @@ def log_line(step: int, window: Window) -> str:
     """One line for the log, about the steps of the window."""
     found = verdict(window)
     if not found.resource:
-        return f"step {step} | no step has ended since the last line"
+        came_back = [f"a process came back in {counted(len(window.recoveries), 'step')}"] if window.recoveries else []
+        return " | ".join([f"step {step}", *(came_back or ["no step has ended since the last line"])])
     step_s = window.steps["step_s"]
     parts = [f"step {step}", seconds(step_s), f"exposed comm {window.exposed_share:.0%}", f"bottleneck: {found}"]
     if window.waits:

@@ -59,10 +59,13 @@ class Means:
 
 
 class Window:
-    """Steps `first_step` to `last_step`; seconds and bytes are means per step. Not thread-safe."""
+    """Steps `first_step` to `last_step`; seconds and bytes are means per step, of those in which no process came back. Not thread-safe."""
 
     def __init__(self) -> None:
         self.num_steps = 0
+        """Of which the means are."""
+        self.recoveries: dict[int, float] = {}
+        """The other steps, and how long each was, in seconds."""
         self.first_step: int | None = None
         self.last_step: int | None = None
         self.steps = Means()
@@ -74,6 +77,8 @@ class Window:
         together; its times as the rank saw them that was served longest."""
         self.links: dict[int, float | None] = {}
         """By shard: rate its link is shaped to, bytes/s; None if it is not."""
+        self.bytes: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        """By shard: TRAFFIC of all steps and ranks together."""
         self.rank_links: dict[int, float | None] = {}
         """By rank: rate its link is shaped to, bytes/s; None if it is not."""
         self.peak_bytes: dict[int, int] = {}
@@ -94,7 +99,6 @@ class Window:
 
     def add(self, step: int, rows: Iterable[WorkerRow | ServerRow]) -> None:
         """The rows of one step; some may be missing."""
-        self.num_steps += 1
         self.first_step = step if self.first_step is None else self.first_step
         self.last_step = step
         workers: list[WorkerRow] = []
@@ -105,11 +109,22 @@ class Window:
             else:
                 servers.append(row)
                 self.diverged += row.diverged
-                self._add_server(row)
+        self._add_bytes(workers)
+        if any(row.rejoined for row in workers):
+            self.recoveries[step] = max(row.step_s for row in workers)
+            return
+        self.num_steps += 1
+        for server in servers:
+            self._add_server(server)
         if workers:
             self._add_workers(workers)
             self._add_norms(workers, servers)
             self._add_cores(max(row.step_s for row in workers), servers)
+
+    @property
+    def num_all(self) -> int:
+        """Steps, whatever happened in them."""
+        return self.num_steps + len(self.recoveries)
 
     @property
     def path(self) -> dict[str, float]:
@@ -161,9 +176,9 @@ class Window:
 
     def totals(self) -> dict[str, Any]:
         """For summary.json: means per step, and bytes over all steps."""
-        shards = {str(shard): {name: round(means[name] * self.num_steps) for name in TRAFFIC} for shard, means in sorted(self.shards.items())}
+        shards = {str(shard): {name: sums[name] for name in TRAFFIC} for shard, sums in sorted(self.bytes.items())}
         return {
-            "steps": self.num_steps,
+            "steps": self.num_all,
             "step_s": self.steps["step_s"],
             "exposed_s": self.steps["exposed_s"],
             "exposed_share": self.exposed_share,
@@ -174,6 +189,10 @@ class Window:
 
     def _per_step(self, sums: dict[Key, float]) -> dict[Key, float]:
         return {key: value / self.num_steps for key, value in sums.items()}
+
+    def _add_bytes(self, rows: Sequence[WorkerRow]) -> None:
+        for traffic in (traffic for row in rows for traffic in row.shards):
+            self.bytes[traffic.shard].update({name: getattr(traffic, name) for name in TRAFFIC})
 
     def _add_server(self, row: ServerRow) -> None:
         for name in _SERVER_FIELDS:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deploy.measure.ledger_file import LedgerStep
-from deploy.predict.calibrate import WARMUP, by_rank, slow_servers
+from deploy.predict.calibrate import by_rank, slow_servers, steady
 from deploy.predict.plan import WORTH, floor_s, ring_step_s, server_counts
 from deploy.predict.scenario import Scenario
 from deploy.predict.simulate import simulate
@@ -33,6 +33,13 @@ class Change:
     step_s: float
     sets: Sequence[str] = ()
     """What makes it so, or simulates it, in the words of `--set`; empty: nothing of the config does."""
+    samples: float = 1.0
+    """How many times as many samples the step then has."""
+
+    @property
+    def same_samples_s(self) -> float:
+        """For as many samples as a step has now."""
+        return self.step_s / self.samples
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Outlook:
     model_s: float
     """What the model says of the run as it was."""
     changes: Sequence[Change]
-    """The best ones, the best first; those that nobody would feel are left out."""
+    """The best ones, the best first, those last that learn from larger batches; those that nobody would feel are left out."""
     floor_s: float
     """What the bytes need on these links, by the closed forms; 0 where no link has a rate."""
     ring_s: float | None
@@ -53,7 +60,7 @@ class Outlook:
 
 def outlook(scenario: Scenario, steps: Sequence[LedgerStep]) -> Outlook | None:
     """Of a run that was like `scenario`; None without steps of all workers."""
-    whole = [step for step in steps[WARMUP:] if len(step.workers) == scenario.num_workers]
+    whole = [step for step in steady(steps) if len(step.workers) == scenario.num_workers]
     if not whole:
         return None
     measured_s = statistics.median(statistics.fmean(row.step_s for row in step.workers) for step in whole)
@@ -63,11 +70,13 @@ def outlook(scenario: Scenario, steps: Sequence[LedgerStep]) -> Outlook | None:
     scenario = replace(scenario, stragglers=_stragglers(whole), slow_servers=slow, server_cores=quotas)
     scenario = _coarse(_on_links(scenario, steps, measured_s))
     model_s = simulate(scenario).step_s
-    found = [Change(c.what, measured_s * simulate(c.scenario).step_s / model_s, c.sets) for c in _candidates(scenario, data_s)]
+    candidates = _candidates(scenario, data_s)
+    more = [candidate.scenario.samples / scenario.samples for candidate in candidates]
+    found = [Change(c.what, measured_s * simulate(c.scenario).step_s / model_s, c.sets, times) for c, times in zip(candidates, more, strict=True)]
     best_servers = min((c for c in found if c.what.startswith("scaling.num_servers")), key=lambda change: change.step_s, default=None)
-    felt = [c for c in found if c.step_s <= (1 - WORTH) * measured_s and (c is best_servers or not c.what.startswith("scaling.num_servers"))]
+    felt = [c for c in found if c.same_samples_s <= (1 - WORTH) * measured_s and (c is best_servers or not c.what.startswith("scaling.num_servers"))]
     has_links = scenario.comm.bandwidth is not None
-    best = sorted(felt, key=lambda change: change.step_s)[:NUM_CHANGES]
+    best = sorted(felt, key=lambda change: (change.samples > 1, change.same_samples_s))[:NUM_CHANGES]
     return Outlook(measured_s, model_s, best, floor_s(scenario), ring_step_s(scenario) if has_links else None)
 
 
@@ -132,7 +141,22 @@ def _candidates(scenario: Scenario, data_s: float) -> list[_Candidate]:
         found.append(_Candidate(f"train.data_workers = {threads}", ahead, [f"train.data_workers={threads}"]))
     quicker = replace(scenario, forward_s=(scenario.forward_s + data_s) / 2, backward_s=scenario.backward_s / 2)
     found.append(_Candidate("compute in half the time (train.autocast, a quicker device)", quicker))
-    return found
+    costs = scenario.costs
+    copied = replace(costs, copy_byte_s=costs.copy_byte_s / 2, install_byte_s=costs.install_byte_s / 2)
+    found.append(_Candidate("copies in half the time (a faster bus to the device, fewer ranks on one host)", replace(scenario, costs=copied)))
+    return [*found, _accumulated(scenario)]
+
+
+def _accumulated(scenario: Scenario) -> _Candidate:
+    """Twice as many micro-batches in a step: one exchange, and one copy of everything, for twice the samples."""
+    parts, batch = 2 * scenario.micro_batches, scenario.global_batch
+    compute = {name: 2 * getattr(scenario, name) for name in ("forward_s", "backward_s", "samples")}
+    stages = scenario.pipeline
+    if stages:
+        stages = replace(stages, micro_batches=2 * stages.micro_batches, passed_bytes=tuple(2 * passed for passed in stages.passed_bytes))
+    larger = replace(scenario, micro_batches=parts, global_batch=batch and 2 * batch, pipeline=stages, **compute)
+    what = {"train.accumulate": parts} | ({"train.global_batch_size": 2 * batch} if batch else {})
+    return _Candidate(" and ".join(f"{key} = {value}" for key, value in what.items()), larger, [f"{key}={value}" for key, value in what.items()])
 
 
 def _formats(scenario: Scenario) -> Iterator[_Candidate]:

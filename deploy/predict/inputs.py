@@ -10,7 +10,6 @@ from typing import Any
 from deploy.config import Config, load
 from deploy.measure.ledger_file import LedgerStep, read_ledger
 from deploy.predict.calibrate import fit
-from deploy.predict.costs import VIRTUAL_LINK_BYTE_S, Costs
 from deploy.predict.scenario import Hosts, Scenario, equal_tensors, tensors_of
 from deploy.rundir import RunDirectory
 from ps.config import CommConfig, PullFormat, PushFormat
@@ -74,8 +73,9 @@ def scenario_of_config(config: Config, steps: Sequence[LedgerStep]) -> Scenario:
         hosts=_hosts(steps, config, is_virtual=is_virtual),
         machine_cores=float(os.cpu_count() or 1) if is_virtual else math.inf,
         latency_s=config.comm.latency_s,
+        micro_batches=config.train.accumulate,
+        global_batch=config.train.global_batch_size,
         computes_on_host=not config.scaling.use_gpu,
-        costs=Costs(kernel_byte_s=VIRTUAL_LINK_BYTE_S if is_virtual else 0.0),
     )
 
 
@@ -145,7 +145,6 @@ def scenario_for(wishes: Wishes, run_name: str | None) -> Scenario:
         latency_s=base.latency_s if wishes.latency_ms is None else wishes.latency_ms / 1e3,
         cores_per_host=wishes.cores or base.cores_per_host,
         machine_cores=math.inf if wishes.cores else base.machine_cores,
-        costs=replace(base.costs, kernel_byte_s=0.0) if wishes.cores else base.costs,
         stragglers=dict(map(parse_straggler, wishes.stragglers)),
     )
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from heapq import heappop, heappush
 from typing import Protocol
 
 from deploy.predict.classes import Frame, ServerClass, WorkerClass
 from deploy.predict.costs import DECODE_BYTE_S, ENCODE_BYTE_S, Costs
 from deploy.predict.events import Call, Cores, Thread
-from deploy.predict.receipts import Held
 from deploy.predict.scenario import Layers, Scenario
-from ps.receipts import COPIED_BYTES
 
 MOST_PARTS = 64
 """In which frames to a class of servers, or answers to a class of workers, are dealt."""
@@ -44,9 +41,6 @@ class Network(Protocol):
 
     def answer(self, server: int, worker: int, portion: int, num_bytes: float, num_frames: float, arrived: Call) -> None:
         """`num_bytes` to each worker of a class, from as many servers as there are frames: the `portion`-th of its answers."""
-
-    def receipts(self, server: int, worker: int, arrived: Call) -> None:
-        """A message to each worker of a class that takes no time of its own, after the answers before it."""
 
     def pass_on(self, worker: int, to: int, num_bytes: float, arrived: Call) -> None:
         """From one stage to another of its rank."""
@@ -77,8 +71,12 @@ class Worker:
         self._costs = scenario.costs
         self._train = Thread(cores, cls.count)
         self._net = Thread(cores, cls.count)
-        self._others = Thread(cores, cls.count)
         self._device = self._train if scenario.computes_on_host else Thread(device, cls.count)
+        micro_batches = scenario.micro_batches
+        self._forward_s, self._backward_s = (cls.slowness * seconds / micro_batches for seconds in (scenario.forward_s, scenario.backward_s))
+        """Of one micro-batch."""
+        self._rest_s = (micro_batches - 1) * (self._forward_s + self._backward_s)
+        """Of all others: between the first one's forward, which may wait, and the last one's backward."""
         self._parts = [min(server.cls.count, MOST_PARTS) for server in servers]
         self._turns = [b for b, parts in enumerate(self._parts) for _ in range(parts)]
         self._turn = cls.first % len(self._turns)
@@ -118,16 +116,22 @@ class Worker:
         if layer == len(self._layers):
             self._all_landed = False
             self._begin()
-            self._others.do(self._costs.worker_step_s, _nothing)
-            self._backward(layer - 1)
+            if self._rest_s:
+                self._device.do(self._rest_s, lambda: self._backward(layer - 1))
+            else:
+                self._backward(layer - 1)
         elif not self._all_landed and (self._missing[layer] or not self._scenario.overlap):
             self._waiting = layer
         else:
-            seconds = self._scenario.forward_s * self._layers.shares[layer] * self._cls.slowness
-            self._device.do(seconds, lambda: self._forward(layer + 1))
+            seconds = self._forward_s * self._layers.shares[layer]
+            install_s = self._costs.install_byte_s * self._layers.num_bytes[layer]
+            if self._device is self._train or not install_s:
+                self._device.do(install_s + seconds, lambda: self._forward(layer + 1))
+            else:
+                self._train.do(install_s, lambda: self._device.do(seconds, lambda: self._forward(layer + 1)))
 
     def _backward(self, layer: int) -> None:
-        self._device.do(self._scenario.backward_s * self._layers.shares[layer] * self._cls.slowness, lambda: self._made(layer))
+        self._device.do(self._backward_s * self._layers.shares[layer], lambda: self._made(layer))
 
     def _made(self, layer: int) -> None:
         """The layer's gradient is there: it is copied, and leaves with the frames that it completes."""
@@ -197,7 +201,7 @@ class Worker:
             self._in_flight -= part.num_frames
             self._pump(self._net)
 
-        self._network.after((self._stretch - 1) * 2 * self._scenario.latency_s, back)
+        self._network.after(self._scenario.latency_s + (self._stretch - 1) * 2 * self._scenario.latency_s, back)
 
     # -- land ------------------------------------------------------------------------------------------------
 
@@ -237,7 +241,6 @@ class Server:
         """Of the classes that push each frame: the one whose turn it is in its sum."""
         self._pushers = [[a for a, of in enumerate(classes) if of.stage == frame.stage] for frame in cls.frames]
         self.workers: Sequence[Worker] = ()
-        self._held = [Held(network.after, partial(network.receipts, index, a)) for a in range(len(classes))]
 
     def receive(self, worker: int, part: Part, receipt: Call) -> None:
         """A part has arrived from every worker of a class."""
@@ -246,7 +249,7 @@ class Server:
         byte_s = 0.0 if self._scenario.is_shared else self._costs.take_byte_s
 
         def taken() -> None:
-            self._held[worker].hold(receipt)
+            receipt()
             self._arrived[part.frame][worker] += part.num_frames / self.cls.count
             self._sum(part.frame)
 
@@ -267,17 +270,13 @@ class Server:
         frame = self.cls.frames[j]
         self._arrived[j] = [0.0] * len(self._classes)
         self._next_rank[j] = 0
-        if not j:
-            self.loop.do(self.cls.slowness * self._costs.server_step_s, _nothing)
         encode_s = _codec_s(ENCODE_BYTE_S, self._scenario.comm.pull_format, frame)
-        apply_s = self._costs.work_frame_s + self._costs.apply_byte_s * frame.exact_bytes
-        self._threads[j].do(self.cls.slowness * (apply_s + encode_s), lambda: self._answer(frame))
+        self._threads[j].do(self.cls.slowness * (self._costs.apply_byte_s * frame.exact_bytes + encode_s), lambda: self._answer(frame))
 
     def _answer(self, frame: Frame) -> None:
-        """To all workers, every server beginning with another one; each class in as many portions as its size allows."""
+        """To all workers, each class in as many portions as its size allows."""
         byte_s = 0.0 if self._scenario.is_shared else self._costs.answer_byte_s
-        members, first = list(zip(self.workers, self._classes, strict=True)), self.cls.first % len(self.workers)
-        for worker, cls in members[first:] + members[:first]:
+        for worker, cls in zip(self.workers, self._classes, strict=True):
             if cls.stage != frame.stage:
                 continue
             portions = min(cls.count, MOST_PARTS)
@@ -295,18 +294,10 @@ class Server:
             if not left[0]:
                 worker.landed(frame)
 
-        def made() -> None:
-            if frame.pull_bytes > COPIED_BYTES:
-                self._held[index].go()
-            credited = self._held[index].taken()
+        def arrived() -> None:
+            worker.land(frame, num_frames, done)
 
-            def arrived() -> None:
-                credited()
-                worker.land(frame, num_frames, done)
-
-            self._network.answer(self._index, index, portion, frame.pull_bytes * num_frames, num_frames, arrived)
-
-        self.loop.do(seconds, made)
+        self.loop.do(seconds, lambda: self._network.answer(self._index, index, portion, frame.pull_bytes * num_frames, num_frames, arrived))
 
 
 def _codec_s(byte_s: dict[str, float], wire_format: str, frame: Frame) -> float:

@@ -69,6 +69,10 @@ class Scenario:
     """As `train.overlap`."""
     samples: float = 1.0
     """Of one rank in a step."""
+    micro_batches: int = 1
+    """Of one rank in a step, before stages cut them once more: only the last one's backward makes gradients that leave."""
+    global_batch: int | None = None
+    """Samples of all ranks in a step, where the config says it so; None: where it has those of one rank in a micro-batch."""
     costs: Costs = field(default_factory=Costs)
 
     def __post_init__(self) -> None:

@@ -3,17 +3,20 @@
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from deploy.measure.ledger_file import LedgerStep
 from deploy.measure.recorded import Recorded, Series, Tensor
+from deploy.measure.text import seconds, size
 from deploy.measure.window import SPANS, Window
 from deploy.report.words import turning_point
 
 MAX_POINTS = 400
 """Of a curve over steps: longer ones are means of neighbours."""
+MAX_MARKS = 5
+"""Recoveries that say how long they took."""
 MAX_BARS = 24
 """Workers in the Gantt chart, and tensors."""
 COLOURS = {
@@ -32,6 +35,8 @@ COLOURS = {
     "other_s": "#8a8f98",
 }
 _SERVER_PARTS = {"contributions": "#86bcb6", "wait for the last rank": "#e15759", "last sums and updates": "#f28e2b"}
+_BYTES = {"tickformat": "~s", "ticksuffix": "B"}
+"""An axis."""
 _PALETTE = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#b07aa1", "#edc948", "#9c755f")
 
 
@@ -53,12 +58,12 @@ def figures(recorded: Recorded) -> list[Figure]:
     if step := recorded.typical_step():
         found.append(gantt(step))
     if any(series.step_s):
-        found.append(time_per_step(series))
+        found.append(time_per_step(series, window.recoveries))
         found.append(link_use(series, window))
     if series.traffic:
         found.append(traffic_matrix(series))
     if series.waits:
-        found.append(barrier_waits(series, window.num_steps))
+        found.append(barrier_waits(series, window))
     if recorded.tensors:
         found.append(tensors(recorded.tensors))
     if recorded.history:
@@ -122,9 +127,10 @@ def gantt(step: LedgerStep) -> Figure:
     )
 
 
-def time_per_step(series: Series) -> Figure:
+def time_per_step(series: Series, recoveries: Mapping[int, float]) -> Figure:
     """Spans of the mean rank, stacked."""
-    steps = binned(series.steps)
+    known = [number for number, length_s in enumerate(series.step_s) if length_s]
+    steps = binned([series.steps[number] for number in known])
     traces = [
         {
             "type": "scatter",
@@ -133,33 +139,50 @@ def time_per_step(series: Series) -> Figure:
             "name": _words(span),
             "fillcolor": COLOURS[span],
             "x": steps,
-            "y": [round(value * 1e3, 3) for value in binned(values)],
+            "y": [round(value * 1e3, 3) for value in binned([values[number] for number in known])],
         }
         for span, values in series.spans.items()
         if any(values)
     ]
-    layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "ms"}, "rangemode": "tozero"}}
-    return Figure("time", "Time per step", f"Where the mean worker's time went.{_binning(series)}", traces, layout)
+    layout: dict[str, Any] = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "ms"}, "rangemode": "tozero"}}
+    note = "Where the mean worker's time went."
+    if recoveries:
+        shown = sorted(recoveries, key=lambda step: -recoveries[step])[:MAX_MARKS]
+        note += " Dotted: steps in which a process came back, which are drawn without their time; the longest ones say how long they were."
+        layout["shapes"] = [_mark(step) for step in recoveries]
+        layout["annotations"] = [_label(step, seconds(recoveries[step]), series.steps, row) for row, step in enumerate(shown)]
+    return Figure("time", "Time per step", note + _binning(series), traces, layout)
+
+
+def _mark(step: float) -> dict[str, Any]:
+    """A dotted line across the figure."""
+    return {"type": "line", "x0": step, "x1": step, "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "color": "#e15759"}}
+
+
+def _label(step: float, text: str, steps: Sequence[float], row: int = 0) -> dict[str, Any]:
+    """Beside its mark, on the side where there is more room; `row`: from the top."""
+    side = "left" if step < (steps[0] + steps[-1]) / 2 else "right"
+    return {"x": step, "y": 1 - 0.07 * row, "yref": "paper", "yanchor": "top", "xanchor": side, "showarrow": False, "text": text}
 
 
 def link_use(series: Series, window: Window) -> Figure:
-    """Payload over the time from one step's end to the next."""
-    steps = binned(series.steps)
+    """Payload over the time from one step's end to the next, where that is known."""
+    known = [number for number, length_s in enumerate(series.step_s) if length_s]
+    steps, lengths_s = (binned([values[number] for number in known]) for values in (series.steps, series.step_s))
     traces = []
     for way, ways, dash in (("in", series.ingress, "solid"), ("out", series.egress, "dot")):
         for shard, values in sorted(ways.items()):
-            rates = [
-                num_bytes / length_s / 1e6 if length_s else 0.0 for num_bytes, length_s in zip(binned(values), binned(series.step_s), strict=True)
-            ]
+            sizes = binned([values[number] for number in known])
+            rates = [num_bytes / length_s for num_bytes, length_s in zip(sizes, lengths_s, strict=True)]
             line = {"color": _PALETTE[shard % len(_PALETTE)], "dash": dash}
             traces.append({"type": "scatter", "mode": "lines", "name": f"shard {shard} {way}", "x": steps, "y": _rounded(rates), "line": line})
     for shard, rate in sorted(window.links.items()):
         if rate:
             line = {"color": _PALETTE[shard % len(_PALETTE)], "dash": "dash"}
             traces.append(
-                {"type": "scatter", "mode": "lines", "name": f"shard {shard}'s link", "x": [steps[0], steps[-1]], "y": [rate / 1e6] * 2, "line": line}
+                {"type": "scatter", "mode": "lines", "name": f"shard {shard}'s link", "x": [steps[0], steps[-1]], "y": [rate] * 2, "line": line}
             )
-    layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "MB/s"}, "rangemode": "tozero"}}
+    layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {**_BYTES, "ticksuffix": "B/s", "rangemode": "tozero"}}
     note = "Payload of each shard over the length of the step, both ways; dashes: the rate its link is shaped to, where that is known."
     return Figure("links", "Link use", note + _binning(series), traces, layout)
 
@@ -168,35 +191,35 @@ def traffic_matrix(series: Series) -> Figure:
     """Worker by shard, bytes of the run, both ways together."""
     ranks, shards = sorted({rank for rank, _ in series.traffic}), sorted({shard for _, shard in series.traffic})
     sums = [[series.traffic.get((rank, shard), {}) for shard in shards] for rank in ranks]
-    total = [[round((its.get("push_bytes", 0) + its.get("pull_bytes", 0)) / 1e6, 3) for its in row] for row in sums]
+    total = [[its.get("push_bytes", 0) + its.get("pull_bytes", 0) for its in row] for row in sums]
     small = len(ranks) * len(shards) <= 64
     trace: dict[str, Any] = {
         "type": "heatmap",
         "x": [f"shard {shard}" for shard in shards],
         "y": [f"worker {rank}" for rank in ranks],
         "z": total,
-        "customdata": [[[its.get("push_bytes", 0) / 1e6, its.get("pull_bytes", 0) / 1e6] for its in row] for row in sums],
-        "hovertemplate": "%{y}, %{x}: pushed %{customdata[0]:.2f} MB, pulled %{customdata[1]:.2f} MB<extra></extra>",
-        "colorscale": "Blues",
+        "customdata": [[[its.get("push_bytes", 0), its.get("pull_bytes", 0)] for its in row] for row in sums],
+        "hovertemplate": "%{y}, %{x}: pushed %{customdata[0]:.4~s}B, pulled %{customdata[1]:.4~s}B<extra></extra>",
         "zmin": 0,
         "zmax": max(map(max, total)),
-        "colorbar": {"title": {"text": "MB"}},
+        "colorbar": _BYTES,
     }
     if small:
-        trace |= {"texttemplate": "%{z:.4g}", "xgap": 2, "ygap": 2}
+        trace |= {"texttemplate": "%{z:.3~s}B", "xgap": 2, "ygap": 2}
     layout = {"height": 160 + 32 * min(len(ranks), MAX_BARS), "yaxis": {"autorange": "reversed", "type": "category"}, "xaxis": {"type": "category"}}
-    return Figure("traffic", "Traffic, worker by shard", "Payload of the whole run, pushed and pulled together, in MB.", [trace], layout)
+    return Figure("traffic", "Traffic, worker by shard", "Payload of the whole run, pushed and pulled together.", [trace], layout)
 
 
-def barrier_waits(series: Series, num_steps: int) -> Figure:
+def barrier_waits(series: Series, window: Window) -> Figure:
     """Who waited, and for whom, in milliseconds per step."""
     ranks = sorted({rank for rank, _ in series.waits})
     traces = []
     for waited_for in sorted({other for _, other in series.waits}):
-        means = [round(series.waits.get((rank, waited_for), 0.0) / num_steps * 1e3, 3) for rank in ranks]
+        means = [round(series.waits.get((rank, waited_for), 0.0) / window.num_steps * 1e3, 3) for rank in ranks]
         colour = {"color": _PALETTE[waited_for % len(_PALETTE)]}
-        traces.append({"type": "bar", "name": f"for rank {waited_for}", "x": [f"rank {rank}" for rank in ranks], "y": means, "marker": colour})
-    layout = {"barmode": "stack", "yaxis": {"title": {"text": "ms per step"}, "rangemode": "tozero"}, "xaxis": {"type": "category"}}
+        traces.append({"type": "bar", "name": f"for {window.name(waited_for)}", "x": list(map(window.name, ranks)), "y": means, "marker": colour})
+    axes = {"yaxis": {"title": {"text": "ms per step"}, "rangemode": "tozero"}, "xaxis": {"type": "category"}}
+    layout = {"barmode": "stack", "bargap": 0.4, "showlegend": True, **axes}
     return Figure("waits", "Waits in the barrier", "How long each rank waited per step when it had pushed everything, and for whom.", traces, layout)
 
 
@@ -208,18 +231,18 @@ def tensors(found: Sequence[Tensor]) -> Figure:
         "type": "bar",
         "orientation": "h",
         "y": [tensor.name for tensor in shown],
-        "x": [tensor.num_bytes / 1e6 for tensor in shown],
+        "x": [tensor.num_bytes for tensor in shown],
         "customdata": [["×".join(map(str, tensor.shape)) or "scalar", tensor.num_bytes / total] for tensor in shown],
-        "hovertemplate": "%{y} (%{customdata[0]}): %{x:.4g} MB, %{customdata[1]:.1%} of the model<extra></extra>",
+        "hovertemplate": "%{y} (%{customdata[0]}): %{x:.4~s}B, %{customdata[1]:.1%} of the model<extra></extra>",
         "marker": {"color": _PALETTE[0]},
     }
     rest = sum(tensor.num_bytes for tensor in found[MAX_BARS:])
     note = "Size of each tensor: an exact push, and the answer to it, move as much per step and worker; frozen tensors do not travel."
-    note += f" {len(found) - len(shown)} smaller ones, {rest / 1e6:.3g} MB together, are not drawn." if rest else ""
+    note += f" {len(found) - len(shown)} smaller ones, {size(rest)} together, are not drawn." if rest else ""
     layout = {
         "height": 140 + 26 * len(shown),
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
-        "xaxis": {"title": {"text": "MB"}},
+        "xaxis": _BYTES,
     }
     return Figure("tensors", "Bytes by tensor", note, [trace], layout)
 
@@ -241,19 +264,8 @@ def losses(history: Sequence[dict[str, Any]]) -> Figure:
     ]
     layout: dict[str, Any] = {"xaxis": {"title": {"text": "step"}, "rangemode": "tozero"}, "yaxis": {"title": {"text": "loss"}}}
     if best := turning_point(history):
-        layout["shapes"] = [
-            {"type": "line", "x0": best["step"], "x1": best["step"], "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "color": "#e15759"}}
-        ]
-        layout["annotations"] = [
-            {
-                "x": best["step"],
-                "y": 1,
-                "yref": "paper",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "text": f"epoch {best['epoch']}: validation turns up",
-            }
-        ]
+        layout["shapes"] = [_mark(best["step"])]
+        layout["annotations"] = [_label(best["step"], f"epoch {best['epoch']}: validation turns up", [0, history[-1]["step"]])]
     return Figure("losses", "Losses", "Exact means over all samples of the phase.", traces, layout)
 
 

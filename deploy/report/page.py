@@ -28,16 +28,17 @@ def write_report(run: RunDirectory) -> Path:
     return run.report
 
 
-def _outlook(run: RunDirectory) -> Outlook | None:
-    """None of a run that there are no predictions for: too few steps, or a task that is not here."""
+def _outlook(run: RunDirectory) -> Outlook | str | None:
+    """Why there are no predictions for the run, if there are none: too few steps, or a task that is not here. None without steps."""
+    steps = list(read_ledger(run.comm))
     try:
-        return outlook(scenario_of_run(run), list(read_ledger(run.comm)))
-    except ConfigError:
-        return None
+        return outlook(scenario_of_run(run), steps) if steps else None
+    except ConfigError as error:
+        return str(error)
 
 
-def page(recorded: Recorded, predicted: Outlook | None = None) -> str:
-    """HTML; what the run's files say is shown as text, whatever it holds."""
+def page(recorded: Recorded, predicted: Outlook | str | None = None) -> str:
+    """HTML; what the run's files say is shown as text, whatever it holds. `predicted`: or why nothing is."""
     drawn = figures(recorded)
     summary = recorded.summary or {}
     return render(
@@ -46,6 +47,7 @@ def page(recorded: Recorded, predicted: Outlook | None = None) -> str:
         name=recorded.run.name,
         path=recorded.run.path,
         status=summary.get("status", ""),
+        simulated=summary.get("simulated"),
         outcome=words.outcome(recorded),
         headline=words.headline(recorded.window),
         outlook=words.outlook(predicted, recorded.window),
@@ -53,7 +55,7 @@ def page(recorded: Recorded, predicted: Outlook | None = None) -> str:
         noise=words.noise(recorded.window),
         recoveries=words.recoveries(summary),
         words={"losses": words.curves(recorded.history), "traffic": words.traffic(recorded)},
-        tables=tables(recorded.window),
+        tables=[table.upright for table in tables(recorded.window)],
         versions=summary.get("versions", {}),
         params_sha256=summary.get("params_sha256"),
         config=recorded.config_text,

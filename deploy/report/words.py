@@ -5,15 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deploy.measure.recorded import Recorded
+from deploy.measure.table import left_out
 from deploy.measure.text import counted, seconds, size
 from deploy.measure.verdict import verdict
 from deploy.measure.window import TRAFFIC, Window
-from deploy.predict.changes import Outlook
+from deploy.predict.changes import Change, Outlook
 
 REMEDIES = {
     "data loading": "load ahead with train.data_workers, or make the data cheaper to load",
     "compute": "use more workers on processors of their own, lower precision (train.autocast), or a smaller batch",
-    "copies and encoding": "use shared memory (workers and servers on one host) or a push format that is cheaper to make",
+    "copies and encoding": "fewer steps with more samples each (train.accumulate), shared memory (workers and servers on one host), a push format "
+    "that is cheaper to make, a faster bus to the device",
     "transfers": "send fewer bytes (comm.push_format, comm.pull_format), use more servers on links of their own, or more compute per step",
     "pipeline bubble": "cut steps into more micro-batches (pipeline.micro_batches), or split the model more evenly (pipeline.balance)",
     "apply": "use more servers on cores of their own",
@@ -30,7 +32,7 @@ def outcome(recorded: Recorded) -> str:
     """How the run ended and what it reached."""
     summary = recorded.summary
     if summary is None:
-        return f"The run is {recorded.status}. {counted(recorded.window.num_steps, 'step')} in its ledger."
+        return f"The run is {recorded.status}. {counted(recorded.window.num_all, 'step')} in its ledger."
     said = f"The run {'is ' if summary['status'] == 'interrupted' else 'has '}{summary['status']} after {counted(summary['steps'], 'step')}"
     said += f" and {seconds(summary['wall_s'])}"
     if summary["error"]:
@@ -44,8 +46,8 @@ def headline(window: Window) -> str:
         return "No step has ended, so there is nothing to say about its time."
     found = verdict(window)
     return (
-        f"A step takes {seconds(window.steps['step_s'])}; in {window.exposed_share:.0%} of it communication is not hidden behind compute. "
-        f"What limits it: {found}.{'' if found.is_sure else UNSURE}"
+        f"A step takes {seconds(window.steps['step_s'])}{left_out(window)}; "
+        f"in {window.exposed_share:.0%} of it communication is not hidden behind compute. What limits it: {found}.{'' if found.is_sure else UNSURE}"
     )
 
 
@@ -69,14 +71,13 @@ def what_ifs(window: Window) -> list[str]:
     ]
 
 
-def outlook(found: Outlook | None, window: Window) -> list[str]:
-    """The best changes with the steps that the model of the step predicts, and ring all-reduce beside them."""
-    if found is None:
-        return []
-    said = [
-        f"{change.what}: a step of about {seconds(change.step_s)} in place of {seconds(found.step_s)} ({1 - change.step_s / found.step_s:.0%} less)."
-        for change in found.changes
-    ] or ["No single change that the model of the step knows would shorten it by as much as 2%."]
+def outlook(found: Outlook | str | None, window: Window) -> list[str]:
+    """The best changes with the steps that the model of the step predicts, and ring all-reduce beside them; or why there is no prediction."""
+    if found is None or isinstance(found, str):
+        return [f"No prediction: {found}."] if found else []
+    said = [_change(change, found.step_s) for change in found.changes] or [
+        "No single change that the model of the step knows would shorten it by as much as 2%."
+    ]
     if found.floor_s:
         compute_s = max(window.part_s(rank, "compute") for rank in window.ranks)
         floor = f"The bytes alone need {seconds(found.floor_s)} on these links, the slowest rank's compute {seconds(compute_s)}"
@@ -84,6 +85,16 @@ def outlook(found: Outlook | None, window: Window) -> list[str]:
     if len(window.ranks) > 1:
         said.append(_beside_ring(found))
     return said
+
+
+def _change(change: Change, step_s: float) -> str:
+    instead = f"in place of {seconds(step_s)} ({1 - change.same_samples_s / step_s:.0%} less)"
+    if change.samples == 1:
+        return f"{change.what}: a step of about {seconds(change.step_s)} {instead}."
+    return (
+        f"{change.what}: a step of about {seconds(change.step_s)} with {change.samples:g} times the samples, {seconds(change.same_samples_s)} for as "
+        f"many as now {instead}. It learns from larger batches: see optimizer.lr_scaling."
+    )
 
 
 def _beside_ring(found: Outlook) -> str:
@@ -126,6 +137,8 @@ def curves(history: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "There was no validation." if history else "No epoch has ended."
     best = turning_point(history)
+    if len(rows) == 1:
+        return "There was one validation: where its loss turns up cannot be seen."
     if best is None:
         return "Validation loss was lowest at the end: more epochs may help."
     return (
@@ -139,7 +152,7 @@ def traffic(recorded: Recorded) -> str:
     """Bytes of the run."""
     window = recorded.window
     pushed, pulled, up, down = (sum(sums[name] for sums in recorded.series.traffic.values()) for name in TRAFFIC)
-    moved = f"{size(pushed)} pushed and {size(pulled)} pulled in {counted(window.num_steps, 'step')}"
+    moved = f"{size(pushed)} pushed and {size(pulled)} pulled in {counted(window.num_all, 'step')}"
     return f"{moved}; {size(up)} up and {size(down)} down on the workers' connections, with headers and what was sent again."
 
 

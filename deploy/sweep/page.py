@@ -65,5 +65,13 @@ def figures(axes: Sequence[Axis], rows: Sequence[Row]) -> list[Figure]:
         if sum(len(line["x"]) for line in lines.values()) >= 2:
             traces = [{"type": "scatter", "mode": "lines+markers", "name": name, **line} for name, line in lines.items()]
             order = {"title": {"text": x.name}, "type": "category", "categoryorder": "array", "categoryarray": [str(value) for value in x.values]}
-            found.append(Figure(key, title, note, traces, {"xaxis": order, "yaxis": {"rangemode": "tozero"}, "showlegend": len(traces) > 1}))
+            found.append(
+                Figure(
+                    key,
+                    title,
+                    note,
+                    traces,
+                    {"xaxis": order, "yaxis": {"rangemode": "normal" if key == "accuracy" else "tozero"}, "showlegend": len(traces) > 1},
+                )
+            )
     return found

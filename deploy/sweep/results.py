@@ -81,7 +81,7 @@ def measured(recorded: Recorded) -> dict[str, Any]:
     step_s = statistics.median(lengths[WARM_UP:] or lengths) if lengths else None
     samples = sum(means["samples"] for means in window.ranks.values())
     return {
-        "steps": window.num_steps,
+        "steps": window.num_all,
         "step_s": step_s,
         "samples_per_s": samples / step_s if step_s else None,
         "exposed_share": window.exposed_share,

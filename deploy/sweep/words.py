@@ -9,6 +9,8 @@ from deploy.measure.text import counted, seconds, size
 from deploy.sweep.grid import Axis
 from deploy.sweep.results import Row
 
+_HOSTS = "Simulated: links and hosts are virtual ones of this machine, whose cores they share"
+_STREAMS = "Simulated WITHOUT virtual hosts: TOKEN BUCKETS in pserver's own streams in place of links"
 ACCURACY_NOISE = 0.005
 """Differences of an accuracy below this are called none."""
 
@@ -40,7 +42,7 @@ def table(axes: Sequence[Axis], rows: Sequence[Row]) -> Table:
 
 
 def findings(axes: Sequence[Axis], rows: Sequence[Row], target: tuple[str, float] | None) -> list[str]:
-    """The fastest point, what failed, and whether the batch rule helped."""
+    """The fastest point, what failed, what was simulated, and whether the batch rule helped."""
     found = []
     fast = [row for row in rows if row.samples_per_s]
     if fast:
@@ -48,6 +50,8 @@ def findings(axes: Sequence[Axis], rows: Sequence[Row], target: tuple[str, float
         found.append(f"Fastest: {_name(best)}, {_number(best.samples_per_s)} samples/s; what limits it: {best.bottleneck}")
     if failed := [row for row in rows if row.error]:
         found.append(f"{counted(len(failed), 'point')} failed, the first one {_name(failed[0])}: {failed[0].error}")
+    if simulated := [row.simulated for row in rows if row.simulated]:
+        found.append(_HOSTS if all(text.startswith("simulated: ") for text in simulated) else _STREAMS)
     rules = next((axis for axis in axes if axis.name == "lr_scaling"), None)
     return found + (_batch_rule(rows, target) if rules and {"none", "sqrt"} <= set(rules.values) else [])
 

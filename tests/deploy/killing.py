@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from deploy.launch.base import ProcessKey
+from deploy.measure.ledger_file import read_ledger
 from deploy.measure.recorded import read_run
 from deploy.report.page import page
 from deploy.result import Result
@@ -54,13 +55,15 @@ def run(
 
 
 def assert_shown(path: Path) -> None:
-    """The run's trace and its report have every death, whether it was made good or not."""
+    """The run's trace and its report have every death, whether it was made good or not; no step recovers from none."""
     run = RunDirectory(path)
     deaths = (run.read_summary() or {})["failures"]
     if run.trace.exists():  # not of a run that ended before its first step
         marks = [event["args"] for event in json.loads(run.trace.read_text())["traceEvents"] if event["ph"] == "i"]
         assert marks == deaths, (marks, deaths)
-    shown = page(read_run(run))
+    recorded = read_run(run)
+    assert deaths or not recorded.window.recoveries
+    shown = page(recorded)
     assert all(f"<li>{death['process']} " in shown for death in deaths)
 
 
@@ -77,6 +80,11 @@ def undisturbed(optimizer: str, loop: str | None = None) -> dict[str, Any]:
     """The bits of the run in which nobody dies."""
     with TemporaryDirectory() as storage:
         return bits_of(run(Path(storage), optimizer, Faults(), loop))
+
+
+def recovering_steps(result: Result) -> list[int]:
+    """Steps in which, by the ledger, a process came back."""
+    return [step.step for step in read_ledger(result.path / "comm.jsonl") if step.recovers]
 
 
 def deaths_of(result: Result) -> list[str]:

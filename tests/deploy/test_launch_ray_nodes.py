@@ -81,6 +81,7 @@ class Outcome:
     without_storage: Done
     without_data: Done
     without_token: Done
+    probed: Done
     namespaces: list[str]
     pids: list[int]
     runs: Path
@@ -91,14 +92,20 @@ class Outcome:
 
 @dataclass
 class Commands:
-    """`pserver run` on the head of a cluster."""
+    """`pserver` on the head of a cluster."""
 
     cluster: VirtualCluster
     env: dict[str, str]
     config: Path
 
     def start(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
-        return self.cluster.popen("head", pserver(self.config, *arguments), env={**self.env, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return self._popen(run_of(self.config, *arguments), env)
+
+    def bench_net(self, *arguments: str) -> subprocess.Popen[bytes]:
+        return self._popen(pserver("bench", "net", "--address", self.env["RAY_ADDRESS"], *arguments), {})
+
+    def _popen(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        return self.cluster.popen("head", command, env={**self.env, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def ended(process: subprocess.Popen[bytes]) -> Done:
@@ -106,8 +113,12 @@ def ended(process: subprocess.Popen[bytes]) -> Done:
     return subprocess.CompletedProcess(process.args, process.returncode, output.decode(), errors.decode())
 
 
-def pserver(config: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from deploy.cli.main import main; main()", "run", str(config), *arguments]
+def pserver(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from deploy.cli.main import main; main()", *arguments]
+
+
+def run_of(config: Path, *arguments: str) -> list[str]:
+    return pserver("run", str(config), *arguments)
 
 
 def summary(run: Path) -> dict[str, Any]:
@@ -122,7 +133,7 @@ def error_of(done: Done) -> str:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """Runs on a head and four nodes. The nodes do not have the code; three and four do not see `apart`, nor four the pictures."""
+    """Runs on a head and four nodes. The nodes do not have the code; three and four do not see `apart`, nor four the pictures; its link is thin."""
     base = tmp_path_factory.mktemp("nodes")
     code, runs, apart, pictures = folders = [base / name for name in ("code", "runs", "apart", "pictures")]
     for folder in folders:
@@ -138,7 +149,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     in_apart = ("--set", f"run.storage_path={apart}", "--servers", "1")
     fashion = ("--set", "task.name=fashion-mnist", "--set", f"task.data_dir={pictures}", "--set", f"run.storage_path={runs}", "--servers", "1")
     private = {"three": [code, apart], "four": [code, apart, pictures], "head": []}
-    hosts = [HostSpec(name=name, private=(RAY_FOLDER, *map(str, private.get(name, [code])))) for name in NODES]
+    rates = {"four": "100mbit"}
+    hosts = [HostSpec(name=name, rate=rates.get(name), private=(RAY_FOLDER, *map(str, private.get(name, [code])))) for name in NODES]
     root = {"PYTHONPATH": str(Path(__file__).parents[2])}
     with VirtualCluster(hosts) as cluster, RayNodes(cluster, NODES, cpus=dict.fromkeys(NODES[1:], 4), timeout_s=120.0) as nodes:
         head = Commands(cluster, root | nodes.env, config)
@@ -147,12 +159,13 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         shown = ("--name", "looped", "--set", "run.shared_storage=false")
         looped, without_data = map(ended, [head.start(*loop, *in_apart, *shown), head.start(*fashion)])
         without_token = ended(stranger)
+        probed = ended(head.bench_net("--hosts", "4", "--json"))
         namespaces = [cluster.plan.switch, *map(cluster.plan.namespace, NODES)]
         pids = [pid for name in NODES for pid in cluster.pids(name)]
     local = ("--launcher", "process", "--set", "comm.interface=")
     for arguments in ((*task, "--name", "local-task"), (*loop, "--name", "local-loop", "--set", f"run.storage_path={runs}")):
-        subprocess.run(pserver(config, *arguments, *local), env={**os.environ, **root}, capture_output=True, check=True)
-    return Outcome(trained, looped, without_storage, without_data, without_token, namespaces, pids, runs, apart)
+        subprocess.run(run_of(config, *arguments, *local), env={**os.environ, **root}, capture_output=True, check=True)
+    return Outcome(trained, looped, without_storage, without_data, without_token, probed, namespaces, pids, runs, apart)
 
 
 @pytest.mark.root
@@ -214,6 +227,18 @@ def test_missing_data_is_an_error_that_names_the_node(outcome: Outcome) -> None:
 def test_another_token_is_refused_with_the_remedy(outcome: Outcome) -> None:
     assert outcome.without_token.returncode == 1
     assert "the Ray cluster at 10.77.0.1:6379 wants another token: set RAY_AUTH_MODE=token" in error_of(outcome.without_token)
+
+
+@pytest.mark.root
+@pytest.mark.hosts
+def test_the_links_between_nodes_are_measured_and_a_thin_one_stands_out(outcome: Outcome) -> None:
+    assert outcome.probed.returncode == 0, outcome.probed.stderr
+    links = {(link["worker"], link["server"]): link for link in json.loads(outcome.probed.stdout)["links"]}
+    assert set(links) == {(worker, server) for worker in range(4) for server in range(4)}
+    assert {pair for pair, link in links.items() if link["local"]} == {(host, host) for host in range(4)}
+    apart = {pair: link["bytes_per_s"] for pair, link in links.items() if not link["local"]}
+    thin = {pair for pair, rate in apart.items() if rate < 1.7 * 12.5e6}
+    assert any(thin == {pair for pair in apart if host in pair} for host in range(4)), apart
 
 
 @pytest.mark.root

@@ -10,7 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from deploy.cli.main import main
+from deploy.measure.ledger_file import LedgerStep
 from deploy.measure.recorded import read_run
+from deploy.measure.verdict import log_line
+from deploy.measure.window import Window
 from deploy.report import figures as figures_module
 from deploy.report import words
 from deploy.report.figures import Figure, binned, figures, losses
@@ -34,6 +37,7 @@ def whole(tmp_path: Path) -> RunDirectory:
         status="finished",
         wall_s=2.0,
         failures=[DEATH],
+        simulated="simulated: 3 workers and 2 servers on 5 hosts",
         params_sha256="5b6b5b0b",
     )
     save_file({"small": torch.zeros(3), "large": torch.zeros(8, 4)}, run.weights("last"))
@@ -58,6 +62,7 @@ def test_the_page_says_how_it_ended_what_limits_it_and_what_would_help(whole: Ru
     text = text_of(whole)
     for said in (
         "The run has finished after 12 steps",
+        "simulated: 3 workers and 2 servers on 5 hosts",
         "What limits it: compute 50.0 ms of 0.10 s",
         "Without any compute a step would take at least",
         "in place of 0.10 s (50% less at most)",
@@ -87,15 +92,15 @@ def test_the_typical_step_is_the_one_of_median_length(tmp_path: Path) -> None:
 
 def test_figures_have_the_ledgers_numbers(whole: RunDirectory) -> None:
     drawn = by_key(whole)
-    assert drawn["traffic"].traces[0]["z"] == [[24.0, 48.0]] * 3
+    assert drawn["traffic"].traces[0]["z"] == [[24 * MB, 48 * MB]] * 3
     stacked = [sum(values) for values in zip(*(trace["y"] for trace in drawn["time"].traces), strict=True)]
     assert stacked == pytest.approx([100.0] * 12)
     rates = {trace["name"]: trace["y"] for trace in drawn["links"].traces}
-    assert rates["shard 1 in"] == pytest.approx([6 * MB / 0.1 / 1e6] * 12)
+    assert rates["shard 1 in"] == pytest.approx([6 * MB / 0.1] * 12)
     (waits,) = drawn["waits"].traces
     assert (waits["name"], waits["x"], waits["y"]) == ("for rank 1", ["rank 0", "rank 2"], pytest.approx([10.0, 10.0]))
     assert drawn["tensors"].traces[0]["y"] == ["large", "small"]
-    assert drawn["tensors"].traces[0]["x"] == pytest.approx([128e-6, 12e-6])
+    assert drawn["tensors"].traces[0]["x"] == [128, 12]
     assert drawn["losses"].layout["shapes"][0]["x0"] == 8
 
 
@@ -103,7 +108,7 @@ def test_the_rate_of_a_shaped_link_is_drawn(tmp_path: Path) -> None:
     step = step_of(0)
     shaped = replace(step, servers=[replace(step.servers[0], link_bytes_per_s=25e6), step.servers[1]])
     traces = by_key(write_run(tmp_path, "shaped", [shaped]))["links"].traces
-    assert [trace["y"] for trace in traces if trace["name"] == "shard 0's link"] == [[25.0, 25.0]]
+    assert [trace["y"] for trace in traces if trace["name"] == "shard 0's link"] == [[25e6, 25e6]]
     assert not [trace for trace in traces if trace["name"] == "shard 1's link"]
 
 
@@ -117,6 +122,33 @@ def test_a_step_whose_rows_were_lost_leaves_the_others_in_their_places(tmp_path:
     assert by_key(RunDirectory(tmp_path / "holes"))["gantt"].title == "One step: step 0"
 
 
+def recovering(step: LedgerStep) -> LedgerStep:
+    """The same with rank 1 killed and back after 4 s."""
+    rows = {0: {"step_s": 4.1, "barrier_wait_s": 4.0}, 1: {"rejoined": True}}
+    return replace(step, workers=[replace(row, **rows.get(row.rank, {})) for row in step.workers])  # type: ignore[arg-type]
+
+
+def test_a_step_in_which_a_process_came_back_is_in_the_bytes_but_in_no_mean(tmp_path: Path) -> None:
+    steps = [recovering(step_of(step)) if step == 3 else step_of(step) for step in range(12)]
+    run = write_run(tmp_path, "back", steps, status="finished", wall_s=6.0, failures=[DEATH])
+    text, drawn = text_of(run), by_key(run)
+    assert "A step takes 0.10 s (without 1 step in which a process came back, 4.10 s in all)" in text
+    assert "What limits it: compute 50.0 ms of 0.10 s" in text
+    assert "72.0 MB pushed and 72.0 MB pulled in 12 steps" in text and "Bytes over 12 steps" in text
+    assert drawn["waits"].traces[0]["y"] == pytest.approx([10.0])
+    time = drawn["time"]
+    assert time.traces[0]["x"] == [step for step in range(12) if step != 3]
+    assert (time.layout["shapes"][0]["x0"], time.layout["annotations"][0]["text"]) == (3, "4.10 s")
+    assert by_key(run)["gantt"].title != "One step: step 3"
+    assert (run.read_summary() or {})["comm"]["steps"] == 12
+
+
+def test_a_line_of_the_log_says_that_it_knows_steps_with_recoveries_only() -> None:
+    window = Window()
+    window.add(3, recovering(step_of(3)).rows)
+    assert log_line(4, window) == "step 4 | a process came back in 1 step"
+
+
 def test_a_long_run_is_drawn_as_means_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures_module, "MAX_POINTS", 4)
     assert binned([1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0]) == [2.0, 6.0, 10.0, 14.0]
@@ -128,6 +160,7 @@ def test_a_long_run_is_drawn_as_means_of_neighbours(monkeypatch: pytest.MonkeyPa
     [
         pytest.param((0.9, 0.5, 0.8), "turns up after epoch 2", id="it turns up"),
         pytest.param((0.9, 0.5, 0.4), "was lowest at the end", id="it falls to the end"),
+        pytest.param((0.9,), "There was one validation", id="one validation"),
         pytest.param((), "No epoch has ended.", id="no epoch"),
     ],
 )

@@ -83,6 +83,14 @@ def test_an_arrow_leads_from_every_push_through_the_server_to_the_pull() -> None
         assert "push step 5" in inside[0] and "step 5" in inside[1] and "pull step 5" in inside[2]
 
 
+def test_an_arrow_never_goes_back_in_time_though_clocks_jitter() -> None:
+    step = step_of(0)
+    late = [replace(row, time_s=row.time_s + 0.005, complete_s=0.0) for row in step.servers]  # complete when the last answer has landed
+    points = [event for event in trace([replace(step, servers=late)])["traceEvents"] if event["ph"] in "stf"]
+    for way in {event["id"] for event in points}:
+        assert [event["ph"] for event in sorted((e for e in points if e["id"] == way), key=lambda e: e["ts"])] == ["s", "t", "f"]
+
+
 def test_bytes_in_flight_rise_by_what_is_pushed_and_fall_to_nothing() -> None:
     events = trace([step_of(0), step_of(1)])["traceEvents"]
     levels = [event["args"]["bytes"] for event in events if event["ph"] == "C" and event["name"] == "push in flight, shard 1" and event["pid"] == 1]

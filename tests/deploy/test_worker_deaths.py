@@ -11,7 +11,7 @@ from deploy.launch.base import ProcessKey
 from ps.errors import ConfigError
 from ps.failpoints import POINTS
 from tests.deploy.faults import S1, W0, W1, Faults, Point
-from tests.deploy.killing import bits_of, deaths_of, run, undisturbed
+from tests.deploy.killing import bits_of, deaths_of, recovering_steps, run, undisturbed
 
 PLACES: list[Point] = [
     ("worker.registered", 1),
@@ -36,6 +36,7 @@ def test_a_worker_killed_anywhere_costs_no_bit(victim: ProcessKey, place: Point,
     result = run(tmp_path, optimizer, Faults().kill(victim, place))
     assert bits_of(result) == undisturbed(optimizer)
     assert deaths_of(result) == [str(victim)]
+    assert len(recovering_steps(result)) == (place != ("worker.reports", 4))  # no step follows the last report
 
 
 def test_workers_that_die_after_their_last_step_are_no_failures(tmp_path: Path) -> None:

@@ -91,6 +91,15 @@ def test_a_failed_point_is_in_the_table_and_in_the_words() -> None:
     assert findings(axes, rows, None)[1] == "1 point failed, the first one workers=2: a server died"
 
 
+@pytest.mark.parametrize(
+    ("simulated", "said"), [("simulated: 2 workers", "virtual ones of this machine"), ("simulated WITHOUT virtual hosts, TOKEN", "TOKEN BUCKETS")]
+)
+def test_what_is_simulated_is_said(simulated: str, said: str) -> None:
+    axes = parse_axes(["bandwidth=1gbit,2gbit"])
+    rows = [row({"bandwidth": rate}, simulated=simulated) for rate in ("1gbit", "2gbit")]
+    assert said in findings(axes, rows, None)[1]
+
+
 def test_plots_have_a_line_for_each_combination_of_the_other_axes() -> None:
     axes = parse_axes(["workers=1,2", "push_format=fp32,bf16", "servers=1"])
     rows = [row({"workers": w, "push_format": f, "servers": 1}, samples_per_s=w * 10.0) for w in (1, 2) for f in ("fp32", "bf16")]
@@ -169,6 +178,17 @@ def test_a_point_that_failed_is_tried_again_and_wrong_points_are_refused_before_
     monkeypatch.setattr(ForkedTrainer, "fit", fit)
     (row,) = sweep(wanted, lambda _: None)
     assert row.error is None and row.steps == 2 and row.rise is None
+
+
+@pytest.mark.root
+def test_points_with_links_run_on_virtual_hosts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(CONFIG.format(storage=tmp_path / "runs"))
+    large = ["--set", "task.hidden=200", "--set", "train.max_steps=3"]  # 0.2 MB
+    assert code_of(["sweep", str(path), "--grid", "bandwidth=4mbit", *large, "--json"]) == 0
+    (row,) = json.loads(capfd.readouterr().out)
+    assert row["simulated"].startswith("simulated: 1 worker and 1 server on 2 hosts")
+    assert row["step_s"] > 0.4
 
 
 def code_of(arguments: list[str]) -> Any:
