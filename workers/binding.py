@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -192,7 +193,10 @@ class BoundModel:
         if source is None:
             return
         if divisor is None or not is_parameter:
-            view.copy_(source, non_blocking=True)
+            if self.copies or not source.is_contiguous():
+                view.copy_(source, non_blocking=True)
+            else:
+                np.copyto(view.numpy(), source.detach().numpy())  # as memcpy does: torch's copies go through the cache
         elif self.copies:
             view.copy_(source / divisor, non_blocking=True)
         else:

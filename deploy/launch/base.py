@@ -99,8 +99,9 @@ def kill_all(launcher: Launcher, keys: Sequence[ProcessKey], pause: Callable[[],
         pause()
 
 
-QUIET_GRPC = {"GRPC_VERBOSITY": "ERROR"}
-"""Environment of processes: gRPC would write a line to the log for every stranger whose handshake fails."""
+ENVIRONMENT = {"GRPC_VERBOSITY": "ERROR", "GLIBC_TUNABLES": "glibc.cpu.x86_non_temporal_threshold=0x200000"}
+"""Of processes, where the user's has nothing else. gRPC would write a line to the log for every stranger whose handshake fails. Copies of
+2 MiB and more, longer than frames, go past the cache: a step copies more than it holds, and glibc would begin near the cache's size."""
 
 
 def module_path() -> list[str]:

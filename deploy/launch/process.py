@@ -13,7 +13,7 @@ from typing import Self
 import psutil
 import torch
 
-from deploy.launch.base import QUIET_GRPC, Ending, LogPath, ProcessKey, Role, last_words, module_path
+from deploy.launch.base import ENVIRONMENT, Ending, LogPath, ProcessKey, Role, last_words, module_path
 from ps.errors import ResourcesMissing
 from ps.frame import Bytes
 from ps.segments import read_segment
@@ -58,7 +58,7 @@ class ProcessLauncher:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**QUIET_GRPC, **os.environ, "PYTHONPATH": os.pathsep.join(module_path())},
+                env={**ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(module_path())},
                 process_group=0,
             )
         self._ended.pop(key, None)

@@ -19,7 +19,7 @@ from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTask
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from deploy.launch.base import QUIET_GRPC, Ending, LogPath, ProcessKey, Role, last_words, module_path
+from deploy.launch.base import ENVIRONMENT, Ending, LogPath, ProcessKey, Role, last_words, module_path
 from deploy.launch.code import as_on_nodes, stage
 from deploy.launch.fit import HOST_SHARE, check_fit, host_resource, placement
 from deploy.launch.local_ray import close_token, quiet_init, start_local_ray
@@ -256,10 +256,10 @@ class RayLauncher:
         if _IN_SUBMITTED_JOB in os.environ:
             return None
         if self._code is None:
-            return {"env_vars": QUIET_GRPC}
+            return {"env_vars": ENVIRONMENT}
         stage(self._code, folder, skip=self._storage.folder)
         self._code_root = self._code
-        return {"working_dir": str(folder), "env_vars": QUIET_GRPC}
+        return {"working_dir": str(folder), "env_vars": ENVIRONMENT}
 
     def _ending(self, key: ProcessKey) -> Ending:
         words = last_words(self._log_path(key))

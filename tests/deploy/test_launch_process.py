@@ -101,14 +101,18 @@ def test_gpus_that_are_not_there_are_refused(tmp_path: Path) -> None:
         launcher.check()
 
 
-def test_grpc_in_a_process_says_nothing_of_each_stranger_unless_it_is_told_to(
-    launcher: ProcessLauncher, notes: Notes, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs"),
+    [("GRPC_VERBOSITY", "ERROR", "DEBUG"), ("GLIBC_TUNABLES", "glibc.cpu.x86_non_temporal_threshold=0x200000", "glibc.malloc.check=0")],
+)
+def test_processes_have_an_environment_of_their_own_where_the_users_says_nothing(
+    name: str, ours: str, theirs: str, launcher: ProcessLauncher, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for told, found in ((None, "ERROR"), ("DEBUG", "DEBUG")):
-        monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    for told, found in ((None, ours), (theirs, theirs)):
+        monkeypatch.delenv(name, raising=False)
         if told:
-            monkeypatch.setenv("GRPC_VERBOSITY", told)
+            monkeypatch.setenv(name, told)
         launcher.start(WORKER, json.dumps({"end": "sleep", "say_to": notes.port}))
         environment = Path(f"/proc/{notes.next()['pid']}/environ").read_bytes().split(b"\0")
-        assert f"GRPC_VERBOSITY={found}".encode() in environment
+        assert f"{name}={found}".encode() in environment
         launcher.kill(WORKER)
