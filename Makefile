@@ -6,7 +6,7 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test hosts models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats bench-checkpoints bench-recovery plan-accuracy verdicts docs clean
+.PHONY: help setup train test hosts models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats bench-checkpoints bench-recovery plan-accuracy plan-stages verdicts docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +78,9 @@ bench-stages: $(STAMP)  ## Measure a worker's memory when its rank is split over
 
 plan-accuracy: $(STAMP)  ## Compare the plan with runs on virtual hosts, and write docs/plan-accuracy.md (as root, a quarter of an hour; ARGS="--cases 6")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.accuracy --table docs/plan-accuracy.md $(ARGS)
+
+plan-stages: $(STAMP)  ## Compare plans of ranks and stages with runs on virtual hosts (as root, three minutes; ARGS="--rates 100mbit")
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.divisions $(ARGS)
 
 verdicts: $(STAMP)  ## Plant bottlenecks on virtual hosts, and see that they are named (as root, ten minutes; ARGS="--cases 6 --seed 3 --tried 2")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.verdicts $(ARGS)

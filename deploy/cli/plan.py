@@ -1,6 +1,8 @@
 """`pserver plan`: what a step would take, without a cluster."""
 
+import contextlib
 import json as json_text
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -26,14 +28,19 @@ class PullFormat(StrEnum):
 
 
 def plan(
-    run_name: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run whose ledger tells model, compute and costs.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN|CONFIG.toml]", help="A run, whose ledger tells model, compute, costs; or a config, whose task is timed here."),
+    ] = None,
     model: Annotated[str | None, typer.Option(metavar="NAME|FILE|TASK", help="resnet50, gpt2, bert-large, FILE.safetensors, module:Task.")] = None,
     model_bytes: Annotated[str | None, typer.Option(metavar="SIZE", help="Or only its size, for example 400MB.")] = None,
     compute_ms: Annotated[float | None, typer.Option(metavar="MS", min=0, help="Forward and backward of one sample on one worker.")] = None,
     gflops: Annotated[float | None, typer.Option(metavar="G", min=0, help="Or 10^9 operations of a sample, with --device-gflops.")] = None,
     device_gflops: Annotated[float | None, typer.Option(metavar="G", min=1e-9, help="10^9 operations per second that a worker reaches.")] = None,
     batch: Annotated[int | None, typer.Option(metavar="N", min=1, help="Samples of a worker in a step.")] = None,
-    workers: Annotated[int | None, typer.Option(metavar="N", min=1)] = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Ranks.")] = None,
+    stages: Annotated[int | None, typer.Option(metavar="N", min=1, help="Workers of each rank, of a run or a config.")] = None,
+    micro_batches: Annotated[int | None, typer.Option(metavar="N", min=1, help="As pipeline.micro_batches.")] = None,
     servers: Annotated[int | None, typer.Option(metavar="N", min=1)] = None,
     bandwidth: Annotated[str | None, typer.Option(metavar="RATE", help="Of every host's link, for example 1gbit.")] = None,
     latency_ms: Annotated[float | None, typer.Option(metavar="MS", min=0, help="One way.")] = None,
@@ -45,7 +52,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> None:
     """What a step would take on other hosts and links, what would limit it, and what would help."""
-    from deploy.predict.inputs import Wishes, scenario_for
+    from deploy.predict.inputs import Wishes, scenario_by_hand
     from deploy.predict.plan import plan as make_plan
 
     wishes = Wishes(
@@ -56,6 +63,8 @@ def plan(
         device_gflops=device_gflops,
         batch=batch,
         workers=workers,
+        stages=stages,
+        micro_batches=micro_batches,
         servers=servers,
         bandwidth=bandwidth,
         latency_ms=latency_ms,
@@ -65,5 +74,18 @@ def plan(
         push_format=push_format.value if push_format else None,
         pull_format=pull_format.value if pull_format else None,
     )
-    found = make_plan(scenario_for(wishes, run_name))
-    typer.echo(json_text.dumps(found.to_dict(), indent=2) if json else found.text())
+    if source is None:
+        found = make_plan(scenario_by_hand(wishes))
+        typer.echo(json_text.dumps(found.to_dict(), indent=2) if json else found.text())
+        return
+    from deploy.predict.sources import asked  # which times torch modules
+    from deploy.predict.stages import best, table
+
+    with contextlib.redirect_stdout(sys.stderr):  # the user's module may print
+        scenario, ways = asked(source, wishes)
+    found = make_plan(scenario)
+    if json:
+        divided = {"divisions": [way.to_dict() for way in ways], "best_division": best(ways).to_dict()} if ways else {}
+        typer.echo(json_text.dumps({**found.to_dict(), **divided}, indent=2))
+    else:
+        typer.echo("\n".join([found.text(), *([table(ways)] if ways else [])]))

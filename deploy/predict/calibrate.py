@@ -13,6 +13,7 @@ from deploy.measure.window import TRAFFIC
 from deploy.predict.classes import Frame, ServerClass, classes_of
 from deploy.predict.costs import DECODE_BYTE_S, ENCODE_BYTE_S, Costs
 from deploy.predict.scenario import Scenario, layers_of
+from deploy.predict.stage_ledger import with_stages
 from ps.errors import ConfigError
 from ps.ledger import ServerRow
 
@@ -32,6 +33,8 @@ def fit(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
     """
     used = _whole(steps, run)
     fitted = replace(_computing(used, run), cores_per_host=_cores(steps))
+    if run.pipeline:  # stages wait for each other: while they do, others have their processors
+        fitted = _on_processors(used, fitted)
     return replace(fitted, costs=_costs(used, fitted))
 
 
@@ -56,7 +59,7 @@ def fit_together(runs: Sequence[tuple[Sequence[LedgerStep], Scenario]]) -> list[
 
 
 def _whole(steps: Sequence[LedgerStep], run: Scenario) -> list[LedgerStep]:
-    used = [step for step in steady(steps) if len(step.workers) == run.num_workers and len(step.servers) == run.num_servers]
+    used = [step for step in steady(steps) if len(step.workers) == run.num_members and len(step.servers) == run.num_servers]
     if not used:
         raise ConfigError(f"the run has no whole step after the first {WARMUP}: nothing to plan from")
     return used
@@ -69,6 +72,8 @@ def steady(steps: Sequence[LedgerStep]) -> list[LedgerStep]:
 
 def _computing(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
     """The run with the compute of its typical rank."""
+    if run.pipeline:
+        return with_stages(steps, run)
     data_s, forward_s, backward_s = (statistics.median_low(by_rank(steps, name).values()) for name in ("data_wait_s", "forward_s", "backward_s"))
     samples = statistics.fmean(row.samples for step in steps for row in step.workers)
     return replace(
@@ -207,7 +212,7 @@ def _costs(steps: Sequence[LedgerStep], run: Scenario) -> Costs:
         apply_byte_s=max(0.0, apply_s / exact - cast_s),
         copy_byte_s=copy_s / run.model_bytes,
         install_byte_s=install_s / run.model_bytes,
-        step_s=_per_step([[row.other_s for row in step.workers] for step in steps]) / run.num_workers,
+        step_s=_per_step([[row.other_s for row in step.workers] for step in steps]) / run.num_members,
         **{name: getattr(usual, name) * factor for name, factor in names.items()},
     )
 

@@ -6,6 +6,7 @@ what the model does not know of the machine is in both.
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -60,14 +61,14 @@ class Outlook:
 
 def outlook(scenario: Scenario, steps: Sequence[LedgerStep]) -> Outlook | None:
     """Of a run that was like `scenario`; None without steps of all workers."""
-    whole = [step for step in steady(steps) if len(step.workers) == scenario.num_workers]
+    whole = [step for step in steady(steps) if len(step.workers) == scenario.num_members]
     if not whole:
         return None
     measured_s = statistics.median(statistics.fmean(row.step_s for row in step.workers) for step in whole)
     data_s = statistics.median(statistics.median(row.data_wait_s for row in step.workers) for step in whole)
     quotas = _quotas(whole, scenario)
     slow = {shard: factor for shard, factor in slow_servers(whole).items() if shard not in quotas}
-    scenario = replace(scenario, stragglers=_stragglers(whole), slow_servers=slow, server_cores=quotas)
+    scenario = replace(scenario, stragglers=_stragglers(whole, scenario.num_stages), slow_servers=slow, server_cores=quotas)
     scenario = _coarse(_on_links(scenario, steps, measured_s))
     model_s = simulate(scenario).step_s
     candidates = _candidates(scenario, data_s)
@@ -100,8 +101,10 @@ def _coarse(scenario: Scenario) -> Scenario:
     return replace(scenario, comm=replace(scenario.comm, frame_bytes=frame_bytes))
 
 
-def _stragglers(steps: Sequence[LedgerStep]) -> Mapping[int, float]:
-    compute = by_rank(steps, "compute_s")
+def _stragglers(steps: Sequence[LedgerStep], num_stages: int) -> Mapping[int, float]:
+    compute: defaultdict[int, float] = defaultdict(float)
+    for number, seconds in by_rank(steps, "compute_s").items():
+        compute[number // num_stages] += seconds
     typical = statistics.median_low(compute.values())
     return {rank: value / typical for rank, value in compute.items() if typical and value > LAGS * typical}
 
@@ -121,7 +124,7 @@ class _Candidate:
 def _candidates(scenario: Scenario, data_s: float) -> list[_Candidate]:
     """What a user can change, by how it is said. `data_s`: of the forward pass, seconds of data loading."""
     comm, links = scenario.comm, scenario.comm.shaping == "links"
-    found = [*_formats(scenario), *_rates(scenario, settable=links)]
+    found = [*_formats(scenario), *_rates(scenario, settable=links), *_micro_batches(scenario)]
     for count in server_counts(scenario):
         if count != scenario.num_servers and all(shard < count for shard in comm.server_bandwidth):
             found.append(_Candidate(f"scaling.num_servers = {count}", replace(scenario, num_servers=count), [f"scaling.num_servers={count}"]))
@@ -140,7 +143,8 @@ def _candidates(scenario: Scenario, data_s: float) -> list[_Candidate]:
         ahead = replace(scenario, forward_s=scenario.forward_s - data_s + max(0.0, data_s / threads - rest_s))
         found.append(_Candidate(f"train.data_workers = {threads}", ahead, [f"train.data_workers={threads}"]))
     quicker = replace(scenario, forward_s=(scenario.forward_s + data_s) / 2, backward_s=scenario.backward_s / 2)
-    found.append(_Candidate("compute in half the time (train.autocast, a quicker device)", quicker))
+    by = "quicker processors" if scenario.pipeline else "train.autocast, a quicker device"
+    found.append(_Candidate(f"compute in half the time ({by})", quicker))
     costs = scenario.costs
     copied = replace(costs, copy_byte_s=costs.copy_byte_s / 2, install_byte_s=costs.install_byte_s / 2)
     found.append(_Candidate("copies in half the time (a faster bus to the device, fewer ranks on one host)", replace(scenario, costs=copied)))
@@ -167,6 +171,14 @@ def _formats(scenario: Scenario) -> Iterator[_Candidate]:
         yield _Candidate('comm.push_format = "bf16" and comm.pull_format = "bf16"', halved, sets)
 
 
+def _micro_batches(scenario: Scenario) -> Iterator[_Candidate]:
+    """Twice as many, where ranks are split and have samples for them; what they cost more by themselves is not counted."""
+    pipeline = scenario.pipeline
+    if pipeline and 2 * pipeline.micro_batches <= scenario.samples:
+        more = replace(scenario, pipeline=replace(pipeline, micro_batches=2 * pipeline.micro_batches))
+        yield _Candidate("twice as many micro-batches (pipeline.micro_batches)", more)
+
+
 def _rates(scenario: Scenario, *, settable: bool) -> Iterator[_Candidate]:
     """Links of twice the rate, and each that is thinner than the others as they are. `settable`: the config says what is simulated."""
     comm = scenario.comm
@@ -175,7 +187,8 @@ def _rates(scenario: Scenario, *, settable: bool) -> Iterator[_Candidate]:
     usual = comm.link_bytes_per_s()
     assert usual
     thinner = False
-    for role, member, number in (("server", "shard", scenario.num_servers), ("worker", "rank", scenario.num_workers)):
+    one = "worker" if scenario.pipeline else "rank"
+    for role, member, number in (("server", "shard", scenario.num_servers), ("worker", one, scenario.num_members)):
         rates: Mapping[int, str] = getattr(comm, f"{role}_bandwidth")
         thin = [index for index, rate in rates.items() if parse_rate(rate) < usual]
         thinner = thinner or bool(thin)

@@ -10,7 +10,7 @@ from typing import Any
 from deploy.config import Config, load
 from deploy.measure.ledger_file import LedgerStep, read_ledger
 from deploy.predict.calibrate import fit
-from deploy.predict.scenario import Hosts, Scenario, equal_tensors, tensors_of
+from deploy.predict.scenario import Hosts, Pipeline, Scenario, equal_tensors, tensors_of
 from deploy.rundir import RunDirectory
 from ps.config import CommConfig, PullFormat, PushFormat
 from ps.errors import ConfigError
@@ -58,12 +58,17 @@ def scenario_of_run(run: RunDirectory) -> Scenario:
 
 def scenario_of_config(config: Config, steps: Sequence[LedgerStep]) -> Scenario:
     """What trains by the config on the hosts that the ledger's `steps` show; it computes nothing, with the usual costs."""
-    if config.scaling.num_stages > 1:
-        raise ConfigError(f"the plan knows no stages yet, and this run's ranks have {config.scaling.num_stages}: plan with whole ranks")
     task = config.task
+    specs, pipeline = _split(config)
+    return on_hosts_of(config, steps, specs or (_tensors_of_task(task.name, task.fields) if task else equal_tensors(_pushed_bytes(steps))), pipeline)
+
+
+def on_hosts_of(config: Config, steps: Sequence[LedgerStep], specs: tuple[TensorSpec, ...], pipeline: Pipeline | None = None) -> Scenario:
+    """These tensors on the hosts of the config, and of the ledger."""
     is_virtual = config.comm.shaping == "links"
     return Scenario(
-        specs=_tensors_of_task(task.name, task.fields) if task else equal_tensors(_pushed_bytes(steps)),
+        specs=specs,
+        pipeline=pipeline,
         forward_s=0.0,
         backward_s=0.0,
         num_workers=config.scaling.num_workers,
@@ -79,10 +84,25 @@ def scenario_of_config(config: Config, steps: Sequence[LedgerStep]) -> Scenario:
     )
 
 
+def _split(config: Config) -> tuple[tuple[TensorSpec, ...], Pipeline | None]:
+    """The tensors of split ranks, and an empty pipeline of theirs; none of whole ranks. Raises ConfigError."""
+    from deploy.predict.blocks import Blocks
+    from workers.sampler import BatchPlan
+
+    scaling, num_stages = config.scaling, config.scaling.num_stages
+    if num_stages == 1:
+        return (), None
+    blocks = Blocks(config)
+    batch = BatchPlan.from_config(config.train, scaling.num_workers, blocks.num_samples).global_batch
+    parts = min(config.train.accumulate * config.pipeline.micro_batches, max(batch // scaling.num_workers, 1))
+    equal = (1 / num_stages,) * num_stages
+    return blocks.placed(num_stages)[1], Pipeline(equal, equal, (0.0,) * (num_stages - 1), parts)
+
+
 def _hosts(steps: Sequence[LedgerStep], config: Config, *, is_virtual: bool) -> Hosts:
     """By which shards the workers have found on their hosts: some of them, or all, or none."""
     local = {traffic.local for step in steps for row in step.workers for traffic in row.shards}
-    if local == {True, False} and config.scaling.num_servers <= config.scaling.num_workers:
+    if local == {True, False} and config.scaling.num_servers <= config.scaling.num_members:
         return "colocated"
     return "apart" if is_virtual and True not in local else "one"
 
@@ -108,6 +128,8 @@ class Wishes:
     batch: int | None = None
     """Of one worker."""
     workers: int | None = None
+    stages: int | None = None
+    micro_batches: int | None = None
     servers: int | None = None
     bandwidth: str | None = None
     latency_ms: float | None = None
@@ -118,9 +140,15 @@ class Wishes:
     pull_format: PullFormat | None = None
 
 
-def scenario_for(wishes: Wishes, run_name: str | None) -> Scenario:
-    """By hand, or a run's (`run_name`) with what is wished changed. Raises ConfigError."""
-    base = _by_hand(wishes) if run_name is None else _like_run(wishes, scenario_of_run(RunDirectory.open(run_name)))
+def scenario_by_hand(wishes: Wishes) -> Scenario:
+    """Raises ConfigError."""
+    if wishes.stages or wishes.micro_batches:
+        raise ConfigError("--stages and --micro-batches are for a run or a config, whose task has blocks")
+    return changed(_by_hand(wishes), wishes)
+
+
+def changed(base: Scenario, wishes: Wishes) -> Scenario:
+    """The scenario with what is wished, but for stages. Raises ConfigError."""
     samples = wishes.batch or base.samples
     try:
         comm = replace(
@@ -131,8 +159,7 @@ def scenario_for(wishes: Wishes, run_name: str | None) -> Scenario:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    has_hosts = wishes.bandwidth is not None or wishes.colocate
-    hosts: Hosts = "colocated" if wishes.colocate else "apart" if has_hosts or run_name is None else base.hosts
+    hosts: Hosts = "colocated" if wishes.colocate else "apart" if wishes.bandwidth is not None else base.hosts
     return replace(
         base,
         samples=float(samples),
@@ -149,10 +176,10 @@ def scenario_for(wishes: Wishes, run_name: str | None) -> Scenario:
     )
 
 
-def _like_run(wishes: Wishes, found: Scenario) -> Scenario:
+def check_measured(wishes: Wishes) -> None:
+    """Raises ConfigError for what is not asked beside a run or a config."""
     if named := [name for name in ("model", "model_bytes", "compute_ms", "gflops", "device_gflops") if getattr(wishes, name) is not None]:
-        raise ConfigError(f"--{named[0].replace('_', '-')} beside a run, which tells it: leave one of them out")
-    return found
+        raise ConfigError(f"--{named[0].replace('_', '-')} beside a run or a config, which tells it: leave one of them out")
 
 
 def _by_hand(wishes: Wishes) -> Scenario:

@@ -11,6 +11,7 @@ from typing import Any
 
 from deploy.predict.members import Worker
 from deploy.predict.scenario import Scenario
+from ps.layout import Rule
 from ps.stages.messages import FRAME_BYTES
 from workers.stages.schedule import Op, one_forward_one_backward
 
@@ -47,7 +48,7 @@ class StageWorker(Worker):
             return
         self.bubble_s.append(0.0)
         self._at = 0
-        self._go_on()
+        self._train.do(self._costs.install_byte_s * sum(self._layers.num_bytes[own] for own in self._own), self._go_on)
 
     def _go_on(self) -> None:
         if self._at == len(self._ops):
@@ -156,3 +157,26 @@ def bubble_s(first_stages: Sequence[StageWorker], scenario: Scenario) -> float:
     computes_s = pipeline.forward_shares[0] * scenario.forward_s + pipeline.backward_shares[0] * scenario.backward_s
     waits_s = statistics.fmean(s for worker in first_stages for s in worker.bubble_s[2:-1])
     return max(0.0, computes_s + waits_s - scenario.compute_s)
+
+
+def stages_floor_s(scenario: Scenario) -> float:
+    """What the bytes need on these links: each stage pushes its own blocks' gradients, and passes on activations or their gradients. What is
+    on one host is left out, where servers are on the hosts of workers."""
+    pipeline, overhead = scenario.pipeline, scenario.costs.wire_overhead
+    assert pipeline
+    colocated = scenario.hosts == "colocated"
+    own = [
+        sum(spec.num_bytes for spec in scenario.specs if spec.stage == stage and spec.rule is not Rule.FROZEN) for stage in range(scenario.num_stages)
+    ]
+    shard = scenario.model_bytes / scenario.num_servers
+    found = []
+    for number in range(scenario.num_members):
+        stage = number % scenario.num_stages
+        passed = (pipeline.passed_bytes[stage - 1] if stage else 0.0) + (pipeline.passed_bytes[stage] if stage + 1 < scenario.num_stages else 0.0)
+        has_server = colocated and number < scenario.num_servers
+        here = own[stage] / scenario.num_servers if has_server else 0.0
+        answers = scenario.num_workers * shard - here if has_server else 0.0
+        found.append(overhead * (own[stage] - here + passed + answers) / scenario.worker_link(number))
+    if not colocated:
+        found += [overhead * scenario.num_workers * shard / scenario.server_link(server) for server in range(scenario.num_servers)]
+    return max(found)

@@ -7,6 +7,7 @@ from typing import Any
 
 from deploy.measure.text import counted, seconds, size
 from deploy.predict import floors
+from deploy.predict.pipeline import stages_floor_s
 from deploy.predict.scenario import Scenario, layers_of
 from deploy.predict.simulate import Prediction, simulate
 from ps.config import PullFormat, PushFormat
@@ -54,6 +55,8 @@ class Plan:
             "workers": self.scenario.num_workers,
             "servers": self.scenario.num_servers,
             "model_bytes": self.scenario.model_bytes,
+            "stages": self.scenario.num_stages,
+            "bubble_s": self.step.bubble_s,
             "step_s": self.step.step_s,
             "compute_s": self.step.compute_s,
             "exposed_s": self.step.exposed_s,
@@ -74,9 +77,11 @@ class Plan:
         """For people."""
         of, step = self.scenario, self.step
         wire = f", {of.pacing.window_frames} frames of {of.pacing.frame_bytes / 1024:.0f} KiB on their way"
+        split = f"{counted(of.num_workers, 'rank')} x {of.num_stages} stages"
+        bubble = f", of which {seconds(step.bubble_s)} pipeline bubble" if of.pipeline else ""
         lines = [
-            f"{counted(of.num_workers, 'worker')}, {counted(of.num_servers, 'server')}, {size(of.model_bytes)}{wire}",
-            f"step {seconds(step.step_s)}: compute {seconds(step.compute_s)}, exposed {seconds(step.exposed_s)}",
+            f"{split if of.pipeline else counted(of.num_workers, 'worker')}, {counted(of.num_servers, 'server')}, {size(of.model_bytes)}{wire}",
+            f"step {seconds(step.step_s)}: compute {seconds(step.compute_s)}, exposed {seconds(step.exposed_s)}{bubble}",
             f"{step.samples_per_s:.4g} samples/s, efficiency {step.efficiency:.0%}",
             f"floor of the exchange on these links {seconds(self.floor_s)}; ring all-reduce would take {seconds(self.ring_s)} per step",
             f"bottleneck: {self.bottleneck}",
@@ -111,8 +116,8 @@ def plan(scenario: Scenario) -> Plan:
 
 def _halved(scenario: Scenario) -> dict[str, Scenario]:
     """The scenario with one resource at half its cost, or without one rank's delay, which can be mended whole."""
-    ranks, shards = range(scenario.num_workers), range(scenario.num_servers)
-    workers = {rank: 2 * scenario.worker_link(rank) for rank in ranks}
+    numbers, shards = range(scenario.num_members), range(scenario.num_servers)
+    workers = {number: 2 * scenario.worker_link(number) for number in numbers}
     rates = {shard: f"{16 * scenario.server_link(shard) / 1e3}kbit" for shard in shards if math.isfinite(scenario.server_link(shard))}
     wide = replace(scenario.comm, server_bandwidth=rates)
     found = {"compute": replace(scenario, forward_s=scenario.forward_s / 2, backward_s=scenario.backward_s / 2)}
@@ -135,7 +140,7 @@ def _halved(scenario: Scenario) -> dict[str, Scenario]:
 
 def server_counts(scenario: Scenario) -> list[int]:
     """From a quarter to four times as many, but no more than hosts for them."""
-    most = scenario.num_workers if scenario.hosts == "colocated" else 4 * scenario.num_servers
+    most = scenario.num_members if scenario.hosts == "colocated" else 4 * scenario.num_servers
     counts = {max(1, round(scenario.num_servers * factor)) for factor in (0.25, 0.5, 1, 2, 4)}
     return sorted(count for count in counts if count <= most)
 
@@ -143,7 +148,9 @@ def server_counts(scenario: Scenario) -> list[int]:
 def floor_s(scenario: Scenario) -> float:
     """Of push and pull at once, by the closed forms; wire bytes."""
     wire = scenario.model_bytes * scenario.costs.wire_overhead
-    worker = min(map(scenario.worker_link, range(scenario.num_workers)))
+    worker = min(map(scenario.worker_link, range(scenario.num_members)))
+    if scenario.pipeline:
+        return stages_floor_s(scenario)
     server = min(map(scenario.server_link, range(scenario.num_servers)))
     if scenario.hosts == "colocated":
         return floors.colocated_s(wire, scenario.num_workers, scenario.num_servers, worker)
@@ -151,16 +158,19 @@ def floor_s(scenario: Scenario) -> float:
 
 
 def ring_step_s(scenario: Scenario) -> float:
-    """A step under DDP: forward, then buckets of gradients reduced one after the other while backward goes on, then the optimizer on every worker."""
+    """A step under DDP: forward, then buckets of gradients reduced one after the other while backward goes on, then the optimizer on every worker.
+    Stages are whole ranks there, with fewer samples each."""
     layers = layers_of(scenario.specs)
     slowest = max(scenario.stragglers.values(), default=1.0)
-    link = min(map(scenario.worker_link, range(scenario.num_workers)))
+    num_ranks = scenario.num_members
+    link = min(map(scenario.worker_link, range(num_ranks)))
+    slowest /= scenario.num_stages
     now_s, free_s, bucket = scenario.forward_s * slowest, 0.0, 0.0
     for layer in reversed(range(len(layers))):
         now_s += scenario.backward_s * slowest * layers.shares[layer]
         bucket += layers.num_bytes[layer]
         if bucket >= BUCKET_BYTES or not layer:
-            exchange_s = floors.ring_s(bucket * scenario.costs.wire_overhead, scenario.num_workers, link)
-            free_s = max(now_s, free_s) + exchange_s + 2 * (scenario.num_workers - 1) * scenario.latency_s
+            exchange_s = floors.ring_s(bucket * scenario.costs.wire_overhead, num_ranks, link)
+            free_s = max(now_s, free_s) + exchange_s + 2 * (num_ranks - 1) * scenario.latency_s
             bucket = 0.0
     return max(now_s, free_s) + scenario.costs.apply_byte_s * scenario.model_bytes

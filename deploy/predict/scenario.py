@@ -15,7 +15,7 @@ from ps.pacing import Pacing, exact_bytes, pacing_of
 Hosts = Literal["apart", "colocated", "one"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Pipeline:
     """How every rank is split over stages, in order; which stage has a tensor is in its spec."""
 

@@ -14,7 +14,7 @@ from deploy.measure.ledger_file import LedgerStep
 from deploy.predict import floors
 from deploy.predict.calibrate import fit
 from deploy.predict.costs import Costs
-from deploy.predict.inputs import Wishes, parse_size, parse_straggler, scenario_for, tensors_named
+from deploy.predict.inputs import Wishes, parse_size, parse_straggler, scenario_by_hand, tensors_named
 from deploy.predict.plan import plan, ring_step_s
 from deploy.predict.scenario import Scenario, equal_tensors
 from ps.config import CommConfig
@@ -103,10 +103,10 @@ def test_inputs_by_hand() -> None:
     by_hand = Wishes(
         model_bytes="4MB", gflops=3.0, device_gflops=1500.0, batch=32, workers=3, servers=2, bandwidth="1gbit", stragglers=["rank=2,factor=2"]
     )
-    found = scenario_for(by_hand, None)
+    found = scenario_by_hand(by_hand)
     assert found.compute_s == pytest.approx(32 * 3 / 1500) and found.backward_s == pytest.approx(2 * found.forward_s)
     assert found.model_bytes == 4_000_000 and not found.computes_on_host and found.stragglers == {2: 2.0}
-    assert scenario_for(Wishes(model="resnet50", compute_ms=1), None).model_bytes == 4 * 25_557_032
+    assert scenario_by_hand(Wishes(model="resnet50", compute_ms=1)).model_bytes == 4 * 25_557_032
 
 
 def test_models_are_named_by_file_and_task_too(tmp_path: Path) -> None:
@@ -130,13 +130,13 @@ def test_models_are_named_by_file_and_task_too(tmp_path: Path) -> None:
 )
 def test_wrong_inputs_are_named(wishes: Wishes) -> None:
     with pytest.raises(ConfigError):
-        scenario_for(wishes, None)
+        scenario_by_hand(wishes)
 
 
 def test_sizes_and_stragglers_are_read() -> None:
     assert (parse_size("400MB"), parse_size("8MiB"), parse_size("1.5GB")) == (400_000_000, 8 << 20, 1_500_000_000)
     assert parse_straggler("rank=2,factor=1.5") == (2, 1.5)
-    assert math.isinf(scenario_for(Wishes(model_bytes="1MB", compute_ms=1), None).worker_link(0))
+    assert math.isinf(scenario_by_hand(Wishes(model_bytes="1MB", compute_ms=1)).worker_link(0))
 
 
 def test_the_command_prints_json_and_text(capsys: pytest.CaptureFixture[str]) -> None:

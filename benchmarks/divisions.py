@@ -1,0 +1,164 @@
+"""How far the plan of ranks and stages is from what is measured, on virtual hosts, and whether it names the quickest. `make plan-stages`.
+
+Planned from the config alone, whose task is timed here first, and from the ledger of one run of stages as well. Every run's ledger is kept as
+it ends: the same command goes on where it was left.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig
+from deploy.measure.ledger_file import LedgerStep, read_ledger
+from deploy.predict.blocks import Blocks
+from deploy.predict.calibrate import WARMUP, fit
+from deploy.predict.inputs import scenario_of_config
+from deploy.predict.scenario import Scenario
+from deploy.predict.simulate import simulate
+from deploy.predict.stages import Divisions
+from deploy.rundir import RunDirectory
+from deploy.simulation.run import simulate as train_on_hosts
+from deploy.simulation.wishes import Wishes
+from ps.config import CommConfig, OptimizerConfig, SecurityConfig
+from workers.config import PipelineConfig, TrainConfig
+
+STEPS = 8
+"""Measured, after WARMUP that are not."""
+BATCH, WIDTH, DEPTH = 512, 512, 3
+"""Samples of a step, and a perceptron of 4 MB."""
+RATES = ("100mbit", "25mbit")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two servers, and as many workers as all others."""
+
+    ranks: int
+    stages: int
+    micro_batches: int
+    rate: str
+
+    def __str__(self) -> str:
+        return f"{self.ranks}x{self.stages}-{self.micro_batches}-{self.rate}"
+
+    def config(self, folder: str) -> Config:
+        fields = {"inputs": WIDTH, "width": WIDTH, "depth": DEPTH, "samples": BATCH * (WARMUP + STEPS)}
+        return Config(
+            task=TaskConfig(name="synthetic-mlp", fields=fields),
+            train=TrainConfig(global_batch_size=BATCH, max_steps=WARMUP + STEPS),
+            optimizer=OptimizerConfig(name="adam", lr=1e-3),
+            scaling=ScalingConfig(num_workers=self.ranks, num_stages=self.stages, num_servers=2),
+            pipeline=PipelineConfig(micro_batches=self.micro_batches),
+            comm=CommConfig(bandwidth=self.rate, shaping="links"),
+            security=SecurityConfig(allow_plaintext=True),
+            run=RunConfig(storage_path=folder),
+        )
+
+
+CALIBRATION = Case(1, 2, 2, "50mbit")
+"""Not among those that are predicted."""
+DIVISIONS = ((4, 1, 1), (2, 2, 1), (2, 2, 4), (1, 4, 4), (1, 4, 8))
+
+
+def measure(case: Case, folder: Path) -> list[LedgerStep]:
+    """The ledger of a run, which is kept in the folder."""
+    kept = folder / f"{case}.jsonl"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory() as storage:
+            outcome = train_on_hosts(case.config(storage), Wishes(), quiet=True)
+            if outcome.error is not None or outcome.path is None:
+                raise RuntimeError(f"{case} has failed: {outcome.error}")
+            shutil.copy(RunDirectory(Path(outcome.path)).comm, partial := kept.with_suffix(".partial"))
+            partial.rename(kept)
+        print(f"{case}: {step_s(list(read_ledger(kept))) * 1e3:.0f} ms", file=sys.stderr, flush=True)
+    return list(read_ledger(kept))
+
+
+def step_s(steps: Sequence[LedgerStep]) -> float:
+    """Of the typical step, mean of all workers."""
+    return statistics.median(statistics.fmean(row.step_s for row in step.workers) for step in steps[WARMUP:])
+
+
+def on_hosts(case: Case, steps: Sequence[LedgerStep]) -> Scenario:
+    """Every process has a host of its own."""
+    return replace(scenario_of_config(case.config("."), steps), hosts="apart")
+
+
+class Planner:
+    """Predicts cases."""
+
+    def __init__(self, steps: Sequence[LedgerStep], blocks: Blocks) -> None:
+        """`steps`: of CALIBRATION."""
+        self._blocks = blocks
+        self._run = fit(steps, on_hosts(CALIBRATION, steps))
+        timed = Divisions(CALIBRATION.config("."), self._run, blocks).scenario(CALIBRATION.ranks, CALIBRATION.stages, CALIBRATION.micro_batches)
+        self.slowness = (self._run.forward_s + self._run.backward_s) / (timed.forward_s + timed.backward_s)
+        """Compute of the run over that of the blocks by themselves."""
+
+    def step_s(self, case: Case, steps: Sequence[LedgerStep], *, from_run: bool) -> float:
+        hosts = on_hosts(case, steps)
+        if from_run:
+            hosts = replace(hosts, costs=self._run.costs)
+        divisions = Divisions(case.config("."), hosts, self._blocks, self.slowness if from_run else 1.0)
+        return simulate(divisions.scenario(case.ranks, case.stages, case.micro_batches)).step_s
+
+
+@dataclass(frozen=True)
+class Found:
+    """Seconds of a step."""
+
+    case: Case
+    measured_s: float
+    from_config_s: float
+    from_run_s: float
+
+
+def table(found: Sequence[Found]) -> str:
+    """Markdown."""
+    lines = [
+        "| Ranks x stages, micro-batches, links | measured ms | from the config ms | error | from a run ms | error |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        cells = [f"{one.case}", f"{one.measured_s * 1e3:.0f}"]
+        for predicted_s in (one.from_config_s, one.from_run_s):
+            cells += [f"{predicted_s * 1e3:.0f}", f"{predicted_s / one.measured_s - 1:+.0%}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("build/plan-stages"), help="where ledgers are kept: what is there is not run again")
+    parser.add_argument("--rates", nargs="+", default=list(RATES))
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    planner = Planner(measure(CALIBRATION, arguments.folder), Blocks(CALIBRATION.config(".")))
+    found, named = [], 0
+    for rate in arguments.rates:
+        there = []
+        for division in DIVISIONS:
+            case = Case(*division, rate)
+            steps = measure(case, arguments.folder)
+            there.append(Found(case, step_s(steps), *(planner.step_s(case, steps, from_run=known) for known in (False, True))))
+        named += min(there, key=lambda one: one.measured_s) is min(there, key=lambda one: one.from_run_s)
+        found += there
+    print(f"compute in the run takes {planner.slowness:.2f} times what blocks take by themselves", file=sys.stderr)
+    print(table(found))
+    errors = {name: [abs(getattr(one, f"{name}_s") / one.measured_s - 1) for one in found] for name in ("from_config", "from_run")}
+    figures = {
+        f"{kind}_error_{name}": round(of(values), 3)
+        for name, values in errors.items()
+        for kind, of in (("median", statistics.median), ("worst", max))
+    }
+    print(json.dumps({"cases": len(found), **figures, "quickest_named": f"{named} of {len(arguments.rates)}"}))
+
+
+if __name__ == "__main__":
+    main()
