@@ -8,7 +8,7 @@ from ps import frame
 
 HOLD_S = 0.01
 """How long a receipt may wait for company: little beside the time that the frames of a window need."""
-_COPIED_BYTES = 1 << 17
+COPIED_BYTES = 1 << 17
 """Up to so many bytes are copied behind their receipts sooner than sent after them."""
 
 
@@ -35,6 +35,6 @@ class HeldReceipts:
         if not self._held:
             return [data] if data else []
         held, self._held = self._held, []
-        if len(data) > _COPIED_BYTES:
+        if len(data) > COPIED_BYTES:
             return [frame.with_receipts(held, b""), data]
         return [frame.with_receipts(held, data)]

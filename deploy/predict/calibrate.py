@@ -5,6 +5,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 
@@ -46,10 +47,14 @@ def fit_together(runs: Sequence[tuple[Sequence[LedgerStep], Scenario]]) -> list[
     single = [_costs(steps, run) for steps, run in zip(used, fitted, strict=True)]
     usual = runs[0][1].costs
     typical = {name: statistics.median(getattr(costs, name) for costs in single) for name in ("copy_byte_s", "install_byte_s", "step_s")}
-    server = _frames_and_bytes([(*_moves(usual, run), _server_rest_s(steps, run)) for steps, run in zip(used, fitted, strict=True)])
-    worker = _frames_and_bytes([(*_exchanges(usual, run), _worker_rest_s(steps)) for steps, run in zip(used, fitted, strict=True)])
-    factors = dict(zip(("take_frame_s", "take_byte_s"), server, strict=True)) | dict(zip(("push_frame_s", "push_byte_s"), worker, strict=True))
-    factors |= {"answer_frame_s": server[0], "answer_byte_s": server[1], "land_frame_s": worker[0], "land_byte_s": worker[1]}
+    pairs = list(zip(used, fitted, strict=True))
+    loop = _least([(*_moves(usual, run), run.num_servers, _loop_s(steps)) for steps, run in pairs])
+    threads = _least([(_num_frames(run) / run.num_workers, _summed_s(usual, run), _threads_s(steps)) for steps, run in pairs])
+    worker = _least([(*_exchanges(usual, run), run.num_workers, _worker_rest_s(steps)) for steps, run in pairs])
+    factors = {"take_frame_s": loop[0], "take_byte_s": loop[1], "answer_frame_s": loop[0], "answer_byte_s": loop[1]}
+    factors |= {"push_frame_s": worker[0], "push_byte_s": worker[1], "land_frame_s": worker[0], "land_byte_s": worker[1]}
+    factors |= {"sum_byte_s": threads[1], "apply_byte_s": threads[1]}
+    typical |= {"work_frame_s": threads[0], "server_step_s": loop[2], "worker_step_s": worker[2]}
     links = {
         "wire_overhead": statistics.median(map(_overhead, used)),
         "unfairness": statistics.median([_unfairness(s) for s in used if len(s[0].workers) > 1] or [0.0]),
@@ -144,16 +149,33 @@ def _unfairness(steps: Sequence[LedgerStep]) -> float:
     return SHARES_OVER_TIMES * sum(spreads) / max(1, len(spreads))
 
 
-def _server_rest_s(steps: Sequence[LedgerStep], run: Scenario) -> float:
-    """Processor seconds of all servers in a step beside sums and updates at their usual costs: those of the ledger include waits for a core."""
-    usual = run.model_bytes * (run.num_workers * run.costs.sum_byte_s + run.costs.apply_byte_s)
-    return max(0.0, _per_step([[row.cpu_s for row in step.servers] for step in steps]) - usual)
+def _loop_s(steps: Sequence[LedgerStep]) -> float:
+    """Processor seconds of all servers in a step beside their threads' for sums and updates."""
+    return _per_step([[max(0.0, row.cpu_s - row.work_cpu_s) for row in step.servers] for step in steps])
+
+
+def _threads_s(steps: Sequence[LedgerStep]) -> float:
+    """Processor seconds of all servers' threads for sums and updates in a step."""
+    return _per_step([[row.work_cpu_s for row in step.servers] for step in steps])
 
 
 def _worker_rest_s(steps: Sequence[LedgerStep]) -> float:
     """Processor seconds of all workers in a step beside compute, copies and bookkeeping."""
-    rows = [[row.cpu_s - row.compute_cpu_s - row.copy_s - row.install_s - row.other_s for row in step.workers] for step in steps]
-    return max(0.0, _per_step(rows))
+    data_s = statistics.median_low(by_rank(steps, "data_wait_s").values())
+    return _per_step(
+        [[max(0.0, row.cpu_s - row.compute_cpu_s - data_s - row.copy_s - row.install_s - row.other_s) for row in step.workers] for step in steps]
+    )
+
+
+def _num_frames(run: Scenario) -> float:
+    """That all workers push in a step."""
+    return sum(cls.count for cls, _ in _frames(classes_of(run, layers_of(run.specs)).servers)) * run.num_workers
+
+
+def _summed_s(usual: Costs, run: Scenario) -> float:
+    """What the bytes of sums and updates cost all servers in a step by the usual costs."""
+    codecs = DECODE_BYTE_S[run.comm.push_format] * run.num_workers + ENCODE_BYTE_S[run.comm.pull_format]
+    return run.model_bytes * (run.num_workers * usual.sum_byte_s + usual.apply_byte_s + codecs)
 
 
 def _moves(usual: Costs, run: Scenario) -> tuple[float, float]:
@@ -174,17 +196,19 @@ def _exchanges(usual: Costs, run: Scenario) -> tuple[float, float]:
     )
 
 
-def _frames_and_bytes(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """Factors a, b >= 0 with a · frames + b · bytes nearest to the seconds, relative to these: rows are (frames, bytes, seconds)."""
-    seconds = [max(row[2], 1e-9) for row in rows]
-    table = np.array([[frames / s, num_bytes / s] for (frames, num_bytes, _), s in zip(rows, seconds, strict=True)])
-    ones = np.ones(len(rows))
-    a, b = np.linalg.lstsq(table, ones, rcond=None)[0]
-    if a < 0 or b < 0:
-        alone = [max(0.0, float(column @ ones / (column @ column))) for column in table.T]
-        tried = [(alone[0], 0.0), (0.0, alone[1])]
-        a, b = min(tried, key=lambda pair: float(np.sum((table @ np.array(pair) - ones) ** 2)))
-    return float(a), float(b)
+def _least(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """Factors >= 0 of a row's first numbers whose sums are nearest to its last one, the seconds, relative to these."""
+    table = np.array([row[:-1] for row in rows]) / np.array([[max(row[-1], 1e-9)] for row in rows])
+    count = table.shape[1]
+    best, least = np.zeros(count), math.inf
+    for size in range(1, count + 1):
+        for columns in map(list, combinations(range(count), size)):
+            some = np.zeros(count)
+            some[columns] = np.linalg.lstsq(table[:, columns], np.ones(len(rows)), rcond=None)[0]
+            off = float(np.sum((table @ some - 1) ** 2))
+            if some.min() >= 0 and off < least - 1e-12:
+                best, least = some, off
+    return tuple(best.tolist())
 
 
 def _costs(steps: Sequence[LedgerStep], run: Scenario) -> Costs:

@@ -10,6 +10,7 @@ from typing import Any
 from deploy.config import Config, load
 from deploy.measure.ledger_file import LedgerStep, read_ledger
 from deploy.predict.calibrate import fit
+from deploy.predict.costs import VIRTUAL_LINK_BYTE_S, Costs
 from deploy.predict.scenario import Hosts, Pipeline, Scenario, equal_tensors, tensors_of
 from deploy.rundir import RunDirectory
 from ps.config import CommConfig, PullFormat, PushFormat
@@ -81,6 +82,7 @@ def on_hosts_of(config: Config, steps: Sequence[LedgerStep], specs: tuple[Tensor
         micro_batches=config.train.accumulate,
         global_batch=config.train.global_batch_size,
         computes_on_host=not config.scaling.use_gpu,
+        costs=Costs(kernel_byte_s=VIRTUAL_LINK_BYTE_S if is_virtual else 0.0),
     )
 
 
@@ -172,6 +174,7 @@ def changed(base: Scenario, wishes: Wishes) -> Scenario:
         latency_s=base.latency_s if wishes.latency_ms is None else wishes.latency_ms / 1e3,
         cores_per_host=wishes.cores or base.cores_per_host,
         machine_cores=math.inf if wishes.cores else base.machine_cores,
+        costs=replace(base.costs, kernel_byte_s=0.0) if wishes.cores else base.costs,
         stragglers=dict(map(parse_straggler, wishes.stragglers)),
     )
 

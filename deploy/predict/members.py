@@ -8,47 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
-from typing import Protocol
 
 from deploy.predict.classes import Frame, ServerClass, WorkerClass
 from deploy.predict.costs import DECODE_BYTE_S, ENCODE_BYTE_S, Costs
 from deploy.predict.events import Call, Cores, Thread
+from deploy.predict.network import Network, Part
+from deploy.predict.receipts import Held
 from deploy.predict.scenario import Layers, Scenario
+from ps.receipts import COPIED_BYTES
 
 MOST_PARTS = 64
 """In which frames to a class of servers, or answers to a class of workers, are dealt."""
 LEAST_IN_FLIGHT = 4
 """Parts that may be on their way at once even if one is as large as the window."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Frame `frame` of `num_frames` servers of a class, the `turn`-th ones."""
-
-    server: int
-    frame: int
-    turn: int
-    num_frames: float
-
-
-class Network(Protocol):
-    """How bytes get from one class to another."""
-
-    def push(self, worker: int, part: Part, num_bytes: float, arrived: Call) -> None:
-        """A part of `num_bytes` in all from each worker of a class."""
-
-    def answer(self, server: int, worker: int, portion: int, num_bytes: float, num_frames: float, arrived: Call) -> None:
-        """`num_bytes` to each worker of a class, from as many servers as there are frames: the `portion`-th of its answers."""
-
-    def pass_on(self, worker: int, to: int, num_bytes: float, arrived: Call) -> None:
-        """From one stage to another of its rank."""
-
-    def after(self, delay_s: float, call: Call) -> None: ...
-
-    @property
-    def now_s(self) -> float: ...
 
 
 class Worker:
@@ -71,6 +45,7 @@ class Worker:
         self._costs = scenario.costs
         self._train = Thread(cores, cls.count)
         self._net = Thread(cores, cls.count)
+        self._others = Thread(cores, cls.count)
         self._device = self._train if scenario.computes_on_host else Thread(device, cls.count)
         micro_batches = scenario.micro_batches
         self._forward_s, self._backward_s = (cls.slowness * seconds / micro_batches for seconds in (scenario.forward_s, scenario.backward_s))
@@ -116,6 +91,7 @@ class Worker:
         if layer == len(self._layers):
             self._all_landed = False
             self._begin()
+            self._others.do(self._costs.worker_step_s, _nothing)
             if self._rest_s:
                 self._device.do(self._rest_s, lambda: self._backward(layer - 1))
             else:
@@ -201,7 +177,7 @@ class Worker:
             self._in_flight -= part.num_frames
             self._pump(self._net)
 
-        self._network.after(self._scenario.latency_s + (self._stretch - 1) * 2 * self._scenario.latency_s, back)
+        self._network.after((self._stretch - 1) * 2 * self._scenario.latency_s, back)
 
     # -- land ------------------------------------------------------------------------------------------------
 
@@ -241,6 +217,7 @@ class Server:
         """Of the classes that push each frame: the one whose turn it is in its sum."""
         self._pushers = [[a for a, of in enumerate(classes) if of.stage == frame.stage] for frame in cls.frames]
         self.workers: Sequence[Worker] = ()
+        self._held = [Held(network.after, partial(network.receipts, index, a)) for a in range(len(classes))]
 
     def receive(self, worker: int, part: Part, receipt: Call) -> None:
         """A part has arrived from every worker of a class."""
@@ -249,7 +226,7 @@ class Server:
         byte_s = 0.0 if self._scenario.is_shared else self._costs.take_byte_s
 
         def taken() -> None:
-            receipt()
+            self._held[worker].hold(receipt)
             self._arrived[part.frame][worker] += part.num_frames / self.cls.count
             self._sum(part.frame)
 
@@ -270,13 +247,17 @@ class Server:
         frame = self.cls.frames[j]
         self._arrived[j] = [0.0] * len(self._classes)
         self._next_rank[j] = 0
+        if not j:
+            self.loop.do(self.cls.slowness * self._costs.server_step_s, _nothing)
         encode_s = _codec_s(ENCODE_BYTE_S, self._scenario.comm.pull_format, frame)
-        self._threads[j].do(self.cls.slowness * (self._costs.apply_byte_s * frame.exact_bytes + encode_s), lambda: self._answer(frame))
+        apply_s = self._costs.work_frame_s + self._costs.apply_byte_s * frame.exact_bytes
+        self._threads[j].do(self.cls.slowness * (apply_s + encode_s), lambda: self._answer(frame))
 
     def _answer(self, frame: Frame) -> None:
-        """To all workers, each class in as many portions as its size allows."""
+        """To all workers, every server beginning with another one; each class in as many portions as its size allows."""
         byte_s = 0.0 if self._scenario.is_shared else self._costs.answer_byte_s
-        for worker, cls in zip(self.workers, self._classes, strict=True):
+        members, first = list(zip(self.workers, self._classes, strict=True)), self.cls.first % len(self.workers)
+        for worker, cls in members[first:] + members[:first]:
             if cls.stage != frame.stage:
                 continue
             portions = min(cls.count, MOST_PARTS)
@@ -294,10 +275,18 @@ class Server:
             if not left[0]:
                 worker.landed(frame)
 
-        def arrived() -> None:
-            worker.land(frame, num_frames, done)
+        def made() -> None:
+            if frame.pull_bytes > COPIED_BYTES:
+                self._held[index].go()
+            credited = self._held[index].taken()
 
-        self.loop.do(seconds, lambda: self._network.answer(self._index, index, portion, frame.pull_bytes * num_frames, num_frames, arrived))
+            def arrived() -> None:
+                credited()
+                worker.land(frame, num_frames, done)
+
+            self._network.answer(self._index, index, portion, frame.pull_bytes * num_frames, num_frames, arrived)
+
+        self.loop.do(seconds, made)
 
 
 def _codec_s(byte_s: dict[str, float], wire_format: str, frame: Frame) -> float:

@@ -5,11 +5,13 @@ import random
 from collections import defaultdict, deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from deploy.predict.classes import Classes, ServerClass, WorkerClass, classes_of
 from deploy.predict.events import Call, Clock, Cores, Machine
 from deploy.predict.links import Direction, Links
-from deploy.predict.members import Part, Server, Worker
+from deploy.predict.members import Server, Worker
+from deploy.predict.network import Part
 from deploy.predict.pipeline import StageWorker, bubble_s, connect
 from deploy.predict.scenario import Scenario, layers_of
 
@@ -55,9 +57,9 @@ def simulate(scenario: Scenario, *, together: bool = True) -> Prediction:
     num_steps = NUM_UNFAIR_STEPS if scenario.costs.unfairness else NUM_STEPS
     classes = classes_of(scenario, layers, together=together)
     clock = Clock()
-    network = _Wires(scenario, classes, clock)
     machine = Machine(scenario.machine_cores) if math.isfinite(scenario.machine_cores) else None
     cores = [Cores(clock, per_host, count, machine) for per_host, count in zip(classes.cores, classes.hosts, strict=True)]
+    network = _Wires(scenario, classes, clock, cores)
     device = Cores(clock, math.inf)
     servers = [Server(b, cls, scenario, classes.workers, network, cores[cls.host]) for b, cls in enumerate(classes.servers)]
     make = StageWorker if scenario.pipeline else Worker
@@ -118,11 +120,16 @@ def _drawn(name: str, sigma: float, times: int) -> Iterator[float]:
             yield share
 
 
+def _nothing() -> None:
+    pass
+
+
 class _Wires:
     """Who is connected to whom by what."""
 
-    def __init__(self, scenario: Scenario, classes: Classes, clock: Clock) -> None:
+    def __init__(self, scenario: Scenario, classes: Classes, clock: Clock, cores: Sequence[Cores]) -> None:
         self._clock = clock
+        self._cores = cores
         self._scenario = scenario
         self._classes = classes
         self._links = Links(clock)
@@ -161,6 +168,13 @@ class _Wires:
         stream = ("answer", server, worker, portion)
         self._send(stream, ("server", server), ("worker", worker), num_bytes * self._away(worker, server), worker, num_frames, arrived)
 
+    def receipts(self, server: int, worker: int, arrived: Call) -> None:
+        waiting = self._streams["answer", server, worker, 0]
+        if waiting:
+            waiting.append(partial(self._passed, waiting, arrived))
+        else:
+            self._clock.after(self._scenario.latency_s if self._away(worker, server) else 0.0, arrived)
+
     def pass_on(self, worker: int, to: int, num_bytes: float, arrived: Call) -> None:
         away = 0.0 if self._scenario.hosts == "one" and self._scenario.comm.bandwidth is None else num_bytes
         self._send(("pass", worker, to, 0), ("worker", worker), ("worker", to), away, worker, 1.0, arrived)
@@ -179,22 +193,29 @@ class _Wires:
             self._clock.after(0.0, arrived)
             return
         waiting = self._streams[stream]
-
-        def passed() -> None:
-            waiting.popleft()
-            if waiting:
-                waiting[0]()
-            self._clock.after(self._scenario.latency_s, arrived)
+        passed = partial(self._passed, waiting, arrived)
 
         def begin() -> None:
             wire_bytes = num_bytes * self._scenario.costs.wire_overhead
             replicas = self._classes.workers[worker].count
+            kernel_s = wire_bytes * self._scenario.costs.kernel_byte_s
+            if kernel_s:
+                kind, index = receiver
+                cls = self._classes.workers[index] if kind == "worker" else self._classes.servers[index]
+                self._cores[cls.host].work(kernel_s, replicas, _nothing)
             share = weight * self._share(stream[:3], weight)
             self._links.send(wire_bytes, self.ups[sender], self.downs[receiver], passed, replicas=replicas, weight=share)
 
         waiting.append(begin)
         if len(waiting) == 1:
             begin()
+
+    def _passed(self, waiting: deque[Call], arrived: Call) -> None:
+        """The first message of a stream has left its link: the next one begins."""
+        waiting.popleft()
+        if waiting:
+            waiting[0]()
+        self._clock.after(self._scenario.latency_s, arrived)
 
     def _share(self, connection: tuple[str, int, int], num_frames: float) -> float:
         """How much more than a fair share the connection's next frames get."""

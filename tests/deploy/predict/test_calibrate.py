@@ -18,14 +18,23 @@ from workers.config import TrainConfig
 
 FRAME_S, BYTE_S = 300e-6, 4e-9
 """What a frame, and a byte, costs each end both ways together."""
+STEP_S, WORK_S = 5e-3, 1e-3
+"""What each end takes in a step whatever its frames, and a server's threads for a frame whatever its bytes."""
 
 
-def run_of(frame_bytes: int, push_s: Sequence[float] = (0.1, 0.1)) -> tuple[list[LedgerStep], Scenario]:
+def run_of(
+    frame_bytes: int, push_s: Sequence[float] = (0.1, 0.1), num_servers: int = 1, model_bytes: int = 1 << 20
+) -> tuple[list[LedgerStep], Scenario]:
     """Two workers and one server that spend exactly that; ranks push for `push_s`."""
     scenario = Scenario(
-        specs=equal_tensors(1 << 20, 16), forward_s=0.0, backward_s=0.0, num_workers=2, num_servers=1, comm=CommConfig(frame_bytes=frame_bytes)
+        specs=equal_tensors(model_bytes, 16),
+        forward_s=0.0,
+        backward_s=0.0,
+        num_workers=2,
+        num_servers=num_servers,
+        comm=CommConfig(frame_bytes=frame_bytes),
     )
-    num_frames = sum(len(server.frames) for server in classes_of(scenario, layers_of(scenario.specs)).servers)
+    num_frames = sum(server.count * len(server.frames) for server in classes_of(scenario, layers_of(scenario.specs)).servers)
     spent_s = num_frames * FRAME_S + 2 * scenario.model_bytes * BYTE_S
     usual_s = scenario.model_bytes * (2 * scenario.costs.sum_byte_s + scenario.costs.apply_byte_s)
     traffics = [
@@ -33,20 +42,31 @@ def run_of(frame_bytes: int, push_s: Sequence[float] = (0.1, 0.1)) -> tuple[list
         for rank in range(2)
     ]
     workers = [
-        WorkerRow(rank=rank, step=0, time_s=1.0, step_s=0.2, backward_s=0.06, compute_cpu_s=0.03, cpu_s=0.03 + spent_s, shards=[traffics[rank]])
+        WorkerRow(
+            rank=rank, step=0, time_s=1.0, step_s=0.2, backward_s=0.06, compute_cpu_s=0.03, cpu_s=0.03 + STEP_S + spent_s, shards=[traffics[rank]]
+        )
         for rank in range(2)
     ]
-    server = ServerRow(shard=0, step=0, time_s=1.0, cpu_s=2 * spent_s + usual_s)
-    return [LedgerStep(step, [replace(row, step=step) for row in workers], [replace(server, step=step)]) for step in range(5)], scenario
+    work_s = usual_s + num_frames * WORK_S
+    loop_s = 2 * spent_s + num_servers * STEP_S
+    servers = [
+        ServerRow(shard=shard, step=0, time_s=1.0, work_cpu_s=work_s / num_servers, cpu_s=(work_s + loop_s) / num_servers)
+        for shard in range(num_servers)
+    ]
+    return [
+        LedgerStep(step, [replace(row, step=step) for row in workers], [replace(row, step=step) for row in servers]) for step in range(5)
+    ], scenario
 
 
 def both_ways(costs: Costs, *names: str) -> float:
     return float(sum(getattr(costs, name) for name in names))
 
 
-def test_frames_and_bytes_are_told_apart_by_runs_with_frames_of_two_lengths() -> None:
-    short, long = fit_together([run_of(32 << 10), run_of(64 << 10)])
-    assert short.costs == long.costs
+def test_what_frames_bytes_and_steps_cost_is_told_apart_by_three_runs() -> None:
+    short, long, other = fit_together([run_of(32 << 10), run_of(64 << 10), run_of(128 << 10, num_servers=2, model_bytes=4 << 20)])
+    assert short.costs == long.costs == other.costs
+    assert (short.costs.worker_step_s, short.costs.server_step_s, short.costs.work_frame_s) == pytest.approx((STEP_S, STEP_S, WORK_S))
+    assert short.costs.sum_byte_s == pytest.approx(Costs().sum_byte_s)
     for ends in (("push", "land"), ("take", "answer")):
         assert both_ways(short.costs, *(f"{end}_frame_s" for end in ends)) == pytest.approx(FRAME_S)
         assert both_ways(short.costs, *(f"{end}_byte_s" for end in ends)) == pytest.approx(2 * BYTE_S)

@@ -96,9 +96,12 @@ def test_exchange_reaches_the_links_floor() -> None:
         assert floors.one_way_s(*rate) < found.step_s < 1.035 * floors.pipelined_s(*rate, frame_bytes=servers * 32768)
 
 
-def test_colocated_servers_give_the_rings_time() -> None:
+def test_colocated_servers_give_the_rings_time_and_as_many_helpers_byteps_optimum() -> None:
     found = simulate(scenario(specs=equal_tensors(4 * MB, 32), hosts="colocated"))
     assert found.step_s == pytest.approx(floors.ring_s(4 * MB, 4, 1e6), rel=0.03)
+    assert found.step_s == pytest.approx(floors.byteps_s(4 * MB, 4, 0, 1e6), rel=0.03)
+    helpers = simulate(scenario(specs=equal_tensors(16 * MB, 128)))
+    assert helpers.step_s == pytest.approx(floors.byteps_s(16 * MB, 4, 4, 1e6), rel=0.03)
 
 
 def test_steps_that_hide_everything_are_compute_and_stragglers_count() -> None:
@@ -123,10 +126,35 @@ def test_half_the_bytes_take_half_the_time() -> None:
 
 
 def test_a_narrow_window_waits_for_its_round_trips() -> None:
-    # a frame up, 100 ms there and 100 ms until its credit is back; the second one up and there; its answer down and back
+    # a frame up and there, its credit down and back with its answer; the second one up and there; its answer down and back
     narrow = CommConfig(bandwidth="8mbit", frame_bytes=32768, window_frames=1)
-    assert simulate(two_layers(latency_s=0.1, comm=narrow)).step_s == pytest.approx(3 * FRAME_S + 0.4)
+    assert simulate(two_layers(latency_s=0.1, comm=narrow)).step_s == pytest.approx(4 * FRAME_S + 0.4)
     assert simulate(two_layers(latency_s=0.1)).step_s == pytest.approx(3 * FRAME_S + 0.2)
+
+
+def test_credits_come_back_behind_the_answers_before_them() -> None:
+    # four frames of one layer: all of them up, then the last one's answer down; or each up after the answer that brings the credit of the one before
+    specs = tensors_of({"only.weight": (4 * 8192, 1)})
+    wide, narrow = (
+        simulate(
+            scenario(specs=specs, num_workers=1, num_servers=1, comm=CommConfig(bandwidth="8mbit", frame_bytes=32768, window_frames=window))
+        ).step_s
+        for window in (8, 1)
+    )
+    assert wide == pytest.approx(5 * FRAME_S)
+    assert narrow == pytest.approx(8 * FRAME_S)
+
+
+def test_work_of_the_kernel_for_links_takes_a_processor_of_the_host_that_receives() -> None:
+    # the answer takes the worker's core for a second while it computes for two
+    one = tensors_of({"only.weight": (8192, 1)})
+    costs = replace(FREE, kernel_byte_s=1 / 32768)
+    bare, working = (
+        simulate(scenario(specs=one, num_workers=1, num_servers=1, forward_s=2.0, comm=CommConfig(bandwidth="100gbit"), cores_per_host=1, costs=c))
+        for c in (FREE, costs)
+    )
+    assert bare.step_s == pytest.approx(2.0, rel=1e-3)
+    assert working.step_s == pytest.approx(3.0, rel=1e-3)
 
 
 def test_same_inputs_give_the_same_bits() -> None:
