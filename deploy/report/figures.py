@@ -15,6 +15,8 @@ from deploy.report.words import turning_point
 
 MAX_POINTS = 400
 """Of a curve over steps: longer ones are means of neighbours."""
+USUAL, FAR = 0.98, 2.0
+"""Part of the steps that a figure of their time must show, and how many times as long others are that it does not."""
 MAX_MARKS = 5
 """Recoveries that say how long they took."""
 MAX_BARS = 24
@@ -146,12 +148,21 @@ def time_per_step(series: Series, recoveries: Mapping[int, float]) -> Figure:
     ]
     layout: dict[str, Any] = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "ms"}, "rangemode": "tozero"}}
     note = "Where the mean worker's time went."
+    lengths_s = binned([series.step_s[number] for number in known])
+    if max(lengths_s) > FAR * _usual(lengths_s):
+        layout["yaxis"]["range"] = [0, 1.2e3 * _usual(lengths_s)]
+        note += f" The longest steps, up to {seconds(max(lengths_s))}, do not fit."
     if recoveries:
         shown = sorted(recoveries, key=lambda step: -recoveries[step])[:MAX_MARKS]
         note += " Dotted: steps in which a process came back, which are drawn without their time; the longest ones say how long they were."
         layout["shapes"] = [_mark(step) for step in recoveries]
         layout["annotations"] = [_label(step, seconds(recoveries[step]), series.steps, row) for row, step in enumerate(shown)]
     return Figure("time", "Time per step", note + _binning(series), traces, layout)
+
+
+def _usual(lengths_s: Sequence[float]) -> float:
+    """What all but a few of them are no longer than."""
+    return sorted(lengths_s)[round(USUAL * (len(lengths_s) - 1))]
 
 
 def _mark(step: float) -> dict[str, Any]:

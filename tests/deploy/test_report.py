@@ -122,6 +122,14 @@ def test_a_step_whose_rows_were_lost_leaves_the_others_in_their_places(tmp_path:
     assert by_key(RunDirectory(tmp_path / "holes"))["gantt"].title == "One step: step 0"
 
 
+def test_a_step_that_took_far_longer_than_all_others_does_not_flatten_them(tmp_path: Path) -> None:
+    lengths = [0.7, *[0.1] * 60]
+    time = by_key(write_run(tmp_path, "spike", [step_of(step, length=length) for step, length in enumerate(lengths)]))["time"]
+    assert time.layout["yaxis"]["range"] == [0, pytest.approx(120.0)] and "The longest steps, up to 0.70 s, do not fit." in time.note
+    even = by_key(write_run(tmp_path, "even", [step_of(step) for step in range(61)]))["time"]
+    assert "range" not in even.layout["yaxis"] and "do not fit" not in even.note
+
+
 def recovering(step: LedgerStep) -> LedgerStep:
     """The same with rank 1 killed and back after 4 s."""
     rows = {0: {"step_s": 4.1, "barrier_wait_s": 4.0}, 1: {"rejoined": True}}
