@@ -17,7 +17,7 @@ from pathlib import Path
 
 from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig
 from deploy.measure.ledger_file import LedgerStep, read_ledger
-from deploy.predict.calibrate import fit_together
+from deploy.predict.calibrate import WARMUP, fit_together
 from deploy.predict.inputs import scenario_of_config
 from deploy.predict.scenario import Scenario
 from deploy.predict.simulate import Prediction, simulate
@@ -186,7 +186,7 @@ def main() -> None:
     arguments = _arguments()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     ledgers = {name: measure(case, arguments.folder) for name, case in CALIBRATION.items()}
-    fitted = fit_together([(steps, _scenario(CALIBRATION[name], steps)) for name, steps in ledgers.items()])
+    fitted = fit_together([(steps[SETTLED - WARMUP : -1], _scenario(CALIBRATION[name], steps)) for name, steps in ledgers.items()])
     calibrated = dict(zip(ledgers, fitted, strict=True))
     found = []
     for number, case in enumerate(draw(arguments.cases, arguments.seed)):

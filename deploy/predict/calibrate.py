@@ -114,9 +114,9 @@ def _cores(steps: Sequence[LedgerStep]) -> float:
 
 def _on_processors(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
     """The run with the compute that processors did: what it took by the clock is more where others wanted them, which the model counts itself."""
-    wall_s, cpu_s = (sum(sum(getattr(row, name) for row in step.workers) for step in steps) for name in ("compute_s", "compute_cpu_s"))
+    data_s, cpu_s = (statistics.median_low(by_rank(steps, name).values()) for name in ("data_wait_s", "compute_cpu_s"))
+    wall_s = run.compute_s - data_s
     part = min(1.0, cpu_s / wall_s) if cpu_s and wall_s and run.computes_on_host else 1.0
-    data_s = statistics.median_low(by_rank(steps, "data_wait_s").values())
     return replace(run, forward_s=data_s + part * (run.forward_s - data_s), backward_s=part * run.backward_s)
 
 

@@ -98,3 +98,9 @@ def test_hosts_are_those_of_the_shards_that_workers_found_on_theirs(local: tuple
     shards = [ShardTraffic(shard=shard, local=is_local) for shard, is_local in enumerate(local)]
     step = LedgerStep(0, [WorkerRow(rank=0, step=0, time_s=1.0, step_s=0.1, shards=shards)], [])
     assert scenario_of_config(config, [step]).hosts == hosts
+
+
+def test_a_step_that_others_held_up_does_not_shorten_the_compute() -> None:
+    steps, scenario = run_of(32 << 10)
+    held_up = replace(steps[4], workers=[replace(row, backward_s=0.6) for row in steps[4].workers])
+    assert fit_together([([*steps, *steps[3:], held_up], scenario)])[0].compute_s == pytest.approx(0.03)
