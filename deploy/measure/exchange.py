@@ -119,7 +119,8 @@ def _is_thinner(window: Window, shard: int) -> bool:
 def _of_rank(window: Window, rank: int, transfer_s: float) -> tuple[str, str]:
     link = window.rank_links[rank]
     assert link
-    rate = sum(_rank_floor_s(window, rank, way) for way in ("push", "pull")) * link / transfer_s / 2
+    floors = [_rank_floor_s(window, rank, way) for way in ("push", "pull")]
+    rate = sum(floors) * link / max(transfer_s, *floors) / 2  # what is hidden behind compute takes its time too
     return f"{window.name(rank)}'s link", f"{megabytes_per_s(rate)} of {megabytes_per_s(link)} MB/s each way"
 
 

@@ -113,6 +113,11 @@ PLANTED = [
         id="more servers than workers on links of one rate",
     ),
     pytest.param(
+        step_of(ranks(1, compute_s=0.05, receive_s=0.1, link_bytes_per_s=10.0 * MB), [{}] * 3),
+        "rank 0's link 10.0 of 10.0 MB/s each way",
+        id="bytes that are mostly hidden behind compute pass no quicker than the link",
+    ),
+    pytest.param(
         step_of(
             [*ranks(2, compute_s=0.05, send_s=0.02, receive_s=0.03, link_bytes_per_s=40.0 * MB), THIN | {"link_bytes_per_s": 10.0 * MB}],
             [{"link_bytes_per_s": 40.0 * MB}] * 3,
