@@ -34,8 +34,6 @@ def fit(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
     """
     used = _whole(steps, run)
     fitted = replace(_computing(used, run), cores_per_host=_cores(steps))
-    if run.pipeline:  # stages wait for each other: while they do, others have their processors
-        fitted = _on_processors(used, fitted)
     return replace(fitted, costs=_costs(used, fitted))
 
 
@@ -113,7 +111,10 @@ def _cores(steps: Sequence[LedgerStep]) -> float:
 
 
 def _on_processors(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
-    """The run with the compute that processors did: what it took by the clock is more where others wanted them, which the model counts itself."""
+    """The run with the compute that processors did: what it took by the clock is more where others wanted them, which the model counts itself.
+    Of stages it is that already."""
+    if run.pipeline:
+        return run
     data_s, cpu_s = (statistics.median_low(by_rank(steps, name).values()) for name in ("data_wait_s", "compute_cpu_s"))
     wall_s = run.compute_s - data_s
     part = min(1.0, cpu_s / wall_s) if cpu_s and wall_s and run.computes_on_host else 1.0

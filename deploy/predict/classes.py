@@ -34,7 +34,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class WorkerClass:
-    """Workers `first` to `first + count − 1`; one alone where ranks are split."""
+    """Workers `first`, `first + apart`, …, so many: of consecutive ranks, or the same stage of them."""
 
     first: int
     count: int
@@ -44,6 +44,7 @@ class WorkerClass:
     host: int
     """Hosts of the class, by their number; its link is the host's."""
     stage: int = 0
+    apart: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,22 @@ class Classes:
 def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> Classes:
     """`together` False: every member alone, which takes longer and must give the same."""
     colocated = scenario.hosts == "colocated"
-
     num_stages = scenario.num_stages
 
     def worker_key(number: int) -> Hashable:
         shard = number if colocated and number < scenario.num_servers else None
-        alone = None if together and num_stages == 1 else number
-        return _slowness(scenario, number), scenario.worker_link(number), shard is None or scenario.server_link(shard), shard is None, alone
+        return scenario.worker_link(number), shard is None or scenario.server_link(shard), shard is None
+
+    def rank_key(rank: int) -> Hashable:
+        alone = None if together and (num_stages == 1 or not colocated) else rank
+        return scenario.stragglers.get(rank, 1.0), *map(worker_key, range(rank * num_stages, (rank + 1) * num_stages)), alone
 
     def server_key(shard: int) -> Hashable:
         alone = None if together else shard
         return scenario.server_link(shard), scenario.slow_servers.get(shard, 1.0), scenario.server_cores.get(shard), alone
 
-    worker_groups = _groups([worker_key(number) for number in range(scenario.num_members)], PARTS_OF_WORKERS)
+    ranks = _groups([rank_key(rank) for rank in range(scenario.num_workers)], PARTS_OF_WORKERS)
+    worker_groups = [(rank * num_stages + stage, count) for rank, count in ranks for stage in range(num_stages)]
     server_groups = _groups([server_key(shard) for shard in range(scenario.num_servers)], PARTS_OF_SERVERS)
     if colocated:  # a host's worker and server are of one class each
         server_groups = [group for group in worker_groups if group[0] < scenario.num_servers]
@@ -98,7 +102,8 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
         link = scenario.worker_link(first)
         if colocated and first < scenario.num_servers:
             link = min(link, scenario.server_link(first))
-        workers.append(WorkerClass(first, count, _slowness(scenario, first), link, 0 if scenario.hosts == "one" else i, first % num_stages))
+        slowness, host = scenario.stragglers.get(first // num_stages, 1.0), 0 if scenario.hosts == "one" else i
+        workers.append(WorkerClass(first, count, slowness, link, host, first % num_stages, num_stages))
     servers = []
     for first, count in server_groups:
         if colocated:
@@ -112,10 +117,6 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
         if frames := _frames(scenario, layers, range(first, first + count)):
             servers.append(ServerClass(first, count, scenario.slow_servers.get(first, 1.0), scenario.server_link(first), host, frames))
     return Classes(tuple(workers), tuple(servers), tuple(hosts), tuple(cores))
-
-
-def _slowness(scenario: Scenario, number: int) -> float:
-    return scenario.stragglers.get(number // scenario.num_stages, 1.0)
 
 
 def _groups(keys: Sequence[Hashable], most_parts: int) -> list[tuple[int, int]]:

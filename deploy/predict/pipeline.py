@@ -17,14 +17,15 @@ from workers.stages.schedule import Op, one_forward_one_backward
 
 
 class StageWorker(Worker):
-    """One stage of one rank. It begins a step when all of its version has landed, computes micro-batches one forward, one backward, and pushes
-    during its last backward. `neighbours` are set before it starts."""
+    """One stage of the ranks of a class. It begins a step when all of its version has landed, computes micro-batches one forward, one backward,
+    and pushes during its last backward. `neighbours` are set before it starts."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         pipeline = self._scenario.pipeline
         assert pipeline
         self._pipeline = pipeline
+        self._turn = self._cls.first // pipeline.num_stages % len(self._turns)
         stage, specs = self._cls.stage, self._scenario.specs
         of_stage = {layer for layer, spec in zip(self._layers.of_tensor, specs, strict=True) if spec.stage == stage}
         self._own = sorted(of_stage)
@@ -88,6 +89,7 @@ class StageWorker(Worker):
         seconds = whole * shares[self._cls.stage] * self._cls.slowness / self._pipeline.micro_batches
         if op.kind == "backward" and op.micro + 1 == self._pipeline.micro_batches:
             self._begin()
+            self._others.do(self._costs.worker_step_s, lambda: None)
             self._all_landed = not self._num_missing
             self._last_backward(seconds)
         else:
@@ -143,7 +145,7 @@ class StageWorker(Worker):
 
 
 def connect(workers: Sequence[StageWorker], num_stages: int) -> None:
-    """All of them, in the order of their numbers."""
+    """All of them: the stages of each class of ranks follow each other."""
     for number, worker in enumerate(workers):
         is_first, is_last = number % num_stages == 0, (number + 1) % num_stages == 0
         worker.neighbours = None if is_first else workers[number - 1], None if is_last else workers[number + 1]

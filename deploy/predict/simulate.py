@@ -108,7 +108,10 @@ def _kinds(classes: Classes) -> list[tuple[str, Sequence[WorkerClass | ServerCla
 
 
 def _name(kind: str, cls: WorkerClass | ServerClass) -> str:
-    return f"{kind} {cls.first}" if cls.count == 1 else f"{kind}s {cls.first}-{cls.first + cls.count - 1}"
+    if cls.count == 1:
+        return f"{kind} {cls.first}"
+    apart = cls.apart if isinstance(cls, WorkerClass) else 1
+    return f"{kind}s {cls.first}-{cls.first + (cls.count - 1) * apart}{f' (stage {cls.first % apart})' if apart > 1 else ''}"
 
 
 def _drawn(name: str, sigma: float, times: int) -> Iterator[float]:

@@ -10,10 +10,17 @@ from ps.ledger import WorkerRow
 
 
 def with_stages(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
-    """`run` with the compute of each stage on the typical rank, data it waits for included, and its micro-batches."""
+    """`run` with the compute of each stage on the typical rank, as processors did it (while stages wait for each other, others have theirs),
+    data it waits for included, and what it passes on."""
     assert run.pipeline
-    forward = [_typical(steps, run, stage, lambda row: row.data_wait_s + row.forward_s) for stage in range(run.num_stages)]
-    backward = [_typical(steps, run, stage, lambda row: row.backward_s) for stage in range(run.num_stages)]
+    stages = range(run.num_stages)
+    data, forward, backward, on_processor = (
+        [_typical(steps, run, stage, lambda row, name=name: getattr(row, name)) for stage in stages]  # type: ignore[misc]
+        for name in ("data_wait_s", "forward_s", "backward_s", "compute_cpu_s")
+    )
+    parts = [min(1.0, cpu / (f + b)) if cpu and f + b else 1.0 for cpu, f, b in zip(on_processor, forward, backward, strict=True)]
+    forward = [data_s + part * s for data_s, part, s in zip(data, parts, forward, strict=True)]
+    backward = [part * s for part, s in zip(parts, backward, strict=True)]
     rows = [row for step in steps for row in step.workers]
     pipeline = replace(
         run.pipeline,

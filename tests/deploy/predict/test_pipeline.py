@@ -82,6 +82,21 @@ def test_steps_without_overlap_push_when_backward_is_over() -> None:
     assert early == pytest.approx(3 + 2 * frame_s) and late == pytest.approx(3 + 3 * frame_s)
 
 
+def test_stages_of_equal_ranks_taken_together_give_what_all_of_them_give() -> None:
+    options = {
+        "num_workers": 16,
+        "num_servers": 2,
+        "comm": CommConfig(bandwidth="400mbit", frame_bytes=1 << 18),
+        "costs": Costs(),
+        "cores_per_host": 8,
+    }
+    many = staged(2, 2, passed=2e6, model_bytes=2 * MB, **options)  # type: ignore[arg-type]
+    together, alone = simulate(many), simulate(many, together=False)
+    assert together.step_s == pytest.approx(alone.step_s, rel=0.01) and together.num_events < alone.num_events
+    assert together.bubble_s == pytest.approx(alone.bubble_s, rel=0.05)
+    assert "workers 0-2 (stage 0) up" in together.busy and "worker 31 up" in alone.busy
+
+
 def test_a_stage_without_parameters_has_nothing_to_wait_for() -> None:
     scenario = staged(2, 2)
     found = simulate(replace(scenario, specs=tuple(replace(spec, stage=1) for spec in scenario.specs)))
