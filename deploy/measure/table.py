@@ -46,8 +46,8 @@ class Table:
 
 
 def tables(window: Window) -> list[Table]:
-    """Seconds by worker, bytes by shard; nothing if no step has ended."""
-    return [_workers(window), _shards(window)] if window.num_all else []
+    """Seconds by worker, bytes by shard; nothing if no worker has told of a step."""
+    return ([_workers(window)] if window.ranks else []) + ([_shards(window)] if window.bytes else [])
 
 
 def closing_line(window: Window) -> str:

@@ -51,6 +51,7 @@ def page(recorded: Recorded, predicted: Outlook | str | None = None) -> str:
         outcome=words.outcome(recorded),
         headline=words.headline(recorded.window),
         outlook=words.outlook(predicted, recorded.window),
+        is_predicted=not isinstance(predicted, str),
         what_ifs=words.what_ifs(recorded.window),
         noise=words.noise(recorded.window),
         recoveries=words.recoveries(summary),

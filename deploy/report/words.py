@@ -33,7 +33,9 @@ def outcome(recorded: Recorded) -> str:
     summary = recorded.summary
     if summary is None:
         return f"The run is {recorded.status}. {counted(recorded.window.num_all, 'step')} in its ledger."
-    said = f"The run {'is ' if summary['status'] == 'interrupted' else 'has '}{summary['status']} after {counted(summary['steps'], 'step')}"
+    last = recorded.window.last_step  # of an epoch that has not ended, perhaps
+    steps = max(summary["steps"], 0 if last is None else last + 1)
+    said = f"The run {'is ' if summary['status'] == 'interrupted' else 'has '}{summary['status']} after {counted(steps, 'step')}"
     said += f" and {seconds(summary['wall_s'])}"
     if summary["error"]:
         said += f": {summary['error_type']}: {summary['error']}"

@@ -77,7 +77,7 @@ def write_run(
 ) -> RunDirectory:
     """A run directory; `summary`: fields of summary.json, or none at all for a run whose driver was killed."""
     run = RunDirectory.create(storage, name, "digits")
-    num_workers, num_servers = (max((len(rows) for rows in of), default=1) for of in ([s.workers for s in steps], [s.servers for s in steps]))
+    num_workers, num_servers = (max([1, *map(len, of)]) for of in ([s.workers for s in steps], [s.servers for s in steps]))
     scaling = ScalingConfig(num_workers=num_workers, num_servers=num_servers)
     task = TaskConfig(name="digits")
     run.write_config(

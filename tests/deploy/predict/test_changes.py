@@ -147,7 +147,7 @@ def test_the_report_of_a_run_has_predictions_and_one_without_its_task_has_none(t
     assert "Plain DDP" in write_report(run).read_text()
     run.config.write_text(run.config.read_text().replace('"digits"', '"nosuch.module:Task"'))
     text = write_report(run).read_text()
-    assert "Plain DDP" not in text and "No prediction: " in text and "What there is to gain" in text
+    assert "Plain DDP" not in text and "No prediction: " in text and "Predicted by" not in text and "What there is to gain" in text
 
 
 def test_slow_copies_are_mended_by_quicker_ones_and_by_more_samples_in_a_step() -> None:
