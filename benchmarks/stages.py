@@ -1,7 +1,7 @@
 """Memory of a rank's workers when its model is split over stages, and how long these wait for each other: `make bench-stages`.
 
-A worker's memory is what no other process shares (USS), above that of a worker whose model is next to nothing, in the middle of
-training: at the start each stage still builds the whole model.
+A worker's memory is what no other process shares (USS), in the middle of training, above that of such a worker whose model is next to
+nothing. The most that a stage has had at any time, its start included, is printed beside it.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import threading
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,19 +37,29 @@ def main() -> None:
     arguments = parser.parse_args()
     width = round((arguments.model_bytes / 4 / LAYERS) ** 0.5)
     print(f"{LAYERS} layers of {4 * width * width / 1e6:.0f} MB, one rank, SGD, plain processes, gradients over gRPC")
-    empty = statistics.fmean(memory_of(8, 1, arguments.steps))
-    whole = statistics.fmean(memory_of(width, 1, arguments.steps)) - empty
-    print(f"empty {empty / 1e6:.0f} MB, whole {whole / 1e6:.0f} MB above that")
+    whole, most_of_whole = memory_above_empty(width, 1, arguments.steps)
     rows = [measured(3, 6), measured(2, 4)]
     for stages in arguments.stages:
-        found = [used - empty for used in memory_of(width, stages, arguments.steps)]
-        print(f"{stages} stages: {', '.join(f'{used / 1e6:.0f}' for used in found)} MB above empty")
-        rows.append(Row(f"memory of one of {stages} stages / that part of the whole", statistics.fmean(found) / 1e6, whole / stages / 1e6, MUST))
+        found, most = memory_above_empty(width, stages, arguments.steps)
+        rows.append(Row(f"memory of one of {stages} stages / that part of the whole", found / 1e6, whole / stages / 1e6, MUST))
+        rows.append(Row(f"the most of one of {stages} stages / that part of the whole", most / 1e6, most_of_whole / stages / 1e6, MUST))
     report(rows)
 
 
-def memory_of(width: int, stages: int, steps: int) -> list[float]:
-    """Bytes of every worker of one rank, while it trains layers of this width."""
+def memory_above_empty(width: int, stages: int, steps: int) -> tuple[float, float]:
+    """Bytes of a worker while it trains layers of this width, and the most it has had; means over a rank's workers."""
+    empty, full = memory_of(8, stages, steps), memory_of(width, stages, steps)
+    used, most = ([worker[i] - nothing[i] for worker, nothing in zip(full, empty, strict=True)] for i in (0, 1))
+    print(f"{stages} stages: {_megabytes(used)} above {_megabytes(one for one, _ in empty)}; at most {_megabytes(most)}", flush=True)
+    return statistics.fmean(used), statistics.fmean(most)
+
+
+def _megabytes(sizes: Iterable[float]) -> str:
+    return ", ".join(f"{size / 1e6:.0f}" for size in sizes) + " MB"
+
+
+def memory_of(width: int, stages: int, steps: int) -> list[tuple[float, float]]:
+    """Bytes of every worker of one rank while it trains layers of this width, and the most that it has had."""
     with tempfile.TemporaryDirectory() as folder, Watched() as watched:
         result = Trainer(
             SyntheticMLP(inputs=width, width=width, depth=LAYERS - 1, classes=width, samples=8 * steps),
@@ -63,7 +74,7 @@ def memory_of(width: int, stages: int, steps: int) -> list[float]:
         ).fit()
     if result.error:
         raise result.error
-    return [statistics.median(seen[len(seen) // 2 :]) for seen in watched.seen.values()]
+    return [(statistics.median(seen[len(seen) // 2 :]), max(seen)) for seen in watched.seen.values()]
 
 
 class Watched:

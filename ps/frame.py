@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from protos import pserver_pb2 as pb
 from ps.codecs import CAST_BYTES, CASTS, CODECS, Chunk, Seed, format_of
 from ps.errors import MalformedFrame
-from ps.layout import CHUNK_ELEMENTS, DTYPES, Run, ShardLayout, TensorSpec
+from ps.layout import CHUNK_ELEMENTS, DTYPES, Run, ShardLayout
 
 Bytes = npt.NDArray[np.uint8]
 """Raw bytes, one-dimensional."""
@@ -147,9 +147,9 @@ def chunk_digests(memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool) -
     return [digest(view[a:b]) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
-def tensor_digests(memory: Bytes, spec: TensorSpec) -> list[int]:
+def tensor_digests(memory: Bytes, dtype: str) -> list[int]:
     """xxh3-64 of every chunk of one tensor, whose bytes these are."""
-    size = CHUNK_ELEMENTS * DTYPES[spec.dtype]
+    size = CHUNK_ELEMENTS * DTYPES[dtype]
     return [xxhash.xxh3_64_intdigest(memory.data[at : at + size]) for at in range(0, len(memory), size)]
 
 

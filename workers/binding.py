@@ -48,6 +48,11 @@ def _spec(name: str, tensor: torch.Tensor, rule: Rule, group: int = 0) -> Tensor
     return TensorSpec(name=name, shape=tuple(tensor.shape), dtype=dtype, rule=rule, group=group)
 
 
+def digests_of(tensor: torch.Tensor) -> list[int]:
+    """xxh3-64 of every chunk of a tensor on the CPU."""
+    return tensor_digests(tensor.reshape(-1).view(torch.uint8).numpy(), str(tensor.dtype).removeprefix("torch."))
+
+
 class BoundModel:
     """`model` computes with `landing[v % 2]` once version v is installed; gradients go to `gradients`.
 
@@ -56,12 +61,20 @@ class BoundModel:
     """
 
     def __init__(
-        self, model: nn.Module, layout: Layout, *, copies: bool | None = None, gradients: Bytes | None = None, stage: int | None = None
+        self,
+        model: nn.Module,
+        layout: Layout,
+        *,
+        copies: bool | None = None,
+        gradients: Bytes | None = None,
+        stage: int | None = None,
+        digests: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         """`copies`: whether parameters keep their own memory. None: unless they are on the CPU.
 
         `gradients`: memory of a flat layout, zeroed, that servers read too; its own (pinned) if there is none. `stage`: whose tensors the model
-        computes with: those of others are given up, and their places take no memory. None: it computes with all.
+        computes with: those of others are given up, and their places take no memory. None: it computes with all. `digests`: of the chunks of
+        others' tensors that have no values, by name.
         """
         self.model = model
         self.layout = layout
@@ -86,21 +99,18 @@ class BoundModel:
         self._has_sums = stage in (None, layout.specs[self._sums].stage)
         self._own = [(0, layout.flat_bytes)] if stage is None else layout.spans_of_stage(stage)
         """Where the landing memory is written, in bytes."""
-        self._others: dict[int, list[int]] = {}
+        self._others: dict[int, Sequence[int]] = {}
         """Digests of the chunks of other stages' tensors, as they were built."""
         for i, (tensor, view) in enumerate(zip(self._tensors, self._views[0], strict=True)):
             if tensor is not None:
                 if stage in (None, layout.specs[i].stage):
                     view.copy_(tensor.detach())
                 else:
-                    self._give_up(i, tensor)
+                    known = (digests or {}).get(layout.specs[i].name)
+                    self._others[i] = digests_of(tensor.detach()) if known is None else known
+                    tensor.data = torch.empty(0, dtype=tensor.dtype)
+                    self._tensors[i] = None
         self.copy_across(0)
-
-    def _give_up(self, index: int, tensor: torch.Tensor) -> None:
-        memory = tensor.detach().reshape(-1).view(torch.uint8).numpy()
-        self._others[index] = tensor_digests(memory, self.layout.specs[index])
-        tensor.data = torch.empty(0, dtype=tensor.dtype)
-        self._tensors[index] = None
 
     def _views_of(self, memory: Bytes) -> list[torch.Tensor]:
         starts = self.layout.tensor_flat.tolist()
@@ -190,17 +200,27 @@ class BoundModel:
         source = tensor.grad if tensor is not None and is_parameter else tensor
         self._collected[index] = True
         self._present[index] = source is not None
-        if source is None:
+        if source is None or (source is view and divisor is None):
             return
         if divisor is None or not is_parameter:
-            if self.copies or not source.is_contiguous():
-                view.copy_(source, non_blocking=True)
-            else:
-                np.copyto(view.numpy(), source.detach().numpy())  # as memcpy does: torch's copies go through the cache
+            self._copy(source, view)
         elif self.copies:
             view.copy_(source / divisor, non_blocking=True)
         else:
             torch.div(source, divisor, out=view)
+
+    def keep_gradient(self, index: int) -> None:
+        """Tensor i's gradient lies in `gradients` from now on, where later backward passes of the step add to it."""
+        tensor, view = self.tensor(index), self._views[2][index]
+        if tensor.grad is not None and tensor.grad is not view:
+            self._copy(tensor.grad, view)
+            tensor.grad = view
+
+    def _copy(self, source: torch.Tensor, view: torch.Tensor) -> None:
+        if self.copies or not source.is_contiguous():
+            view.copy_(source, non_blocking=True)
+        else:
+            np.copyto(view.numpy(), source.detach().numpy())  # as memcpy does: torch's copies go through the cache
 
     @torch.no_grad()
     def gather(self, total_weight: float, *, divide: bool, sums: Sequence[float] | None) -> list[int]:

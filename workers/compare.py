@@ -15,7 +15,7 @@ from workers.answers import data_of
 from workers.batches import Batches
 from workers.config import WorkerSettings
 from workers.ddp import DdpStep, Variant, gloo, largest, leaves_unused, variants
-from workers.loop import build_model
+from workers.initial import build_model
 from workers.sampler import BatchPlan
 from workers.session import Session
 from workers.spans import Spans

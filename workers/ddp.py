@@ -20,7 +20,7 @@ from ps.plan import Plan
 from workers.answers import check_gradient, mean_and_weight
 from workers.batches import Batches, MicroBatch
 from workers.config import RivalSettings, WorkerSettings
-from workers.loop import build_model
+from workers.initial import build_model
 from workers.sampler import BatchPlan, torch_seed
 from workers.spans import Spans
 from workers.step import Contribution, lower_precision

@@ -1,4 +1,4 @@
-"""Initial values from a file."""
+"""A model at version 0: as its task builds it, or with the values of a file."""
 
 from pathlib import Path
 
@@ -7,6 +7,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ps.errors import ConfigError
+from workers.answers import model_of
+from workers.config import TrainConfig
+from workers.task import Task
+
+
+def build_model(task: Task, config: TrainConfig) -> nn.Module:
+    """The task's model at version 0, the same on every rank."""
+    torch.manual_seed(config.seed)
+    model = model_of(task).to(getattr(torch, config.dtype))
+    if config.init is not None:
+        load_initial(model, Path(config.init))
+    return model
 
 
 def load_initial(model: nn.Module, path: Path) -> None:
@@ -21,12 +33,12 @@ def load_initial(model: nn.Module, path: Path) -> None:
     try:
         with safe_open(path, framework="pt") as file, torch.no_grad():
             _check_names(state, set(file.keys()), path)
-            given: dict[int, tuple[str, Tensor]] = {}
+            given: dict[int, str] = {}
             for name in file.keys():  # noqa: SIM118 (the file is no dict)
                 value = file.get_tensor(name)
                 _check_value(name, state[name], value, path)
-                first, known = given.setdefault(id(state[name]), (name, value))
-                if first != name and not torch.equal(known, value):
+                first = given.setdefault(id(state[name]), name)
+                if first != name and not torch.equal(file.get_tensor(first), value):
                     raise ConfigError(f"train.init: {first} and {name} are tied in the model but differ in {path}")
                 state[name].copy_(value)
     except SafetensorError as error:

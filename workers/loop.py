@@ -1,13 +1,9 @@
 """The training loop of one rank for a task."""
 
-from pathlib import Path
-
-import torch
-
 from ps.plan import Plan
-from workers.answers import data_of, model_of
+from workers.answers import data_of
 from workers.config import TrainConfig
-from workers.initial import load_initial
+from workers.initial import build_model
 from workers.parts import Part, WholePart
 from workers.sampler import BatchPlan
 from workers.session import Session
@@ -21,11 +17,10 @@ def train(session: Session, task: Task) -> None:
     data, validation_data = data_of(task, "train"), data_of(task, "validation")
     batches = BatchPlan.from_config(config, settings.num_workers, len(data))
     plan = plan_of(config, batches)
-    model = build_model(task, config).to(session.device)
     if settings.num_stages > 1:
-        part: Part = StagePart(session, task, model, plan, batches, data, validation_data)
+        part: Part = StagePart(session, task, plan, batches, data, validation_data)
     else:
-        part = WholePart(session, task, model, plan, batches, data, validation_data)
+        part = WholePart(session, task, build_model(task, config).to(session.device), plan, batches, data, validation_data)
     try:
         while True:
             # first, not last: a rank that was killed before it had reported joins at this version
@@ -44,15 +39,6 @@ def _report(session: Session, part: Part) -> bool:
     """The phase that ends here, validated if the plan says so; True if the run ends."""
     session.settle()
     return session.report(part.validate(session.version) if session.plan.validates(session.version) else {})
-
-
-def build_model(task: Task, config: TrainConfig) -> torch.nn.Module:
-    """The task's model at version 0, the same on every rank."""
-    torch.manual_seed(config.seed)
-    model = model_of(task).to(getattr(torch, config.dtype))
-    if config.init is not None:
-        load_initial(model, Path(config.init))
-    return model
 
 
 def plan_of(config: TrainConfig, batches: BatchPlan) -> Plan:

@@ -30,12 +30,15 @@ class Pushes:
     gradients that a backward adds to several times, buffers that it changes.
     """
 
-    def __init__(self, bound: BoundModel, exchange: Exchange, spans: Spans, *, early: bool, own_loop: bool) -> None:
+    def __init__(self, bound: BoundModel, exchange: Exchange, spans: Spans, *, early: bool, own_loop: bool, adds_in_place: bool = False) -> None:
         """`early`: False pushes everything at the end of every step. `own_loop`: parameters keep their `grad` once it is pushed, and a step
-        may begin before its forward, which changes buffers."""
+        may begin before its forward, which changes buffers. `adds_in_place`: gradients are added up where they are pushed from, which must be
+        free before a step's first backward."""
         self._bound = bound
         self._exchange = exchange
         self._spans = spans
+        self._early = early
+        self._adds_in_place = adds_in_place and not bound.copies
         self._keeps_gradients = own_loop or bound.copies
         self._is_open = False
         self._divisor: float | None = None
@@ -50,7 +53,7 @@ class Pushes:
         specs = bound.layout.specs
         self._buffers = [] if own_loop else [i for i in bound.versioned if specs[i].rule in (Rule.MEAN, Rule.EQUAL)]
         """Those that leave when a step begins, but for the late ones."""
-        if early:
+        if early or self._adds_in_place:
             for i in bound.versioned:
                 if specs[i].rule is Rule.OPTIMIZER:
                     bound.tensor(i).register_post_accumulate_grad_hook(partial(_call, self._made, i))  # type: ignore[no-untyped-call]
@@ -80,8 +83,10 @@ class Pushes:
             self._before = [self._bound.tensor(i).clone() for i in self._buffers]
 
     def _made(self, tensor: int) -> None:
-        """The hook of a gradient that is complete."""
-        if not self._is_open or self._sums is None:
+        """The hook of a gradient to which a backward has added all that it has."""
+        if self._adds_in_place:
+            self._bound.keep_gradient(tensor)
+        if not self._early or not self._is_open or self._sums is None:
             return
         self._times[tensor] = self._times.get(tensor, 0) + 1
         if self._late is None or tensor in self._late:

@@ -81,11 +81,19 @@ class Session:
         self._cpu_s = 0.0
         """CPU seconds of the process at the last row."""
 
-    def bind(self, model: nn.Module, plan: Plan, *, own_loop: bool = False, stages: Mapping[str, int] | None = None) -> BoundModel:
+    def bind(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        *,
+        own_loop: bool = False,
+        stages: Mapping[str, int] | None = None,
+        digests: Mapping[str, Sequence[int]] | None = None,
+    ) -> BoundModel:
         """Joins all shards with the model, brings version 0 if it is missing, and installs the version they are at.
 
         `own_loop`: the model and its gradients may be looked at at any time, not only by a GradientStep. `stages`: of every tensor, if the
-        model is split. Raises ConfigError, ModelMismatch, Unreachable, Stopped.
+        model is split; `digests`: of other stages' that have no values. Raises ConfigError, ModelMismatch, Unreachable, Stopped.
         """
         self._doing = "joins the servers"
         settings = self.settings
@@ -97,8 +105,8 @@ class Session:
         own = None if stages is None else layout.spans_of_stage(member.stage)
         segment = member_segment(settings.run_id, member, layout.flat_bytes, own) if settings.comm.may_share else None
         stage = None if stages is None else member.stage
-        self.bound = bound = BoundModel(model, layout, gradients=segment.contributions if segment else None, stage=stage)
-        digests = bound.initial_digests()
+        self.bound = bound = BoundModel(model, layout, gradients=segment.contributions if segment else None, stage=stage, digests=digests)
+        initial = bound.initial_digests()
         self._client = client = Client(
             member=member,
             credentials=settings.credentials,
@@ -115,7 +123,7 @@ class Session:
         )
         if self._stop_reason:
             raise Stopped(self._stop_reason)
-        while not self._join(client, digests):
+        while not self._join(client, initial):
             log.info("a version went while it was pulled: joining again")
         bound.install(self.version)
         if stages is not None:
@@ -125,7 +133,7 @@ class Session:
         self._doing = "computes"
         is_whole = not own_loop and stages is None
         self.layers = Layers(bound, self, self.spans, layerwise=settings.train.overlap and is_whole, in_place=is_whole)
-        self.pushes = Pushes(bound, self, self.spans, early=settings.train.overlap, own_loop=own_loop)
+        self.pushes = Pushes(bound, self, self.spans, early=settings.train.overlap, own_loop=own_loop, adds_in_place=stages is not None)
         self.spans.take()
         self._take_passed_bytes()
         self._cpu_s = time.process_time()

@@ -19,7 +19,7 @@ from workers.answers import data_of, mean_and_weight
 from workers.batches import Batches, MicroBatch
 from workers.binding import specs_of
 from workers.config import PipelineConfig
-from workers.loop import build_model
+from workers.initial import build_model
 from workers.sampler import BatchPlan, torch_seed
 from workers.spans import Spans
 from workers.stages.blocks import check_composition, sizes_of

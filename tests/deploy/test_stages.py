@@ -27,10 +27,10 @@ W3 = ProcessKey("worker", 3)
 """Rank 1's second stage."""
 
 
-def staged(storage: Path, faults: Faults | None = None, dropout: float = 0.3, **options: Any) -> Result:
+def staged(storage: Path, faults: Faults | None = None, dropout: float = 0.3, task: str = BLOCKS, **options: Any) -> Result:
     """Two ranks of two stages, of two micro-batches each; steps have two phases."""
     sizes = {"num_stages": 2, "accumulate": 2, "batch_size": 2, **options}
-    return run(storage, "two phases", faults or Faults(), task=BLOCKS, fields={"dropout": dropout}, **sizes)
+    return run(storage, "two phases", faults or Faults(), task=task, fields={"dropout": dropout}, **sizes)
 
 
 @cache
@@ -49,6 +49,7 @@ def test_ranks_of_stages_give_the_bits_of_whole_ranks(tmp_path: Path) -> None:
     assert all(
         row.peak_bytes and row.passed_bytes and row.bubble_s > 0 for step in read_ledger(RunDirectory(three.path).comm) for row in step.workers
     )
+    assert not any("the whole model" in log.read_text() for log in (three.path / "logs").iterdir()), "each has its own blocks only"
     cut_again = {"accumulate": 1, "batch_size": 4, "micro_batches": 2, "num_servers": 3, "balance": "time"}
     assert bits_of(staged(tmp_path / "two", dropout=0.0, **cut_again))["params"] == whole["params"]
 
@@ -74,6 +75,16 @@ def test_a_server_and_stages_of_two_ranks_that_die_cost_no_bit(tmp_path: Path) -
     result = staged(tmp_path, faults)
     assert bits_of(result) == undisturbed()
     assert deaths_of(result) == faults.victims
+
+
+def test_uneven_stages_with_a_skip_of_which_one_dies_while_it_flushes_have_the_bits_of_whole_ranks(tmp_path: Path) -> None:
+    """Rank 1's middle stage has pushed a part of what its last backward of a step has made."""
+    task = {"task": "tests.workers.stages.staged:Split5", "dropout": 0.0, "max_steps": 6}
+    whole = staged(tmp_path / "whole", **task, num_stages=1, num_servers=1)
+    faults = Faults().kill(ProcessKey("worker", 4), ("worker.sent", 12))
+    split = staged(tmp_path / "split", faults, **task, num_stages=3, num_servers=3, balance=(1, 3))
+    assert bits_of(split) == bits_of(whole)
+    assert deaths_of(split) == faults.victims
 
 
 def test_a_run_of_stages_goes_on_from_its_checkpoint_and_only_with_the_same_stages(tmp_path: Path) -> None:

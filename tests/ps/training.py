@@ -153,7 +153,7 @@ class Overlap:
         self._client = member.client
         self._bound = member.bound
         self.layers = Layers(member.bound, self, Spans(), layerwise=overlap and is_whole, in_place=is_whole)
-        self.pushes = Pushes(member.bound, self, Spans(), early=overlap, own_loop=False)
+        self.pushes = Pushes(member.bound, self, Spans(), early=overlap, own_loop=False, adds_in_place=not is_whole)
         self._open = False
         client = self._client
         self.missing, self.wait, self.ready, self.prioritise, self.share = (

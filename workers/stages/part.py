@@ -3,19 +3,18 @@
 import logging
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from ps.plan import Plan
 from workers.batches import Batches
 from workers.sampler import BatchPlan
 from workers.session import Session
 from workers.spans import Spans
-from workers.stages.blocks import check_composition
+from workers.stages.building import build, check_blocks
 from workers.stages.model_call import inputs_of
-from workers.stages.place import Place, placed
 from workers.stages.stage import Stage
 from workers.stages.step import StageStep
 from workers.stages.validate import StageValidation
@@ -26,11 +25,9 @@ log = logging.getLogger(__name__)
 
 
 class StagePart:
-    """Of one stage: every stage builds the model and keeps its own blocks of it."""
+    """Of one stage, which has its own blocks of the model."""
 
-    def __init__(
-        self, session: Session, task: Task, model: nn.Module, plan: Plan, batches: BatchPlan, data: Samples, validation_data: Samples
-    ) -> None:
+    def __init__(self, session: Session, task: Task, plan: Plan, batches: BatchPlan, data: Samples, validation_data: Samples) -> None:
         """Raises ConfigError where the model cannot be split so."""
         settings, config = session.settings, session.settings.train
         self._session = session
@@ -38,17 +35,21 @@ class StagePart:
         self._batch_size = batches.micro_batch_size()
         batches = replace(batches, accumulate=batches.accumulate * settings.pipeline.micro_batches)
         dtype = getattr(torch, config.dtype)
-        place = placed(task, model, settings.pipeline, settings.stage, settings.num_stages, lambda: self._first_inputs(task, data, batches, dtype))
+        inputs = partial(_first_inputs, task, data, batches, dtype)
         links = session.links
         assert links, "a stage has neighbours"
+        is_first = session.rank == 0 and not links.earlier
+        if is_first:
+            check_blocks(task, config, inputs)
+        built = build(task, config, settings.pipeline, settings.stage, settings.num_stages, inputs)
+        place = built.place
+        if is_first:
+            log.info("%s", place.split)
         recompute = settings.pipeline.recompute
         stage = Stage(task, place.own, place.first, seed=config.seed, rank=session.rank, check=self._check, recompute=recompute)
         needs_data = not (links.earlier and links.later)
         loaded = Batches(task, data, batches, dtype, rank=session.rank, num_threads=config.data_workers) if needs_data else None
-        if session.rank == 0 and not links.earlier:
-            log.info("%s", place.split)
-            self._check_blocks(place, model, stage, loaded)
-        bound = session.bind(model, plan, stages=place.stages(model))
+        bound = session.bind(built.model, plan, stages=place.stages(built.model), digests=built.digests)
         self._validation = StageValidation(task, validation_data, stage, bound.model, dtype, rank=session.rank, num_workers=settings.num_workers)
         self._step = StageStep(
             stage,
@@ -61,17 +62,6 @@ class StagePart:
             later=links.later,
             rank=session.rank,
         )
-
-    @staticmethod
-    def _first_inputs(task: Task, data: Samples, batches: BatchPlan, dtype: torch.dtype) -> tuple[Any, ...]:
-        """Of rank 0's first micro-batch, on every stage of every rank."""
-        first = Batches(task, data, batches, dtype, rank=0, num_threads=0)
-        return inputs_of(task, next(iter(first.of_step(0, Spans()))).batch)
-
-    def _check_blocks(self, place: Place, model: nn.Module, stage: Stage, batches: Batches | None) -> None:
-        """Before anything is bound, on the first micro-batch: rank 0 always has one."""
-        assert batches
-        check_composition(model, place.blocks, stage.inputs(0, next(iter(batches.of_step(0, Spans())))))
 
     def compute(self, step: int, spans: Spans) -> Contribution:
         """Raises NonFinite where that ends the run, ConfigError, NeighbourLost."""
@@ -90,3 +80,9 @@ class StagePart:
     def close(self) -> None:
         """Ends the threads that load data."""
         self._step.close()
+
+
+def _first_inputs(task: Task, data: Samples, batches: BatchPlan, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Of rank 0's first micro-batch, which always has samples."""
+    first = Batches(task, data, batches, dtype, rank=0, num_threads=0)
+    return inputs_of(task, next(iter(first.of_step(0, Spans()))).batch)
