@@ -7,7 +7,7 @@ import mmap
 from collections import deque
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _NEVER = 2**31 - 1
 
 SPARE_BYTES = 64 << 20
@@ -16,15 +16,19 @@ LOOKS = 5
 """So often in a row more must be found idle."""
 
 
-def keep_freed_memory() -> None:
-    """Memory that this process frees stays its own, where the C library is glibc.
+def keep_freed_memory(below_bytes: int | None = None) -> None:
+    """Memory that this process frees stays its own, where the C library is glibc. `below_bytes`: smaller pieces only, <= 32 MiB.
 
     Every step makes the same large gradients and frames. glibc maps each anew and gives it back, and the kernel clears every page
-    again: 100 MB of them cost 25,000 page faults per step.
+    again: 100 MB of them cost 25,000 page faults per step. But an aligned piece does not fit where one of its size has been, so the place
+    of several stays taken.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
+        if below_bytes is None:
+            mallopt(_M_MMAP_MAX, 0)
+        else:
+            mallopt(_M_MMAP_THRESHOLD, below_bytes)
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 

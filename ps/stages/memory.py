@@ -9,6 +9,9 @@ import numpy as np
 
 from ps.frame import Bytes
 
+LARGE_BYTES = 4 << 20
+"""A stage gives pieces of so many bytes back as soon as they are free: it is there to need little memory."""
+
 
 def give_back_freed_memory() -> None:
     """What this process has freed so far, where the C library is glibc."""

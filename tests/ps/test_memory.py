@@ -10,25 +10,29 @@ FAULTS = """
 import resource, torch
 from ps.memory import keep_freed_memory
 
-def faults():
+def faults(elements):
     for step in range(20):
         if step == 10:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        gradient = torch.ones(10 << 20)  # more than glibc ever keeps by itself
+        gradient = torch.ones(elements)
         del gradient
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(faults())
+LARGE, SMALL = 10 << 20, 1 << 19  # the large one is more than glibc ever keeps by itself
+print(faults(LARGE))
+keep_freed_memory(4 << 20)
+print(faults(LARGE), faults(SMALL))
 keep_freed_memory()
-print(faults())
+print(faults(LARGE))
 """
-"""Page faults of 10 steps that make and drop 40 MiB each, without and with what the worker does."""
+"""Page faults of 10 steps that make and drop 40 or 2 MiB each, without and with what workers do: stages, and whole ranks."""
 
 
 def test_memory_that_gradients_have_left_is_not_asked_for_again() -> None:
     ended = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=50, check=True)
-    without, kept = map(int, ended.stdout.split())
+    without, large_of_stage, small_of_stage, kept = map(int, ended.stdout.split())
     assert 10 * kept < without
+    assert 2 * large_of_stage > without > 10 * small_of_stage, "what is large goes back"
 
 
 LEFT = """
