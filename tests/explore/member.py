@@ -55,7 +55,7 @@ class Member(MemberModel, Process):
         self.sequences: list[dict[int, int]] = [{} for _ in job.layout.shards]
         """Frames by sequence, of the present streams."""
         self.reported = -1
-        MemberModel.__init__(self, Habits(window=job.window), job.layout, rank, job.steps)
+        MemberModel.__init__(self, Habits(window=job.window), job.layout, rank, job.steps, stage)
 
     def _cut(self, layout: Layout, habits: Habits) -> list[list[Run]]:
         return [shard.frames(self.world.job.frame_bytes, self.stage) for shard in layout.shards]

@@ -6,6 +6,7 @@ from tests.ps.models import broken
 from tests.ps.models import control as c
 from tests.ps.models.control import Decisions
 from tests.ps.models.core import Model
+from tests.ps.models.groups import Groups, GroupsThatBeginApart, GroupsThatLeaveTheirOwn, GroupsWithoutGate
 from tests.ps.models.member import INIT, STEP, Habits
 from tests.ps.models.reader import ReaderWorld, ReaderWorldWithoutSecondCheck
 from tests.ps.models.shard import Rules
@@ -33,6 +34,8 @@ BOUND = Setup(rules=replace(CREDITS, bound=ONE_CHUNK), habits=Habits(window=1), 
 NORMS = Setup(rules=TWO_PHASE, steps=1)
 ALONE = replace(NORMS, num_workers=1, restarts=(0,))
 INITIAL = Setup(initialised=False, rules=FUSED, steps=1)
+STAGES = Setup(num_stages=2, rules=FUSED)
+SPLIT = replace(STAGES, num_workers=1, restarts=(1,))
 
 HOLDS: dict[str, Model] = {
     "kill between any two writes of one shard": World(replace(WRITES, kills=1)),
@@ -76,6 +79,8 @@ HOLDS: dict[str, Model] = {
     "broken streams without limit, one step": World(replace(BREAK, breaks=-1, steps=1)),
     "two-phase steps, broken streams": World(replace(NORMS, breaks=2)),
     "rank 1 restarts beside its zombie, late messages": World(replace(ZOMBIE, late=True)),
+    "stages of one rank, restart": Groups(SPLIT),
+    "stages of one rank, restart, kill": Groups(replace(SPLIT, num_servers=1, kills=1)),
 }
 
 LARGE: dict[str, Model] = {
@@ -94,6 +99,16 @@ LARGE: dict[str, Model] = {
     "broken stream, late messages, larger": World(replace(BREAK, late=True)),
     "zombie beside kills without limit, one chunk": World(Setup(num_servers=1, chunks=1, kills=-1, restarts=(0, 1), zombies=True)),
     "kill between any two writes of one shard, larger": World(WRITES),
+    "stages of two ranks, rank 0 restarts": Groups(replace(STAGES, restarts=(1, 0))),
+    "stages of two ranks, one server, both restart, three steps": Groups(replace(STAGES, num_servers=1, restarts=(1, 1), steps=3)),
+    "stages of two ranks, one server, broken streams": Groups(replace(STAGES, num_servers=1, breaks=2)),
+    "stages of two ranks, one step, kill, rank 1 restarts": Groups(replace(STAGES, num_servers=1, kills=1, restarts=(0, 1), steps=1)),
+    "stages of two ranks, kill": Groups(replace(STAGES, kills=1, steps=1)),
+    "stages of two ranks, two-phase steps, rank 0 restarts": Groups(replace(STAGES, rules=TWO_PHASE, steps=1, restarts=(1, 0))),
+    "three stages of one rank, restart": Groups(replace(SPLIT, num_stages=3, chunks=3)),
+    "stages of one rank, two-phase steps, restart": Groups(replace(SPLIT, rules=TWO_PHASE)),
+    "stages of one rank, two-phase steps, kill": Groups(replace(SPLIT, rules=TWO_PHASE, restarts=(0,), kills=1)),
+    "stages of one rank, init, restart": Groups(replace(SPLIT, initialised=False, steps=1)),
 }
 
 
@@ -219,6 +234,10 @@ CONTROLS = [
         replace(INITIAL, breaks=1, num_servers=1, rejoins_in=(INIT, STEP)),
         S,
     ),
+    # ranks of stages
+    _row("a rank's gate is its stages'", "another stage pushes t + 1 while this one can still die at t", GroupsWithoutGate(SPLIT), V),
+    _row("a rank's stages begin at one version", "they compute parts of different steps", GroupsThatBeginApart(replace(SPLIT, num_servers=1)), S),
+    _row("a rank's stages die together", "they wait for messages that its successor never sends", GroupsThatLeaveTheirOwn(SPLIT), S),
     # reports and decisions
     _row("a rank reports the version that it joins at", "its predecessor may have died before", c.DecisionsWithoutReportAfterJoin(), V, S),
     _row("who, not how many", "a repeated report is no other rank's", Decisions(c.ControlThatCounts), V),

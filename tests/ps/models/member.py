@@ -27,9 +27,9 @@ class Habits:
 class MemberModel(Component):
     """One incarnation of one rank. Public methods are events, called through `call`."""
 
-    def __init__(self, habits: Habits, layout: Layout, rank: int, steps: int) -> None:
+    def __init__(self, habits: Habits, layout: Layout, rank: int, steps: int, stage: int = 0) -> None:
         super().__init__()
-        self.rank, self.steps, self.layout = rank, steps, layout
+        self.rank, self.steps, self.layout, self.stage = rank, steps, layout, stage
         self.frames = self._cut(layout, habits)
         self.exchange = habits.exchange(rank, self.frames, [shard.tensor for shard in layout.shards], habits.window, self._own(layout))
         self.relay = habits.relay(len(layout.shards))

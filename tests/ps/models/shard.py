@@ -21,7 +21,7 @@ TORN = -7
 Part = tuple[int, int]
 Message = tuple[Any, ...]
 Mail = tuple[tuple[int, Message], ...]
-"""(rank, message) for the ranks' present streams."""
+"""(member, message) for the members' present streams; a rank that is not split is one member, of its number."""
 
 
 class Killed(Exception):
@@ -66,9 +66,9 @@ def square_of(step: int, chunk: int) -> float:
 class ShardModel(Component):
     """One shard. Public methods are events, called through `call`."""
 
-    def __init__(self, rules: Rules, layout: Layout, index: int, num_workers: int, initialised: bool) -> None:
+    def __init__(self, rules: Rules, layout: Layout, index: int, num_workers: int, initialised: bool, num_stages: int = 1) -> None:
         super().__init__()
-        self.rules, self.index, self.num_workers = rules, index, num_workers
+        self.rules, self.index, self.num_workers, self.num_stages = rules, index, num_workers, num_stages
         self.whole, self.layout = layout, layout.shards[index]
         num_norms = len(layout) if rules.two_phase else 0
         size = Store.size_bytes(self.layout, slots=1, num_norms=num_norms)
@@ -84,11 +84,12 @@ class ShardModel(Component):
         """What a new process begins with."""
         n = len(self.layout)
         assert self.store.attach()
-        self.barrier = self.rules.barrier(self.store.words, self.layout.num_bytes, self.num_workers, GENERATION, self.rules.bound)
+        split = {"stages": self.layout.stage, "num_stages": self.num_stages}
+        self.barrier = self.rules.barrier(self.store.words, self.layout.num_bytes, self.num_workers, GENERATION, self.rules.bound, **split)
         self.norms = NormExchange([len(shard) for shard in self.whole.shards], self.index)
         self.delivery = self.rules.delivery()
-        self.newest = (0,) * self.num_workers
-        """Highest incarnation that has joined this process."""
+        self.newest = (0,) * self.num_workers * self.num_stages
+        """Highest incarnation of every member that has joined this process."""
         self.tasks: tuple[Message, ...] = ()
         self.sums: tuple[tuple[tuple[int, int], ...], ...] = ((),) * n
         self.pending: tuple[tuple[int, int, int], ...] = ()
@@ -152,15 +153,16 @@ class ShardModel(Component):
 
     # -- members ---------------------------------------------------------------------------------------------
 
-    def join(self, rank: int, incarnation: int) -> tuple[int, Mail] | None:
+    def join(self, member: int, incarnation: int) -> tuple[int, Mail] | None:
         """Join and the new stream: (version, mail); None: fenced, or a sum of the rank runs."""
-        if self.barrier.may_join(rank, incarnation, GENERATION) is not Verdict.ACCEPTED or self.barrier.is_summing(rank):
+        rank, stage = divmod(member, self.num_stages)
+        if self.barrier.may_join(member, incarnation, GENERATION) is not Verdict.ACCEPTED or self.barrier.is_summing(rank):
             return None
-        if self.barrier.join(rank, incarnation):
-            self.pending = tuple(kept for kept in self.pending if kept[0] != rank)
-        self.delivery.opened(rank)
-        self.newest = (*self.newest[:rank], max(self.newest[rank], incarnation), *self.newest[rank + 1 :])
-        return self.store.version, (((rank, ("ready",)),) if self.store.initialised else ())
+        if self.barrier.join(member, incarnation):
+            self.pending = tuple(kept for kept in self.pending if kept[0] != rank or self.layout.stage[kept[1]] != stage)
+        self.delivery.opened(member)
+        self.newest = (*self.newest[:member], max(self.newest[member], incarnation), *self.newest[member + 1 :])
+        return self.store.version, (((member, ("ready",)),) if self.store.initialised else ())
 
     def kill(self) -> None:
         """The process dies and another one attaches to its memory."""
@@ -179,7 +181,7 @@ class ShardModel(Component):
         if self.store.words[chunk] >= 0:
             return ()
         self._init(chunk)
-        return tuple((rank, ("ready",)) for rank in range(self.num_workers)) if self.store.initialised else ()
+        return tuple((member, ("ready",)) for member in range(len(self.newest))) if self.store.initialised else ()
 
     def _init(self, chunk: int) -> None:
         self._label(0, Run(chunk, chunk + 1))[:] = 0
@@ -187,13 +189,14 @@ class ShardModel(Component):
 
     # -- contributions ---------------------------------------------------------------------------------------
 
-    def push(self, rank: int, incarnation: int, step: int, parts: tuple[Part, ...], frame: int) -> tuple[tuple[Part, ...], Mail] | None:
+    def push(self, member: int, incarnation: int, step: int, parts: tuple[Part, ...], frame: int) -> tuple[tuple[Part, ...], Mail] | None:
         """(parts that are paused, mail); None: fenced."""
-        if self.barrier.is_fenced(rank, incarnation, GENERATION):
+        if self.barrier.is_fenced(member, incarnation, GENERATION):
             return None
-        if incarnation < self.newest[rank]:
-            raise Violation(f"rank {rank} incarnation {incarnation} contributes after {self.newest[rank]} has joined shard {self.index}")
-        self.delivery.pushed(rank, step)
+        rank = member // self.num_stages
+        if incarnation < self.newest[member]:
+            raise Violation(f"rank {rank} incarnation {incarnation} contributes after {self.newest[member]} has joined shard {self.index}")
+        self.delivery.pushed(member, step)
         actions: list[Any] = []
         paused: list[Part] = []
         for part in parts:
@@ -204,11 +207,11 @@ class ShardModel(Component):
                 self.pending += tuple((rank, chunk, step) for run in offer.queued for chunk in range(run.first, run.stop))
         mail: Mail = ()
         if not paused and self.rules.receipts:
-            receipt = ("receipt", rank, frame)
+            receipt = ("receipt", member, frame)
             if self.rules.slow_receipts:
                 self.tasks += (receipt,)
             else:
-                mail += ((rank, ("receipt", frame)),)
+                mail += ((member, ("receipt", frame)),)
         mail += self._send_norms(step) + self._carry_out(actions, step, rank)
         return tuple(paused), mail
 
@@ -257,12 +260,13 @@ class ShardModel(Component):
     def _answer(self, answer: Answer) -> Mail:
         """Bytes that are gone are not sent, nor any on a stream that has not pushed to the step."""
         step, run = answer.version - 1, answer.run
-        if not self.delivery.has_pushed(answer.rank, step):
+        member = answer.rank * self.num_stages + int(self.layout.stage[run.first])
+        if not self.delivery.has_pushed(member, step):
             return ()
         if not ((self.store.words[run.span] == answer.version).all() or self.store.readable(answer.version)):
             return ()
         labels = tuple(int(self._label(answer.version, Run(c, c + 1))[0]) for c in range(run.first, run.stop))
-        return (*self._send_norms(step), (answer.rank, ("params", answer.version, (run.first, run.stop), labels)))
+        return (*self._send_norms(step), (member, ("params", answer.version, (run.first, run.stop), labels)))
 
     # -- tasks -----------------------------------------------------------------------------------------------
 
@@ -364,9 +368,9 @@ class ShardModel(Component):
 
     # -- two-phase steps -------------------------------------------------------------------------------------
 
-    def learn(self, rank: int, incarnation: int, step: int, source: int, squares: tuple[float, ...]) -> Mail:
+    def learn(self, member: int, incarnation: int, step: int, source: int, squares: tuple[float, ...]) -> Mail:
         """Another shard's norms, relayed."""
-        if self.barrier.is_fenced(rank, incarnation, GENERATION) or step != self.store.version or source == self.index:
+        if self.barrier.is_fenced(member, incarnation, GENERATION) or step != self.store.version or source == self.index:
             return ()
         self.norms.learn(source, np.array(squares))
         self._decide(step)
@@ -404,4 +408,4 @@ class ShardModel(Component):
         else:
             return ()
         message = ("norms", step, tuple((source, tuple(v.tolist())) for source, v in vectors.items()))
-        return tuple((rank, message) for rank in self.delivery.due(step))
+        return tuple((member, message) for member in self.delivery.due(step))

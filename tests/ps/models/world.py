@@ -18,6 +18,8 @@ class Setup:
     """Sizes of a model, and what may go wrong in it. -1: without limit."""
 
     num_workers: int = 2
+    num_stages: int = 1
+    """Members of every rank, each with as many of the chunks. They die together."""
     chunks: int = 2
     num_servers: int = 2
     steps: int = 2
@@ -43,7 +45,7 @@ class Setup:
 
 
 State = tuple[tuple[int, ...], tuple[tuple[tuple[int, int], ...], ...], tuple[tuple[Stream, ...], ...], tuple[int, int]]
-"""Shards, processes (incarnation, member) of every rank, streams by rank and shard, kills and breaks left."""
+"""Shards, processes (incarnation, member) of every rank, or of every stage of every rank, their streams by shard, kills and breaks left."""
 
 
 class World:
@@ -51,15 +53,17 @@ class World:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        layout = Layout([TensorSpec(name=f"t{i}", shape=(1,), dtype="float64") for i in range(setup.chunks)], setup.num_servers)
-        ranks, servers = range(setup.num_workers), range(setup.num_servers)
-        self.shards = [setup.shard(setup.rules, layout, s, setup.num_workers, setup.initialised) for s in servers]
-        self.members = [setup.member(setup.habits, layout, r, setup.steps) for r in ranks]
+        stages = setup.num_stages
+        specs = [TensorSpec(name=f"t{i}", shape=(1,), dtype="float64", stage=i * stages // setup.chunks) for i in range(setup.chunks)]
+        layout = Layout(specs, setup.num_servers)
+        ranks, servers = range(setup.num_workers * stages), range(setup.num_servers)
+        self.shards = [setup.shard(setup.rules, layout, s, setup.num_workers, setup.initialised, stages) for s in servers]
+        self.members = [setup.member(setup.habits, layout, r // stages, setup.steps, r % stages) for r in ranks]
         self.fresh = [member.number() for member in self.members]
         shards = tuple(shard.number() for shard in self.shards)
         procs = tuple(((0, self.fresh[r]),) for r in ranks)
         no_streams: tuple[Stream, ...] = (None,) * setup.num_servers
-        self.initial: State = (shards, procs, (no_streams,) * setup.num_workers, (setup.kills, setup.breaks))
+        self.initial: State = (shards, procs, (no_streams,) * len(ranks), (setup.kills, setup.breaks))
 
     # -- questions -------------------------------------------------------------------------------------------
 
@@ -68,6 +72,9 @@ class World:
 
     def _member_facts(self, rank: int, number: int) -> Any:
         return self.members[rank].call(number, "facts")[1]
+
+    def _who(self, r: int) -> str:
+        return f"rank {r}"
 
     def is_end(self, state: State) -> bool:
         return all(self._member_facts(rank, procs[-1][1])[0] == END for rank, procs in enumerate(state[1]))
@@ -89,7 +96,7 @@ class World:
         for s, facts in enumerate(self._shard_facts(state)):
             for i, task in enumerate(facts[1]):
                 yield f"shard {s}: {task}", self._at_shard(state, s, "work", i)[0], True
-            for r in range(self.setup.num_workers):
+            for r in range(len(self.members)):
                 stream = streams[r][s]
                 if stream and stream[1]:
                     yield from self._arrive(state, r, s, stream)
@@ -102,7 +109,7 @@ class World:
     def _member_edges(self, state: State, r: int, p: int) -> Iterator[tuple[str, State, bool]]:
         incarnation, number = state[1][r][p]
         mode, version, joined, todo = self._member_facts(r, number)
-        who = f"rank {r}.{incarnation}"
+        who = f"{self._who(r)}.{incarnation}"
         mine = [s for s, stream in enumerate(state[2][r]) if stream and stream[0] == incarnation]
         for s in mine:
             stream = state[2][r][s]
@@ -141,7 +148,7 @@ class World:
         version, mail = answer
         after = _with_stream(_with_shard(state, s, number), r, s, (incarnation, (), ()))
         after = self._at_member(self._post(after, s, mail), r, p, event, s, version)
-        yield f"rank {r}.{incarnation} joins shard {s} at {version}", after, True
+        yield f"{self._who(r)}.{incarnation} joins shard {s} at {version}", after, True
 
     def _send(self, state: State, r: int, p: int, step: int) -> Iterator[tuple[str, State, bool]]:
         incarnation, number = state[1][r][p]
@@ -150,7 +157,7 @@ class World:
             return
         s, frame, parts = found
         after = self._upwards(_with_proc(state, r, p, number), r, s, incarnation, ("push", step, frame, parts))
-        yield f"rank {r}.{incarnation} pushes frame {frame} of step {step} to shard {s}", after, True
+        yield f"{self._who(r)}.{incarnation} pushes frame {frame} of step {step} to shard {s}", after, True
 
     def _late(self, state: State, r: int, p: int, version: int) -> Iterator[tuple[str, State, bool]]:
         incarnation, number = state[1][r][p]
@@ -161,7 +168,11 @@ class World:
             moved, answer = self.shards[s].call(state[0][s], "push", r, incarnation + 1, step, parts, frame)
             if answer is not None and not answer[0]:
                 mail = tuple((to, message) for to, message in answer[1] if message[0] != "receipt")
-                yield f"rank {r}.{incarnation}: frame {frame} of step {step} again, late", self._post(_with_shard(state, s, moved), s, mail), False
+                yield (
+                    f"{self._who(r)}.{incarnation}: frame {frame} of step {step} again, late",
+                    self._post(_with_shard(state, s, moved), s, mail),
+                    False,
+                )
 
     # -- messages --------------------------------------------------------------------------------------------
 
@@ -182,7 +193,7 @@ class World:
         assert now
         after = _with_stream(after, r, s, (incarnation, (*left, *up[1:]), now[2]))
         if after != state:
-            yield f"shard {s} takes {up[0][:3]} of rank {r}.{incarnation}", after, True
+            yield f"shard {s} takes {up[0][:3]} of {self._who(r)}.{incarnation}", after, True
 
     def _take(self, state: State, r: int, s: int, incarnation: int, message: Any) -> tuple[State, tuple[Any, ...]]:
         """The state after a message has reached the shard, and what is left of the message."""
@@ -223,7 +234,7 @@ class World:
     # -- the adversary ---------------------------------------------------------------------------------------
 
     def _adversary(self, state: State) -> Iterator[Edge]:
-        _, procs, streams, (kills, breaks) = state
+        _, _, streams, (kills, breaks) = state
         if kills:
             for s, facts in enumerate(self._shard_facts(state)):
                 events = [("kill",), *(("kill_in_record", i) for i, task in enumerate(facts[1]) if task[0] == "record")]
@@ -234,15 +245,18 @@ class World:
                 for s, stream in enumerate(its):
                     if stream:
                         after = _with_stream(state, r, s, None)
-                        yield f"BREAK stream of rank {r} to shard {s}", (*after[:3], (kills, max(breaks - 1, -1))), False
-        for r, its in enumerate(procs):
+                        yield f"BREAK stream of {self._who(r)} to shard {s}", (*after[:3], (kills, max(breaks - 1, -1))), False
+        yield from self._restarts(state)
+
+    def _restarts(self, state: State) -> Iterator[Edge]:
+        for r, its in enumerate(state[1]):
             if its[-1][0] < self.setup.restarts[r] and self._member_facts(r, its[-1][1])[0] != END:
-                yield f"RESTART rank {r}", self._tidy(self._restart(state, r)), False
+                yield f"RESTART {self._who(r)}", self._tidy(self._restart(state, r)), False
 
     def _kill(self, state: State, s: int, event: Any) -> State:
         number, _ = self.shards[s].call(state[0][s], *event)
         after = _with_shard(state, s, number)
-        for r in range(self.setup.num_workers):
+        for r in range(len(self.members)):
             after = _with_stream(after, r, s, None)
         kills, breaks = state[3]
         return (*after[:3], (max(kills - 1, -1), breaks))
