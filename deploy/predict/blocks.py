@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +27,7 @@ from workers.stages.blocks import check_composition, sizes_of
 from workers.stages.model_call import inputs_of
 from workers.stages.place import Place, placed
 from workers.stages.stage import Stage
-from workers.task import load_task
+from workers.task import Samples, load_task
 
 T = TypeVar("T")
 ENOUGH_S = 0.6
@@ -67,7 +68,7 @@ class Whole:
 
 
 class Blocks:
-    """A config's task on this machine, whole and in blocks. Profiles are made when they are asked for."""
+    """A config's task on this machine, whole and in blocks. Data is loaded, and profiles are made, when they are asked for."""
 
     def __init__(self, config: Config) -> None:
         """Raises ConfigError for what is not timed here."""
@@ -79,14 +80,14 @@ class Blocks:
         self._task = load_task(config.task.name, config.task.fields)
         self._dtype = getattr(torch, config.train.dtype)
         self._model = build_model(self._task, config.train)
-        self._data = data_of(self._task, "train")
         self._blocks = self._task.blocks(self._model) or []
         self.num_blocks = len(self._blocks)
         """0: the task is never split."""
-        self.num_samples = len(self._data)
         self._profiles: dict[int, Profile] = {}
-        if self._blocks:
-            check_composition(self._model, self._blocks, self._inputs(self._loaded(1)))
+
+    @cached_property
+    def _data(self) -> Samples:
+        return data_of(self._task, "train")
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -107,8 +108,10 @@ class Blocks:
         return [sum(sizes[i] for i in blocks) for blocks in place.split.stages]
 
     def profile(self, samples: int) -> Profile:
-        """Of a micro-batch of so many."""
+        """Of a micro-batch of so many. Raises ConfigError if the blocks are not the model."""
         if samples not in self._profiles:
+            if not self._profiles:
+                check_composition(self._model, self._blocks, self._inputs(self._loaded(1)))
             with _torch_threads(self._config.train.num_threads):
                 self._profiles[samples] = self._timed(samples)
         return self._profiles[samples]
@@ -164,7 +167,7 @@ class Blocks:
         )  # fmt: skip
 
     def _loaded(self, samples: int) -> MicroBatch:
-        plan = replace(BatchPlan.from_config(self._config.train, 1, self.num_samples), global_batch=samples, accumulate=1)
+        plan = replace(BatchPlan.from_config(self._config.train, 1, len(self._data)), global_batch=samples, accumulate=1)
         return next(iter(Batches(self._task, self._data, plan, self._dtype, rank=0, num_threads=0).of_step(0, Spans())))
 
     def _inputs(self, micro: MicroBatch) -> tuple[Any, ...]:

@@ -74,7 +74,7 @@ class Divisions:
         """`hosts`: its model and compute do not count. `slowness`: how many times as long blocks take as on this machine. `measured`: has the
         compute of one division as it was, which is then not timed."""
         self._config, self._hosts, self._blocks, self._slowness, self._measured = config, hosts, blocks, slowness, measured
-        self._batch = BatchPlan.from_config(config.train, config.scaling.num_workers, blocks.num_samples).global_batch
+        self._batch = BatchPlan.from_config(config.train, config.scaling.num_workers, num_samples=1).global_batch
 
     def scenario(self, ranks: int, stages: int, micro_batches: int) -> Scenario:
         """Raises ConfigError where the model cannot be split so."""
