@@ -17,8 +17,8 @@ from ps.errors import ConfigError
 from workers.sampler import BatchPlan
 from workers.stages.schedule import most_held
 
-COPIES = 4
-"""Of its parameters that a worker has: gradients, and two versions that land, beside the model."""
+OF_WHOLE, OF_STAGE = 5.3, 3.5
+"""Memory of a worker for a byte of its parameters, gradients and landing versions included, as measured (`make bench-stages`)."""
 SMALL = 1 / 8
 """Part of a step that equal stages wait for each other with as many micro-batches as are tried at most."""
 
@@ -137,7 +137,7 @@ class Divisions:
         times = self._slowness * base.samples / samples
         loads_s = 0.0 if self._config.train.data_workers else one.load_s
         made = replace(base, specs=self._blocks.specs, forward_s=times * (loads_s + one.forward_s), backward_s=times * one.backward_s)
-        return made, COPIES * made.model_bytes + one.kept_bytes
+        return made, OF_WHOLE * made.model_bytes + one.kept_bytes
 
     def _split(self, base: Scenario, samples: int, stages: int, parts: int) -> tuple[Scenario, float]:
         place, specs = self._blocks.placed(stages)
@@ -154,7 +154,7 @@ class Divisions:
         made = replace(base, specs=specs, forward_s=times * sum(forward), backward_s=times * sum(backward), pipeline=pipeline)
         own = [sum(spec.num_bytes for spec in specs if spec.stage == stage) for stage in range(stages)]
         kept = [_kept_bytes(profile, blocks, most_held(stage, stages, parts), recompute=recompute) for stage, blocks in enumerate(held)]
-        return made, max(COPIES * size + more for size, more in zip(own, kept, strict=True))
+        return made, max(OF_STAGE * size + more for size, more in zip(own, kept, strict=True))
 
 
 def _parts_of(scenario: Scenario) -> tuple[int, int]:

@@ -138,7 +138,8 @@ class Stage:
             buffer.copy_(value)
 
     def _seed_layer(self, step: int, micro: MicroBatch, layer: int) -> None:
-        torch.manual_seed(layer_seed(self._seed, step, self._rank, micro.index, layer))
+        # as torch.manual_seed, which looks for devices first: 0.3 ms for each block of each micro-batch
+        torch.default_generator.manual_seed(layer_seed(self._seed, step, self._rank, micro.index, layer))
 
 
 def _as_it_is(outputs: Activations) -> Again:
