@@ -18,12 +18,13 @@ from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.layout import Layout
 from ps.ledger import RowBuffer, WorkerRow
+from ps.memory import keep_freed_memory
 from ps.plan import Plan
 from ps.rank_state import RankState
 from ps.server import environment
 from ps.shared import member_segment
 from ps.stages.links import StageLinks
-from ps.stages.memory import forget_peak, give_back_freed_memory, peak_bytes
+from ps.stages.memory import LARGE_BYTES, forget_peak, give_back_freed_memory, peak_bytes
 from ps.step_clock import StepTiming
 from workers.binding import BoundModel, specs_of
 from workers.config import WorkerSettings
@@ -128,6 +129,7 @@ class Session:
         bound.install(self.version)
         if stages is not None:
             give_back_freed_memory()  # the model as it was built
+            keep_freed_memory(LARGE_BYTES)
             forget_peak()
         hit("worker.installed")
         self._doing = "computes"

@@ -22,7 +22,7 @@ from ps.roles import DRIVER
 from ps.segments import run_mark
 from ps.server import SWITCH_INTERVAL_S, environment
 from ps.stages.links import StageLinks
-from ps.stages.memory import LARGE_BYTES
+from ps.stages.memory import LARGE_BYTES_AT_START
 from ps.transport.rpc import Peer
 from workers.config import WorkerSettings
 from workers.context import run_loop
@@ -73,7 +73,7 @@ class Worker:
         """Registers, joins, trains and says goodbye. An error is reported to the driver and raised."""
         settings = self.settings
         torch.set_num_threads(settings.train.num_threads)
-        keep_freed_memory(LARGE_BYTES if self._links else None)
+        keep_freed_memory(LARGE_BYTES_AT_START if self._links else None)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         address = self._links.address if self._links else ""
         servers = self._control.register(environment(settings.train.num_threads), address, timeout_s=settings.timeouts.start_s)

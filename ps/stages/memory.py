@@ -9,8 +9,9 @@ import numpy as np
 
 from ps.frame import Bytes
 
-LARGE_BYTES = 4 << 20
-"""A stage gives pieces of so many bytes back as soon as they are free: it is there to need little memory."""
+LARGE_BYTES_AT_START, LARGE_BYTES = 4 << 20, 16 << 20
+"""A stage gives pieces of so many bytes back as soon as they are free. At the start they are tensors that it will not need again; later also
+activations, for which to ask the system again takes longer than what is computed with them, so only what is larger than these mostly are."""
 
 
 def give_back_freed_memory() -> None:
