@@ -37,7 +37,7 @@ class NetFound:
         return {"where": self.where, "links": [{"worker": w, "server": s, **asdict(link)} for (w, s), link in sorted(self.links.items())]}
 
     def text(self) -> str:
-        rates = self._table("MB/s from the host of each worker to that of each server, no host in two pairs at once (* one host)", _rate)
+        rates = self._table("MB/s from the host of each worker to that of each server (* one host)", _rate)
         delays = self._table("Milliseconds there and back of an empty frame", _delay)
         apart = {pair: link for pair, link in self.links.items() if not link.local}
         words = []
