@@ -46,6 +46,11 @@ def plan(
     latency_ms: Annotated[float | None, typer.Option(metavar="MS", min=0, help="One way.")] = None,
     cores: Annotated[float | None, typer.Option(metavar="N", min=0.01, help="Of every host.")] = None,
     colocate: Annotated[bool, typer.Option("--colocate", help="Servers on the workers' hosts.")] = False,
+    rack_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="Workers' hosts stand in racks of N, servers outside of them.")] = None,
+    uplink: Annotated[str | None, typer.Option(metavar="RATE", help="Of a rack, each way.")] = None,
+    aggregator_bandwidth: Annotated[
+        str | None, typer.Option(metavar="RATE", help="A host in every rack, with a link of that rate, sums what its workers push.")
+    ] = None,
     straggler: Annotated[list[str] | None, typer.Option(metavar="rank=R,factor=F", help="A slower rank; may be repeated.")] = None,
     push_format: Annotated[PushFormat | None, typer.Option()] = None,
     pull_format: Annotated[PullFormat | None, typer.Option()] = None,
@@ -70,6 +75,9 @@ def plan(
         latency_ms=latency_ms,
         cores=cores,
         colocate=colocate,
+        rack_size=rack_size,
+        uplink=uplink,
+        aggregator_bandwidth=aggregator_bandwidth,
         stragglers=tuple(straggler or ()),
         push_format=push_format.value if push_format else None,
         pull_format=pull_format.value if pull_format else None,

@@ -6,8 +6,9 @@ of one kind make several classes all the same: servers answer one rank after the
 and drift apart until some servers have more to do at once than others.
 """
 
+import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from deploy.predict.costs import wire_bytes
@@ -16,6 +17,8 @@ from ps.layout import Rule
 
 PARTS_OF_WORKERS, PARTS_OF_SERVERS = 8, 4
 """Classes that equal workers, and equal servers, are divided into, if there are so many."""
+MOST_FRAMES = 128
+"""Of a server, about: more than these are simulated several at a time."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Frame:
     """Of its tensors: backward completes it with the first of them, which is also the first to need it."""
     stage: int = 0
     """Who pushes it."""
+
+    together: int = 1
+    """It stands for so many frames, one after the other; sizes are those of one."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,16 @@ class ServerClass:
 
 
 @dataclass(frozen=True)
+class RackClass:
+    """Racks `first` to `first + count − 1`."""
+
+    first: int
+    count: int
+    workers: tuple[int, ...]
+    """Classes of workers in these racks, in rank order."""
+
+
+@dataclass(frozen=True)
 class Classes:
     """All members; class 0 of either kind comes first in rank order."""
 
@@ -71,6 +87,7 @@ class Classes:
     """How many hosts every host class has."""
     cores: tuple[float, ...]
     """Of each host of the class."""
+    racks: tuple[RackClass, ...] = ()
 
 
 def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> Classes:
@@ -90,7 +107,9 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
         alone = None if together else shard
         return scenario.server_link(shard), scenario.slow_servers.get(shard, 1.0), scenario.server_cores.get(shard), alone
 
-    ranks = _groups([rank_key(rank) for rank in range(scenario.num_workers)], PARTS_OF_WORKERS)
+    keys = [rank_key(rank) for rank in range(scenario.num_workers)]
+    racks = rack_classes(keys, scenario.racks.size, together=together) if scenario.racks else ()
+    ranks = [group for groups, _ in racks for group in groups] if racks else _groups(keys, PARTS_OF_WORKERS)
     worker_groups = [(rank * num_stages + stage, count) for rank, count in ranks for stage in range(num_stages)]
     server_groups = _groups([server_key(shard) for shard in range(scenario.num_servers)], PARTS_OF_SERVERS)
     if colocated:  # a host's worker and server are of one class each
@@ -116,7 +135,47 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
             cores.append(scenario.server_cores.get(first, scenario.cores_per_host))
         if frames := _frames(scenario, layers, range(first, first + count)):
             servers.append(ServerClass(first, count, scenario.slow_servers.get(first, 1.0), scenario.server_link(first), host, frames))
-    return Classes(tuple(workers), tuple(servers), tuple(hosts), tuple(cores))
+    return Classes(tuple(workers), tuple(servers), tuple(hosts), tuple(cores), _numbered(racks))
+
+
+def rack_classes(keys: Sequence[Hashable], size: int, *, together: bool) -> Sequence[tuple[list[tuple[int, int]], tuple[int, int]]]:
+    """Of every class of racks: its classes of workers, and itself, each by first and count. Racks of equal workers make a class; a rack that is
+    a class by itself may have several classes of workers."""
+    whole = [keys[start : start + size] for start in range(0, len(keys), size)]
+    alike = [(len(rack), rack[0]) if together and len(set(rack)) == 1 else number for number, rack in enumerate(whole)]
+    found = []
+    for first, count in _groups(alike, PARTS_OF_WORKERS):
+        start, members = first * size, sum(map(len, whole[first : first + count]))
+        parts = math.ceil(2 * PARTS_OF_WORKERS / len(whole)) if count == 1 else 1
+        groups = _groups(keys[start : start + members], parts)
+        found.append(([(start + at, length) for at, length in groups], (first, count)))
+    return found
+
+
+def _numbered(racks: Sequence[tuple[list[tuple[int, int]], tuple[int, int]]]) -> tuple[RackClass, ...]:
+    found, number = [], 0
+    for groups, (first, count) in racks:
+        found.append(RackClass(first, count, tuple(range(number, number + len(groups)))))
+        number += len(groups)
+    return tuple(found)
+
+
+def coarse(classes: Classes) -> Classes:
+    """With neighbouring frames of servers that have very many taken together."""
+    return replace(classes, servers=tuple(replace(cls, frames=_together(cls.frames)) for cls in classes.servers))
+
+
+def _together(frames: Sequence[Frame]) -> tuple[Frame, ...]:
+    size = math.ceil(len(frames) / MOST_FRAMES)
+    found = []
+    for _, alike in groupby(frames, key=lambda frame: (frame.stage, frame.push_bytes / frame.exact_bytes, frame.pull_bytes / frame.exact_bytes)):
+        its = list(alike)
+        for start in range(0, len(its), size):
+            group = its[start : start + size]
+            mean = {name: sum(getattr(frame, name) for frame in group) / len(group) for name in ("exact_bytes", "push_bytes", "pull_bytes")}
+            layers = tuple(sorted({layer for frame in group for layer in frame.layers}))
+            found.append(Frame(**mean, layers=layers, stage=group[0].stage, together=len(group)))
+    return tuple(found)
 
 
 def _groups(keys: Sequence[Hashable], most_parts: int) -> list[tuple[int, int]]:

@@ -1,6 +1,7 @@
 """A clock of events, and cores that threads share. Times in seconds. No thread, no real clock: the same calls give the same times."""
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable
 from itertools import count
@@ -96,6 +97,10 @@ class Cores:
 
     def work(self, seconds: float, replicas: float, done: Call) -> None:
         """Calls `done` when a thread has worked for `seconds`."""
+        if self.num_cores == math.inf and not self._machine:
+            self.busy_s += seconds * replicas
+            self._clock.after(seconds, done)
+            return
         self._advance()
         heapq.heappush(self._tasks, (self._done_s + seconds, next(self._sequence), replicas, done))
         self.replicas += replicas

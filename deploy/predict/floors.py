@@ -33,6 +33,31 @@ def pipelined_s(
     return one_way_s(model_bytes, *way) + one_way_s(frame_bytes, *way)
 
 
+def racks_s(
+    model_bytes: float,
+    num_workers: int,
+    num_servers: int,
+    worker_bytes_per_s: float,
+    server_bytes_per_s: float,
+    *,
+    rack_size: int,
+    uplink_bytes_per_s: float,
+    aggregator_bytes_per_s: float | None = None,
+) -> float:
+    """R workers in a rack whose uplink carries U; servers outside. max(`one_way_s`, R·M / U): everybody's bytes leave the rack.
+
+    With an aggregator in each of K racks, on a link of rate A: max(M / B_w, R·M / A, M / U, K·M / (S·B_s)). So it pays where uplinks or servers'
+    links are the limit, and R·M / A is less than they need.
+    """
+    size = min(rack_size, num_workers)
+    if aggregator_bytes_per_s is None:
+        ends_s = one_way_s(model_bytes, num_workers, num_servers, worker_bytes_per_s, server_bytes_per_s)
+        return max(ends_s, size * model_bytes / uplink_bytes_per_s)
+    racks = math.ceil(num_workers / rack_size)
+    ends_s = one_way_s(model_bytes, racks, num_servers, min(worker_bytes_per_s, uplink_bytes_per_s), server_bytes_per_s)
+    return max(ends_s, size * model_bytes / aggregator_bytes_per_s)
+
+
 def colocated_s(model_bytes: float, num_workers: int, num_servers: int, bytes_per_s: float) -> float:
     """(S + W − 2)·M / (S·B): the servers live on the hosts of the first S <= W workers, and what stays on a host is free.
 

@@ -11,9 +11,9 @@ from deploy.config import Config, load
 from deploy.measure.ledger_file import LedgerStep, read_ledger
 from deploy.predict.calibrate import fit
 from deploy.predict.costs import VIRTUAL_LINK_BYTE_S, Costs
-from deploy.predict.scenario import Hosts, Pipeline, Scenario, equal_tensors, tensors_of
+from deploy.predict.scenario import Hosts, Pipeline, Racks, Scenario, equal_tensors, tensors_of
 from deploy.rundir import RunDirectory
-from ps.config import CommConfig, PullFormat, PushFormat
+from ps.config import CommConfig, PullFormat, PushFormat, parse_rate
 from ps.errors import ConfigError
 from ps.layout import TensorSpec
 
@@ -136,6 +136,10 @@ class Wishes:
     latency_ms: float | None = None
     cores: float | None = None
     colocate: bool = False
+    rack_size: int | None = None
+    uplink: str | None = None
+    """Of a rack."""
+    aggregator_bandwidth: str | None = None
     stragglers: Sequence[str] = ()
     push_format: PushFormat | None = None
     pull_format: PullFormat | None = None
@@ -175,7 +179,23 @@ def changed(base: Scenario, wishes: Wishes) -> Scenario:
         machine_cores=math.inf if wishes.cores else base.machine_cores,
         costs=replace(base.costs, kernel_byte_s=0.0) if wishes.cores else base.costs,
         stragglers=dict(map(parse_straggler, wishes.stragglers)),
+        racks=_racks(wishes),
     )
+
+
+def _racks(wishes: Wishes) -> Racks | None:
+    if wishes.rack_size is None:
+        if wishes.uplink or wishes.aggregator_bandwidth:
+            raise ConfigError("--uplink and --aggregator-bandwidth are a rack's: say with --rack-size how many workers it has")
+        return None
+    try:
+        return Racks(
+            size=wishes.rack_size,
+            uplink_bytes_per_s=parse_rate(wishes.uplink) if wishes.uplink else math.inf,
+            aggregator_bytes_per_s=parse_rate(wishes.aggregator_bandwidth) if wishes.aggregator_bandwidth else None,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_measured(wishes: Wishes) -> None:

@@ -1,6 +1,10 @@
 """Full-duplex links that flows share fairly (max-min). Sizes in bytes, rates in bytes/s."""
 
+import heapq
+import math
 from dataclasses import dataclass
+from itertools import count
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +13,12 @@ from deploy.predict.events import SAME, Call, Clock
 
 Floats = npt.NDArray[np.float64]
 
-_FLOWS = 64
+_LANES = 64
 """For which there is room at first."""
+_Lane = tuple[tuple[int, ...], float]
+"""Ends and weight."""
+_NOTHING = 1e-200
+"""Load of a link that nothing passes: its level is above all others."""
 
 
 @dataclass
@@ -25,19 +33,28 @@ class Direction:
 
 
 class Links:
-    """All links between all hosts. The network between them has no limit of its own."""
+    """All links between all hosts. The network between them has no limit of its own.
 
-    def __init__(self, clock: Clock) -> None:
+    Flows of one weight between the same two ends have the same rate at any time. They make a *lane*: what a flow that never paused would
+    have carried on it is one number, and the flow that ends next is the one whose number comes first.
+    """
+
+    def __init__(self, clock: Clock, *, has_racks: bool = False) -> None:
+        """`has_racks`: flows may pass a third direction between the two links."""
         self._clock = clock
         self._directions: list[Direction] = []
         self._capacity: Floats = np.zeros(0)
-        self._count = 0
-        """Of flows; columns of the arrays that are in use, in the order in which the flows began."""
-        self._done = np.empty(_FLOWS, np.object_)
-        self._ends = np.zeros((2, _FLOWS), np.int64)
-        """The directions that it passes."""
-        self._numbers: Floats = np.zeros((4, _FLOWS))
-        """Bytes that it still has to carry, its rate, its replicas, its weight."""
+        self._free = self.direction(math.inf) if has_racks else None
+        self._lanes: dict[_Lane, int] = {}
+        """Columns of the arrays, by ends and weight; those with flows come first in the arrays."""
+        self._keys: list[_Lane] = []
+        self._flows: list[list[tuple[float, int, float, Call]]] = []
+        """Of every lane, a heap: what the lane has carried when the flow ends, its number, its replicas, whom to call."""
+        self._sequence = count()
+        self._ends = np.zeros((3 if has_racks else 2, _LANES), np.int64)
+        """The directions that a lane passes."""
+        self._numbers: Floats = np.zeros((5, _LANES))
+        """Of a lane: bytes that each flow would have carried since it began, its rate, replicas of its flows, its weight, bytes at the next end."""
         self._since_s = 0.0
         self._version = 0
 
@@ -48,86 +65,126 @@ class Links:
         self._capacity = np.append(self._capacity, made.bytes_per_s)
         return made
 
-    def send(self, num_bytes: float, up: Direction, down: Direction, done: Call, *, replicas: float = 1.0, weight: float = 1.0) -> None:
-        """Calls `done` when the bytes have passed both. The flow stands for `replicas` equal ones, which each carry so many bytes, and
+    def send(
+        self,
+        num_bytes: float,
+        up: Direction,
+        down: Direction,
+        done: Call,
+        *,
+        via: Direction | None = None,
+        replicas: float = 1.0,
+        weight: float = 1.0,
+    ) -> None:
+        """Calls `done` when the bytes have passed all of them. The flow stands for `replicas` equal ones, which each carry so many bytes, and
         counts as `weight` where links are shared."""
-        up.bytes += num_bytes * replicas
-        down.bytes += num_bytes * replicas
+        passes = [up, down, *([via or self._free] if self._free else [])]
+        for direction in passes:
+            direction.bytes += num_bytes * replicas
+        if all(math.isinf(direction.bytes_per_s) for direction in passes):
+            self._clock.after(0.0, done)
+            return
         self._advance()
-        at = self._count
-        if at == len(self._done):
-            self._done = np.tile(self._done, 2)
-            self._ends = np.tile(self._ends, 2)
-            self._numbers = np.tile(self._numbers, 2)
-        self._done[at] = done
-        self._ends[:, at] = up.index, down.index
-        self._numbers[:, at] = num_bytes, 0.0, replicas, weight
-        self._count += 1
+        key = tuple(direction.index for direction in passes), weight
+        at = self._lanes.get(key)
+        if at is None:
+            at = self._open(key)
+        flows, numbers = self._flows[at], self._numbers
+        ends_at = float(numbers[0, at]) + num_bytes
+        heapq.heappush(flows, (ends_at, next(self._sequence), replicas, done))
+        numbers[2, at] += replicas
+        numbers[4, at] = flows[0][0]
         self._version += 1
         self._clock.changed(self)
+
+    def _open(self, key: _Lane) -> int:
+        at = self._lanes[key] = len(self._keys)
+        if at == self._ends.shape[1]:
+            self._ends = np.tile(self._ends, 2)
+            self._numbers = np.tile(self._numbers, 2)
+        self._keys.append(key)
+        self._flows.append([])
+        self._ends[:, at] = key[0]
+        self._numbers[:, at] = 0.0, 0.0, 0.0, key[1], math.inf
+        return at
+
+    def _close(self, at: int) -> None:
+        """A lane without flows: the last one takes its place."""
+        last = len(self._keys) - 1
+        del self._lanes[self._keys[at]]
+        key, flows = self._keys.pop(), self._flows.pop()
+        if at != last:
+            self._lanes[key] = at
+            self._keys[at], self._flows[at] = key, flows
+            self._ends[:, at] = self._ends[:, last]
+            self._numbers[:, at] = self._numbers[:, last]
 
     def _advance(self) -> None:
         passed_s = self._clock.now_s - self._since_s
         if passed_s > 0:
-            left, rates, _, _ = self._numbers[:, : self._count]
-            left -= rates * passed_s
+            lanes = len(self._keys)
+            self._numbers[0, :lanes] += self._numbers[1, :lanes] * passed_s
         self._since_s = self._clock.now_s
 
     def plan(self) -> None:
         self._advance()
         self._version += 1
-        if count := self._count:
-            left, rates, replicas, weights = self._numbers[:, :count]
-            rates[:] = fair_rates(self._capacity, self._ends[:, :count], replicas, weights)
-            delays = np.maximum(left, 0.0) / rates
-            delay_s = float(delays.min())
-            first = delays <= delay_s + SAME * (self._clock.now_s + delay_s)
+        if lanes := len(self._keys):
+            carried, rates, replicas, weights, next_end = self._numbers[:, :lanes]
+            rates[:] = fair_rates(self._capacity, self._ends[:, :lanes], replicas, weights)
+            delays = (next_end - carried) / rates
+            delay_s = max(0.0, float(delays.min()))
+            (first,) = (delays <= delay_s + SAME * (self._clock.now_s + delay_s)).nonzero()
             version = self._version
             self._clock.after(delay_s, lambda: self._finish(version, first))
 
-    def _finish(self, version: int, first: npt.NDArray[np.bool_]) -> None:
+    def _finish(self, version: int, first: npt.NDArray[np.int64]) -> None:
         if version != self._version:
             return
         self._advance()
-        count = self._count
-        finished = self._done[:count][first].tolist()
-        self._count -= len(finished)
-        for array in (self._done, self._ends, self._numbers):
-            array[..., : self._count] = array[..., :count][..., ~first]
+        finished: list[tuple[int, Call]] = []
+        numbers = self._numbers
+        for at in first[::-1].tolist():  # from behind: a lane that takes the place of one that is closed has had its turn
+            flows = self._flows[at]
+            reached = max(float(numbers[0, at]), flows[0][0]) + SAME * self._clock.now_s * float(numbers[1, at])
+            while flows and flows[0][0] <= reached:
+                _, number, replicas, done = heapq.heappop(flows)
+                numbers[2, at] -= replicas
+                finished.append((number, done))
+            if flows:
+                numbers[4, at] = flows[0][0]
+            else:
+                self._close(at)
         self._version += 1
         self._clock.changed(self)
-        for done in finished:
+        for _, done in sorted(finished, key=itemgetter(0)):  # in the order in which they began
             done()
 
 
 def fair_rates(capacity: Floats, ends: npt.NDArray[np.int64], replicas: Floats, weights: Floats) -> Floats:
     """Max-min fair rate of every flow, by progressive filling: all rates grow in proportion to the weights until a link is full.
 
-    `ends`: the two directions that each flow passes, a column each; a flow of rate x takes x · replicas of both. Flows that no link
-    limits are infinite.
+    `ends`: the directions that each flow passes, a column each, one of them finite; a flow of rate x takes x · replicas of each.
     A link whose level is the lowest of all that its flows pass will be full first wherever else rates still grow: all such are closed at once.
     """
-    rates = np.full(len(replicas), np.inf)
-    left = capacity.copy()
-    still = np.arange(len(replicas))
     load = replicas * weights
-    while len(still):
-        up, down = ends[:, still]
-        demand = np.bincount(up, load[still], len(left)) + np.bincount(down, load[still], len(left))
-        levels = np.full(len(left), np.inf)
-        np.divide(left, demand, out=levels, where=demand > 0)
-        lowest = np.minimum(levels[up], levels[down])
+    rates: Floats | None = None
+    left, still = capacity, np.arange(0)
+    while True:
+        passed, rows = ends.ravel(), len(ends)
+        levels = left / np.maximum(np.bincount(passed, np.concatenate([load] * rows), len(left)), _NOTHING)
+        lowest: Floats = levels[ends].min(axis=0)
         around = np.full(len(left), np.inf)
-        np.minimum.at(around, up, lowest)
-        np.minimum.at(around, down, lowest)
-        full = np.isfinite(levels) & (levels <= around * (1 + SAME))
-        closing = full[up] | full[down]
-        if not closing.any():
-            break
-        level = lowest[closing]
-        closed = still[closing]
-        rates[closed] = level * weights[closed]
-        taken = level * load[closed]
-        left = np.maximum(0.0, left - np.bincount(up[closing], taken, len(left)) - np.bincount(down[closing], taken, len(left)))
-        still = still[~closing]
-    return rates
+        np.minimum.at(around, passed, np.concatenate([lowest] * rows))
+        full = levels <= around * (1 + SAME)
+        closing = full[ends].any(axis=0)
+        if rates is None:
+            if closing.all():
+                return np.multiply(lowest, weights)
+            rates, still = np.empty(len(load)), np.arange(len(load))
+        rates[still[closing]] = lowest[closing]
+        if closing.all():
+            return np.multiply(rates, weights)
+        taken = lowest[closing] * load[closing]
+        left = np.maximum(0.0, left - np.bincount(ends[:, closing].ravel(), np.concatenate([taken] * rows), len(left)))
+        still, ends, load = still[~closing], ends[:, ~closing], load[~closing]

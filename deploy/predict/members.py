@@ -14,13 +14,14 @@ from heapq import heappop, heappush
 from deploy.predict.classes import Frame, ServerClass, WorkerClass
 from deploy.predict.costs import DECODE_BYTE_S, ENCODE_BYTE_S, Costs
 from deploy.predict.events import Call, Cores, Thread
-from deploy.predict.network import Network, Part
+from deploy.predict.network import Network, Part, Reader, Taker
 from deploy.predict.receipts import Held
 from deploy.predict.scenario import Layers, Scenario
+from deploy.predict.turns import turns
 from ps.receipts import COPIED_BYTES
 
-MOST_PARTS = 64
-"""In which frames to a class of servers, or answers to a class of workers, are dealt."""
+MOST_PARTS, ENOUGH_PARTS = 64, 128
+"""In which a frame for a class of servers, or its answers to a class of workers, are dealt; all frames of a step together need no more."""
 LEAST_IN_FLIGHT = 4
 """Parts that may be on their way at once even if one is as large as the window."""
 
@@ -34,7 +35,7 @@ class Worker:
         cls: WorkerClass,
         scenario: Scenario,
         layers: Layers,
-        servers: Sequence[Server],
+        servers: Sequence[Taker],
         network: Network,
         cores: Cores,
         device: Cores,
@@ -52,12 +53,13 @@ class Worker:
         """Of one micro-batch."""
         self._rest_s = (micro_batches - 1) * (self._forward_s + self._backward_s)
         """Of all others: between the first one's forward, which may wait, and the last one's backward."""
-        self._parts = [min(server.cls.count, MOST_PARTS) for server in servers]
-        self._turns = [b for b, parts in enumerate(self._parts) for _ in range(parts)]
-        self._turn = cls.first % len(self._turns)
+        self._parts = [parts_of(server.cls.count, server.cls) for server in servers]
+        self._turns = turns([server.cls.count for server in servers], self._parts, cls.first // cls.apart, cls.count)
+        self._turn = 0
         largest = max(server.cls.count / parts for server, parts in zip(servers, self._parts, strict=True))
+        together = max(frame.together for server in servers for frame in server.cls.frames)
         window = scenario.pacing.window_frames if not scenario.is_shared or scenario.comm.push_format != "fp32" else math.inf
-        self._window = max(window, min(window, LEAST_IN_FLIGHT) * largest)
+        self._window = together * max(window, min(window, LEAST_IN_FLIGHT) * largest)
         self._stretch = self._window / window if math.isfinite(window) else 1.0
         """A window that is too large for its round trip is made up for by a longer one."""
         self._in_flight = 0.0
@@ -147,7 +149,7 @@ class Worker:
             if not left and self._queues[b]:
                 j, left = heappop(self._queues[b])[1], self._parts[b]
             if left:
-                num_frames = self._servers[b].cls.count / self._parts[b]
+                num_frames = self._servers[b].cls.count / self._parts[b] * self._servers[b].cls.frames[j].together
                 if self._in_flight + num_frames > self._window * (1 + 1e-9):
                     self._open[b] = j, left
                     return None
@@ -216,7 +218,8 @@ class Server:
         self._next_rank = [0] * len(cls.frames)
         """Of the classes that push each frame: the one whose turn it is in its sum."""
         self._pushers = [[a for a, of in enumerate(classes) if of.stage == frame.stage] for frame in cls.frames]
-        self.workers: Sequence[Worker] = ()
+        self._portion = 0
+        self.workers: Sequence[Reader] = ()
         self._held = [Held(network.after, partial(network.receipts, index, a)) for a in range(len(classes))]
 
     def receive(self, worker: int, part: Part, receipt: Call) -> None:
@@ -227,7 +230,7 @@ class Server:
 
         def taken() -> None:
             self._held[worker].hold(receipt)
-            self._arrived[part.frame][worker] += part.num_frames / self.cls.count
+            self._arrived[part.frame][worker] += part.num_frames / self.cls.count / frame.together
             self._sum(part.frame)
 
         self.loop.do(self.cls.slowness * per_server * (self._costs.take_frame_s + byte_s * frame.push_bytes), taken)
@@ -235,13 +238,14 @@ class Server:
     def _sum(self, j: int) -> None:
         """Adds what is next in rank order and complete."""
         frame = self.cls.frames[j]
-        seconds = self._costs.sum_byte_s * frame.exact_bytes + _codec_s(DECODE_BYTE_S, self._scenario.comm.push_format, frame)
+        of_frame_s = self._costs.sum_byte_s * frame.exact_bytes + _codec_s(DECODE_BYTE_S, self._scenario.comm.push_format, frame)
+        seconds = self.cls.slowness * frame.together * of_frame_s
         pushers = self._pushers[j]
         while self._next_rank[j] < len(pushers) and self._arrived[j][pushers[self._next_rank[j]]] > 1 - 1e-6:
             count = self._classes[pushers[self._next_rank[j]]].count
             self._next_rank[j] += 1
             is_last = self._next_rank[j] == len(pushers)
-            self._threads[j].do(self.cls.slowness * count * seconds, (lambda: self._apply(j)) if is_last else _nothing)
+            self._threads[j].do(count * seconds, (lambda: self._apply(j)) if is_last else _nothing)
 
     def _apply(self, j: int) -> None:
         frame = self.cls.frames[j]
@@ -251,28 +255,26 @@ class Server:
             self.loop.do(self.cls.slowness * self._costs.server_step_s, _nothing)
         encode_s = _codec_s(ENCODE_BYTE_S, self._scenario.comm.pull_format, frame)
         apply_s = self._costs.work_frame_s + self._costs.apply_byte_s * frame.exact_bytes
-        self._threads[j].do(self.cls.slowness * (apply_s + encode_s), lambda: self._answer(frame))
+        self._threads[j].do(self.cls.slowness * frame.together * (apply_s + encode_s), lambda: self._answer(frame))
 
     def _answer(self, frame: Frame) -> None:
-        """To all workers, every server beginning with another one; each class in as many portions as its size allows."""
+        """To all workers, each class in as many portions as its size allows; every shard begins with another rank."""
         byte_s = 0.0 if self._scenario.is_shared else self._costs.answer_byte_s
-        members, first = list(zip(self.workers, self._classes, strict=True)), self.cls.first % len(self.workers)
-        for worker, cls in members[first:] + members[:first]:
-            if cls.stage != frame.stage:
-                continue
-            portions = min(cls.count, MOST_PARTS)
-            left = [portions]
-            seconds = self.cls.slowness * cls.count / portions * (self._costs.answer_frame_s + byte_s * frame.pull_bytes)
-            for portion in range(portions):
-                self._answer_portion(frame, worker, seconds, portion, left)
+        readers = [a for a, cls in enumerate(self._classes) if cls.stage == frame.stage]
+        counts = [self._classes[a].count for a in readers]
+        portions = [parts_of(count, self.cls) for count in counts]
+        left = dict(zip(readers, portions, strict=True))
+        for at in turns(counts, portions, self.cls.first, self.cls.count):
+            seconds = self.cls.slowness * frame.together * counts[at] / portions[at] * (self._costs.answer_frame_s + byte_s * frame.pull_bytes)
+            self._answer_portion(frame, readers[at], seconds, portions[at], left)
 
-    def _answer_portion(self, frame: Frame, worker: Worker, seconds: float, portion: int, left: list[int]) -> None:
-        index = self.workers.index(worker)
-        num_frames = self.cls.count / min(self._classes[index].count, MOST_PARTS)
+    def _answer_portion(self, frame: Frame, index: int, seconds: float, portions: int, left: dict[int, int]) -> None:
+        worker, num_frames = self.workers[index], self.cls.count / portions * frame.together
+        portion = self._portion = (self._portion + 1) % portions
 
         def done() -> None:
-            left[0] -= 1
-            if not left[0]:
+            left[index] -= 1
+            if not left[index]:
                 worker.landed(frame)
 
         def made() -> None:
@@ -287,6 +289,10 @@ class Server:
             self._network.answer(self._index, index, portion, frame.pull_bytes * num_frames, num_frames, arrived)
 
         self.loop.do(seconds, made)
+
+
+def parts_of(members: int, servers: ServerClass) -> int:
+    return min(members, MOST_PARTS, math.ceil(ENOUGH_PARTS / len(servers.frames)))
 
 
 def _codec_s(byte_s: dict[str, float], wire_format: str, frame: Frame) -> float:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from deploy.predict.classes import Frame, ServerClass
 from deploy.predict.events import Call
 
 
@@ -35,3 +36,20 @@ class Network(Protocol):
 
     @property
     def now_s(self) -> float: ...
+
+
+class Reader(Protocol):
+    """What servers answer: workers, or what stands between."""
+
+    def land(self, frame: Frame, num_frames: float, done: Call) -> None: ...
+
+    def landed(self, frame: Frame) -> None: ...
+
+
+class Taker(Protocol):
+    """What workers push to: servers, or what stands between."""
+
+    @property
+    def cls(self) -> ServerClass: ...
+
+    def receive(self, worker: int, part: Part, receipt: Call) -> None: ...

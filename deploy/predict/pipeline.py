@@ -25,7 +25,6 @@ class StageWorker(Worker):
         pipeline = self._scenario.pipeline
         assert pipeline
         self._pipeline = pipeline
-        self._turn = self._cls.first // pipeline.num_stages % len(self._turns)
         stage, specs = self._cls.stage, self._scenario.specs
         of_stage = {layer for layer, spec in zip(self._layers.of_tensor, specs, strict=True) if spec.stage == stage}
         self._own = sorted(of_stage)

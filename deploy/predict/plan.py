@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deploy.measure.text import counted, seconds, size
@@ -14,6 +14,7 @@ from ps.config import PullFormat, PushFormat
 
 BUCKET_BYTES = 25 << 20
 """Gradients that DDP reduces together."""
+FLAT, AGGREGATED = "without aggregators", "with an aggregator in each"
 WORTH = 0.02
 """Part of the step below which nothing is worth a change."""
 
@@ -34,6 +35,8 @@ class Plan:
     """The step by number of servers, in the scenario's formats."""
     by_format: Mapping[str, float]
     """The step by formats, "push/pull", with the best number of servers."""
+    by_racks: Mapping[str, float] = field(default_factory=dict)
+    """The step with and without an aggregator in every rack; empty without racks."""
 
     @property
     def bottleneck(self) -> str:
@@ -70,6 +73,7 @@ class Plan:
             "best_servers": self.best_servers,
             "step_s_by_format": dict(self.by_format),
             "best_format": self.best_format,
+            **({"step_s_by_racks": dict(self.by_racks)} if self.by_racks else {}),
             "busy": dict(self.step.busy),
         }
 
@@ -91,7 +95,16 @@ class Plan:
             + ", ".join(f"{name} {seconds(step_s)}" for name, step_s in self.by_format.items())
             + f"; best {self.best_format}",
         ]
+        if self.by_racks:
+            lines.append(self._racks())
         return "\n".join(lines)
+
+    def _racks(self) -> str:
+        assert self.scenario.racks
+        flat_s, summed_s = self.by_racks[FLAT], self.by_racks[AGGREGATED]
+        pays = f"it pays, {1 - summed_s / flat_s:.0%}" if summed_s < (1 - WORTH) * flat_s else "it does not pay"
+        racks = f"{counted(self.scenario.num_racks, 'rack')} of {counted(self.scenario.racks.size, 'worker')}"
+        return f"{racks}: {FLAT} {seconds(flat_s)}, {AGGREGATED} {seconds(summed_s)}: {pays}"
 
 
 def plan(scenario: Scenario) -> Plan:
@@ -111,7 +124,19 @@ def plan(scenario: Scenario) -> Plan:
         if (push, pull) != asked:
             comm = replace(at_best.comm, push_format=push, pull_format=pull)
             by_format[f"{push}/{pull}"] = simulate(replace(at_best, comm=comm)).step_s
-    return replace(found, by_format=by_format)
+    return replace(found, by_format=by_format, by_racks=_by_racks(scenario, step.step_s))
+
+
+def _by_racks(scenario: Scenario, step_s: float) -> dict[str, float]:
+    racks = scenario.racks
+    if racks is None:
+        return {}
+    if racks.aggregator_bytes_per_s is not None:
+        return {FLAT: simulate(replace(scenario, racks=replace(racks, aggregator_bytes_per_s=None))).step_s, AGGREGATED: step_s}
+    link = min(map(scenario.worker_link, range(scenario.num_workers)))
+    if scenario.comm.push_format == "topk" or not math.isfinite(link):
+        return {}
+    return {FLAT: step_s, AGGREGATED: simulate(replace(scenario, racks=replace(racks, aggregator_bytes_per_s=link))).step_s}
 
 
 def _halved(scenario: Scenario) -> dict[str, Scenario]:
@@ -129,6 +154,11 @@ def _halved(scenario: Scenario) -> dict[str, Scenario]:
     if rates and scenario.hosts != "colocated":
         found["time on servers' links"] = replace(scenario, comm=wide)
     found["work on frames, sums and updates"] = replace(scenario, costs=scenario.costs.scaled(0.5))
+    if racks := scenario.racks:
+        if math.isfinite(racks.uplink_bytes_per_s):
+            found["time on racks' uplinks"] = replace(scenario, racks=replace(racks, uplink_bytes_per_s=2 * racks.uplink_bytes_per_s))
+        if racks.aggregator_bytes_per_s is not None:
+            found["time on aggregators' links"] = replace(scenario, racks=replace(racks, aggregator_bytes_per_s=2 * racks.aggregator_bytes_per_s))
     if scenario.latency_s:
         found["latency"] = replace(scenario, latency_s=scenario.latency_s / 2)
     if math.isfinite(scenario.cores_per_host):
@@ -154,7 +184,12 @@ def floor_s(scenario: Scenario) -> float:
     server = min(map(scenario.server_link, range(scenario.num_servers)))
     if scenario.hosts == "colocated":
         return floors.colocated_s(wire, scenario.num_workers, scenario.num_servers, worker)
-    return floors.one_way_s(wire, scenario.num_workers, scenario.num_servers, worker, server)
+    ways = (wire, scenario.num_workers, scenario.num_servers, worker, server)
+    if racks := scenario.racks:
+        return floors.racks_s(
+            *ways, rack_size=racks.size, uplink_bytes_per_s=racks.uplink_bytes_per_s, aggregator_bytes_per_s=racks.aggregator_bytes_per_s
+        )
+    return floors.one_way_s(*ways)
 
 
 def ring_step_s(scenario: Scenario) -> float:
@@ -165,6 +200,8 @@ def ring_step_s(scenario: Scenario) -> float:
     num_ranks = scenario.num_members
     link = min(map(scenario.worker_link, range(num_ranks)))
     slowest /= scenario.num_stages
+    if scenario.racks:
+        link = min(link, scenario.racks.uplink_bytes_per_s)  # the ring, in rank order, enters and leaves each rack once
     now_s, free_s, bucket = scenario.forward_s * slowest, 0.0, 0.0
     for layer in reversed(range(len(layers))):
         now_s += scenario.backward_s * slowest * layers.shares[layer]

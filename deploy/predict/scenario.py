@@ -33,6 +33,18 @@ class Pipeline:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Racks:
+    """Workers' hosts stand in racks, in rank order; servers outside of them. What leaves a rack, or comes in, passes its uplink."""
+
+    size: int
+    """Workers of a rack; the last one may have fewer."""
+    uplink_bytes_per_s: float = math.inf
+    """Of a rack, each way."""
+    aggregator_bytes_per_s: float | None = None
+    """The link of a host in every rack that sums what its workers push and pushes one contribution to the servers; None: there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scenario:
     """Times in seconds, rates in bytes/s."""
 
@@ -65,6 +77,8 @@ class Scenario:
     """Shard: cores of its server's host where these are not `cores_per_host`; only where servers have hosts of their own."""
     worker_links: Mapping[int, float] = field(default_factory=dict)
     """Rates of single workers' links by number (rank, or rank * stages + stage) in place of `comm.bandwidth`."""
+    racks: Racks | None = None
+    """None: nothing is between hosts but their links."""
     overlap: bool = True
     """As `train.overlap`."""
     samples: float = 1.0
@@ -83,6 +97,18 @@ class Scenario:
         for name, ranks, count in (("straggler", self.stragglers, self.num_workers), ("link", self.worker_links, self.num_members)):
             if wrong := [rank for rank in ranks if not 0 <= rank < count]:
                 raise ConfigError(f"{name} of {'rank' if count == self.num_workers else 'worker'} {wrong[0]}: there are 0 to {count - 1}")
+        if racks := self.racks:
+            if self.hosts != "apart" or self.pipeline:
+                raise ConfigError("hosts in racks: servers have hosts of their own, and ranks are whole; leave racks, or the other, out")
+            if racks.size < 1 or racks.uplink_bytes_per_s <= 0:
+                raise ConfigError(f"racks of {racks.size} workers with uplinks of {racks.uplink_bytes_per_s} bytes/s: at least one, and above 0")
+            if racks.aggregator_bytes_per_s is not None and self.comm.push_format == "topk":
+                raise ConfigError("an aggregator's sum of topk contributions is not a topk contribution: plan with another push format")
+
+    @property
+    def num_racks(self) -> int:
+        """0 without racks."""
+        return math.ceil(self.num_workers / self.racks.size) if self.racks else 0
 
     @property
     def num_stages(self) -> int:
@@ -115,10 +141,15 @@ class Scenario:
         """Exact payload stays in shared memory."""
         return self.hosts == "one" and self.comm.may_share and self.comm.shaping == "streams"
 
-    @property
+    @cached_property
     def pacing(self) -> Pacing:
         """Length of frames, and how many may be on their way: the config's, or what suits the link as workers find when they join, all at once."""
-        links = min(min(map(self.worker_link, range(self.num_members))), sum(map(self.server_link, range(self.num_servers))) / self.num_members)
+        contributors = self.num_racks if self.racks and self.racks.aggregator_bytes_per_s else self.num_members
+        links = min(min(map(self.worker_link, range(self.num_members))), sum(map(self.server_link, range(self.num_servers))) / contributors)
+        if self.racks and not self.racks.aggregator_bytes_per_s:
+            links = min(links, self.racks.uplink_bytes_per_s / self.racks.size)
+        elif self.racks and self.racks.aggregator_bytes_per_s:
+            links = min(links, self.racks.aggregator_bytes_per_s / self.racks.size)
         found = pacing_of(links, 2 * self.latency_s) if math.isfinite(links) else Pacing()
         frame_bytes = SHARED_FRAME_BYTES if self.is_shared and self.comm.push_format == "fp32" else exact_bytes(found, self.comm)
         return replace(found, frame_bytes=self.comm.frame_bytes or frame_bytes, window_frames=self.comm.window_frames or found.window_frames)

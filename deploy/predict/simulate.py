@@ -7,12 +7,13 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from deploy.predict.classes import Classes, ServerClass, WorkerClass, classes_of
+from deploy.predict.classes import Classes, RackClass, ServerClass, WorkerClass, classes_of, coarse
 from deploy.predict.events import Call, Clock, Cores, Machine
 from deploy.predict.links import Direction, Links
 from deploy.predict.members import Server, Worker
-from deploy.predict.network import Part
+from deploy.predict.network import Part, Taker
 from deploy.predict.pipeline import StageWorker, bubble_s, connect
+from deploy.predict.racks import AnswersToRacks, aggregators_of, contributors
 from deploy.predict.scenario import Scenario, layers_of
 
 NUM_STEPS, NUM_UNFAIR_STEPS = 5, 15
@@ -55,19 +56,26 @@ def simulate(scenario: Scenario, *, together: bool = True) -> Prediction:
     """`together` False simulates every member by itself in place of classes of equal ones: for small numbers."""
     layers = layers_of(scenario.specs)
     num_steps = NUM_UNFAIR_STEPS if scenario.costs.unfairness else NUM_STEPS
-    classes = classes_of(scenario, layers, together=together)
+    classes = coarse(classes_of(scenario, layers)) if together else classes_of(scenario, layers, together=False)
     clock = Clock()
     machine = Machine(scenario.machine_cores) if math.isfinite(scenario.machine_cores) else None
     cores = [Cores(clock, per_host, count, machine) for per_host, count in zip(classes.cores, classes.hosts, strict=True)]
     network = _Wires(scenario, classes, clock, cores)
     device = Cores(clock, math.inf)
-    servers = [Server(b, cls, scenario, classes.workers, network, cores[cls.host]) for b, cls in enumerate(classes.servers)]
+    aggregators = aggregators_of(scenario, classes, network, [Cores(clock, scenario.cores_per_host, rack.count, machine) for rack in classes.racks])
+    pushing, wires = (contributors(classes), AnswersToRacks(network)) if aggregators else (classes.workers, network)
+    servers = [Server(b, cls, scenario, pushing, wires, cores[cls.host]) for b, cls in enumerate(classes.servers)]
+    takers: dict[int, Sequence[Taker]] = {worker: its.counters for its in aggregators for worker in its.rack.workers}
     make = StageWorker if scenario.pipeline else Worker
-    workers = [make(a, cls, scenario, layers, servers, network, cores[cls.host], device, num_steps) for a, cls in enumerate(classes.workers)]
+    workers = [
+        make(a, cls, scenario, layers, takers.get(a, servers), network, cores[cls.host], device, num_steps) for a, cls in enumerate(classes.workers)
+    ]
     stages = [worker for worker in workers if isinstance(worker, StageWorker)]
     connect(stages, scenario.num_stages)
-    for server in servers:
-        server.workers = workers
+    for b, server in enumerate(servers):
+        server.workers = [its.counters[b] for its in aggregators] or workers
+    for its in aggregators:
+        its.servers, its.workers = servers, workers
     for worker in workers:
         worker.start()
     clock.run()
@@ -85,8 +93,9 @@ def simulate(scenario: Scenario, *, together: bool = True) -> Prediction:
 
 
 def _busy(network: "_Wires", classes: Classes, cores: list[Cores], servers: list[Server], time_s: float) -> dict[str, float]:
-    found = {}
-    for kind, members in _kinds(classes):
+    found: dict[str, float] = {}
+    kinds: list[tuple[str, Sequence[WorkerClass | ServerClass | RackClass]]] = [*_kinds(classes), ("rack", classes.racks)]
+    for kind, members in kinds:
         for i, cls in enumerate(members):
             for way, directions in (("up", network.ups), ("down", network.downs)):
                 direction = directions[kind, i]
@@ -107,7 +116,7 @@ def _kinds(classes: Classes) -> list[tuple[str, Sequence[WorkerClass | ServerCla
     return [("worker", classes.workers), ("server", classes.servers)]
 
 
-def _name(kind: str, cls: WorkerClass | ServerClass) -> str:
+def _name(kind: str, cls: WorkerClass | ServerClass | RackClass) -> str:
     if cls.count == 1:
         return f"{kind} {cls.first}"
     apart = cls.apart if isinstance(cls, WorkerClass) else 1
@@ -135,13 +144,21 @@ class _Wires:
         self._cores = cores
         self._scenario = scenario
         self._classes = classes
-        self._links = Links(clock)
+        self._links = Links(clock, has_racks=scenario.racks is not None)
         self.ups: dict[tuple[str, int], Direction] = {}
         self.downs: dict[tuple[str, int], Direction] = {}
         self._streams: defaultdict[Hashable, deque[Call]] = defaultdict(deque)
         """Frames of one stream travel one after the other: the first is on its way."""
         self._shares: dict[Hashable, Iterator[float]] = {}
         self.pushed_bytes = 0.0
+        racks = scenario.racks
+        self._rack_of = {("worker", worker): a for a, rack in enumerate(classes.racks) for worker in rack.workers}
+        for a, rack in enumerate(classes.racks):
+            assert racks
+            self._rack_of["aggregator", a] = a
+            for ways in (self.ups, self.downs):
+                ways["rack", a] = self._links.direction(racks.uplink_bytes_per_s, rack.count)
+                ways["aggregator", a] = self._links.direction(racks.aggregator_bytes_per_s or math.inf, rack.count)
         for kind, members in _kinds(classes):
             for i, cls in enumerate(members):
                 owner = next((a for a, worker in enumerate(classes.workers) if worker.host == cls.host), None)
@@ -164,12 +181,28 @@ class _Wires:
     def push(self, worker: int, part: Part, num_bytes: float, arrived: Call) -> None:
         away = num_bytes * self._away(worker, part.server)
         self.pushed_bytes += away * self._classes.workers[worker].count * self._scenario.costs.wire_overhead
+        aggregated = self._scenario.racks and self._scenario.racks.aggregator_bytes_per_s
+        to = ("aggregator", self._rack_of["worker", worker]) if aggregated else ("server", part.server)
         stream = ("push", worker, part.server, part.turn)
-        self._send(stream, ("worker", worker), ("server", part.server), away, worker, part.num_frames, arrived)
+        self._send(stream, ("worker", worker), to, away, self._classes.workers[worker].count, part.num_frames, arrived)
 
     def answer(self, server: int, worker: int, portion: int, num_bytes: float, num_frames: float, arrived: Call) -> None:
         stream = ("answer", server, worker, portion)
-        self._send(stream, ("server", server), ("worker", worker), num_bytes * self._away(worker, server), worker, num_frames, arrived)
+        away, replicas = num_bytes * self._away(worker, server), self._classes.workers[worker].count
+        self._send(stream, ("server", server), ("worker", worker), away, replicas, num_frames, arrived)
+
+    def up(self, rack: int, part: Part, num_bytes: float, arrived: Call) -> None:
+        stream = ("push", -1 - rack, part.server, part.turn)
+        replicas = self._classes.racks[rack].count
+        self._send(stream, ("aggregator", rack), ("server", part.server), num_bytes, replicas, part.num_frames, arrived)
+
+    def answer_rack(self, server: int, rack: int, portion: int, num_bytes: float, num_frames: float, arrived: Call) -> None:
+        stream = ("answer", server, -1 - rack, portion)
+        self._send(stream, ("server", server), ("aggregator", rack), num_bytes, self._classes.racks[rack].count, num_frames, arrived)
+
+    def spread(self, rack: int, worker: int, server: int, portion: int, num_bytes: float, num_frames: float, arrived: Call) -> None:
+        stream = ("spread", server, worker, portion)
+        self._send(stream, ("aggregator", rack), ("worker", worker), num_bytes, self._classes.workers[worker].count, num_frames, arrived)
 
     def receipts(self, server: int, worker: int, arrived: Call) -> None:
         waiting = self._streams["answer", server, worker, 0]
@@ -180,7 +213,7 @@ class _Wires:
 
     def pass_on(self, worker: int, to: int, num_bytes: float, arrived: Call) -> None:
         away = 0.0 if self._scenario.hosts == "one" and self._scenario.comm.bandwidth is None else num_bytes
-        self._send(("pass", worker, to, 0), ("worker", worker), ("worker", to), away, worker, 1.0, arrived)
+        self._send(("pass", worker, to, 0), ("worker", worker), ("worker", to), away, self._classes.workers[worker].count, 1.0, arrived)
 
     def _send(
         self,
@@ -188,26 +221,29 @@ class _Wires:
         sender: tuple[str, int],
         receiver: tuple[str, int],
         num_bytes: float,
-        worker: int,
+        replicas: float,
         weight: float,
         arrived: Call,
     ) -> None:
         if not num_bytes:
             self._clock.after(0.0, arrived)
             return
-        waiting = self._streams[stream]
+        waiting, via = self._streams[stream], None
+        if sender in self._rack_of and receiver[0] == "server":
+            via = self.ups["rack", self._rack_of[sender]]
+        elif receiver in self._rack_of and sender[0] == "server":
+            via = self.downs["rack", self._rack_of[receiver]]
         passed = partial(self._passed, waiting, arrived)
 
         def begin() -> None:
             wire_bytes = num_bytes * self._scenario.costs.wire_overhead
-            replicas = self._classes.workers[worker].count
             kernel_s = wire_bytes * self._scenario.costs.kernel_byte_s
-            if kernel_s:
+            if kernel_s and receiver[0] != "aggregator":
                 kind, index = receiver
                 cls = self._classes.workers[index] if kind == "worker" else self._classes.servers[index]
                 self._cores[cls.host].work(kernel_s, replicas, _nothing)
             share = weight * self._share(stream[:3], weight)
-            self._links.send(wire_bytes, self.ups[sender], self.downs[receiver], passed, replicas=replicas, weight=share)
+            self._links.send(wire_bytes, self.ups[sender], self.downs[receiver], passed, via=via, replicas=replicas, weight=share)
 
         waiting.append(begin)
         if len(waiting) == 1:

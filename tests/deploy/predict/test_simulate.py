@@ -166,6 +166,7 @@ def test_same_inputs_give_the_same_bits() -> None:
     ("workers", "servers", "model_bytes", "comm"),
     [
         (16, 4, 4 * MB, CommConfig(bandwidth="2gbit", frame_bytes=524288)),
+        (32, 4, 4 * MB, CommConfig(bandwidth="2gbit", frame_bytes=262144)),  # as many workers in a class as servers: each begins with another one
         (16, 9, 12 * MB, CommConfig(bandwidth="1gbit")),  # few, large frames: some servers have more to do than others
     ],
 )
