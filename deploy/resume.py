@@ -16,7 +16,7 @@ _FREE_KEYS = frozenset(
     (
         *(f"scaling.{key}" for key in ("num_servers", "resources_per_worker", "placement_strategy", "slowdown")),
         *(f"train.{key}" for key in ("data_workers", "overlap")),
-        "pipeline.recompute",
+        *(f"pipeline.{key}" for key in ("schedule", "recompute")),
         *(f"comm.{key}" for key in ("frame_bytes", "window_frames", "out_of_order_bytes", "shared_memory")),
         *(f"comm.{key}" for key in ("bandwidth", "server_bandwidth", "worker_bandwidth", "shaping", "latency", "interface", "port_range")),
     )

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from ps.config import CommConfig, MetricsConfig, OptimizerConfig, Saving, ScheduleConfig, SecurityConfig, Timeouts
 from ps.credentials import Credentials, Tls
+from workers.stages.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,9 @@ class PipelineConfig:
     micro_batches: int = 1
     """Parts into which each micro-batch of `train` is cut once more, >= 1: more of them keep stages busier. Gradients are added up; the step's
     samples stay the same."""
+    schedule: Schedule = "1f1b"
+    """Order of a stage's passes over micro-batches: "1f1b": one forward, one backward; "gpipe": all forward, then all backward, with the
+    activations of all of them held. The same bits."""
     recompute: bool = False
     """Stages before the last keep of each micro-batch only what came in, and compute the rest once more for its backward: less memory, more
     compute, the same bits."""

@@ -97,7 +97,7 @@ def _split(config: Config) -> tuple[tuple[TensorSpec, ...], Pipeline | None]:
     batch = BatchPlan.from_config(config.train, scaling.num_workers, num_samples=1).global_batch
     parts = min(config.train.accumulate * config.pipeline.micro_batches, max(batch // scaling.num_workers, 1))
     equal = (1 / num_stages,) * num_stages
-    return Blocks(config).placed(num_stages)[1], Pipeline(equal, equal, (0.0,) * (num_stages - 1), parts)
+    return Blocks(config).placed(num_stages)[1], Pipeline(equal, equal, (0.0,) * (num_stages - 1), parts, config.pipeline.schedule)
 
 
 def _hosts(steps: Sequence[LedgerStep], config: Config, *, is_virtual: bool) -> Hosts:

@@ -13,7 +13,7 @@ from deploy.predict.members import Worker
 from deploy.predict.scenario import Scenario
 from ps.layout import Rule
 from ps.stages.messages import FRAME_BYTES
-from workers.stages.schedule import Op, one_forward_one_backward
+from workers.stages.schedule import Op, passes
 
 
 class StageWorker(Worker):
@@ -28,7 +28,7 @@ class StageWorker(Worker):
         stage, specs = self._cls.stage, self._scenario.specs
         of_stage = {layer for layer, spec in zip(self._layers.of_tensor, specs, strict=True) if spec.stage == stage}
         self._own = sorted(of_stage)
-        self._ops: Sequence[Op] = one_forward_one_backward(stage, pipeline.num_stages, pipeline.micro_batches)
+        self._ops: Sequence[Op] = passes(pipeline.schedule, stage, pipeline.num_stages, pipeline.micro_batches)
         self._at = 0
         self._came: dict[str, deque[None]] = {"forward": deque(), "backward": deque()}
         """What has come from the stage before, and the one after, and is not computed yet."""

@@ -11,6 +11,7 @@ from ps.config import SHARED_FRAME_BYTES, CommConfig
 from ps.errors import ConfigError
 from ps.layout import Layout, Rule, TensorSpec
 from ps.pacing import Pacing, exact_bytes, pacing_of
+from workers.stages.schedule import Schedule
 
 Hosts = Literal["apart", "colocated", "one"]
 
@@ -26,6 +27,7 @@ class Pipeline:
     """Behind each stage but the last: activations of a rank's samples in a step, as they travel; their gradients are as many."""
     micro_batches: int = 1
     """Parts of a rank's samples in a step."""
+    schedule: Schedule = "1f1b"
 
     @property
     def num_stages(self) -> int:

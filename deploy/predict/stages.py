@@ -142,7 +142,7 @@ class Divisions:
     def _split(self, base: Scenario, samples: int, stages: int, parts: int) -> tuple[Scenario, float]:
         place, specs = self._blocks.placed(stages)
         held, profile = place.split.stages, self._blocks.profile(samples)
-        recompute = self._config.pipeline.recompute
+        schedule, recompute = self._config.pipeline.schedule, self._config.pipeline.recompute
         forward, backward = _by_stage(profile, held, recompute=recompute, loads=not self._config.train.data_workers)
         times = self._slowness * base.samples / samples
         pipeline = Pipeline(
@@ -150,10 +150,11 @@ class Divisions:
             backward_shares=tuple(s / sum(backward) for s in backward),
             passed_bytes=tuple(profile.passed_bytes[blocks.stop - 1] * base.samples / samples for blocks in held[:-1]),
             micro_batches=parts,
+            schedule=schedule,
         )
         made = replace(base, specs=specs, forward_s=times * sum(forward), backward_s=times * sum(backward), pipeline=pipeline)
         own = [sum(spec.num_bytes for spec in specs if spec.stage == stage) for stage in range(stages)]
-        kept = [_kept_bytes(profile, blocks, most_held(stage, stages, parts), recompute=recompute) for stage, blocks in enumerate(held)]
+        kept = [_kept_bytes(profile, blocks, most_held(schedule, stage, stages, parts), recompute=recompute) for stage, blocks in enumerate(held)]
         return made, max(OF_STAGE * size + more for size, more in zip(own, kept, strict=True))
 
 

@@ -58,6 +58,7 @@ class StagePart:
             bound,
             session.pushes,
             place=(settings.stage, settings.num_stages),
+            schedule=settings.pipeline.schedule,
             earlier=links.earlier,
             later=links.later,
             rank=session.rank,

@@ -9,7 +9,7 @@ from workers.binding import BoundModel
 from workers.pushes import Pushes
 from workers.sampler import BatchPlan
 from workers.spans import Spans
-from workers.stages.schedule import one_forward_one_backward
+from workers.stages.schedule import Schedule, passes
 from workers.stages.stage import Stage
 from workers.step import Contribution
 
@@ -30,6 +30,7 @@ class StageStep:
         pushes: Pushes,
         *,
         place: tuple[int, int],
+        schedule: Schedule,
         earlier: Neighbour | None,
         later: Neighbour | None,
         rank: int,
@@ -41,6 +42,7 @@ class StageStep:
         self._bound = bound
         self._pushes = pushes
         self._place = place
+        self._schedule = schedule
         self._earlier = earlier
         self._later = later
         self._rank = rank
@@ -58,7 +60,7 @@ class StageStep:
             self._bound.mover.wait()
         self._stage.begin()
         self._losses = []
-        for op in one_forward_one_backward(*self._place, len(micros)):
+        for op in passes(self._schedule, *self._place, len(micros)):
             if op.kind == "forward":
                 self._forward(step, micros[op.micro], spans)
             else:

@@ -172,7 +172,7 @@ def train(job: Job, place: Place, member: Member, ends: Ends, sums: list[dict[st
     start(member)
     overlap = Overlap(member, overlap=job.overlap, is_whole=False)
     at = (place.stage, len(place.split.stages))
-    ours = {"place": at, "earlier": ends.earlier, "later": ends.later, "rank": member.rank}
+    ours = {"place": at, "schedule": "1f1b", "earlier": ends.earlier, "later": ends.later, "rank": member.rank}
     step = StageStep(stage, loaded, batches, member.bound, overlap.pushes, **ours)  # type: ignore[arg-type]
     for version in range(job.steps):
         overlap.enter()

@@ -1,4 +1,4 @@
-"""1F1B for any number of stages and micro-batches: complete, in order, never stuck, with the bubble that the closed form has."""
+"""Schedules for any number of stages and micro-batches: complete, in order, never stuck, with the bubble that the closed form has."""
 
 from collections import deque
 from itertools import product
@@ -6,15 +6,16 @@ from itertools import product
 import pytest
 
 from deploy.predict.floors import bubble
-from workers.stages.schedule import Op, most_held, one_forward_one_backward
+from workers.stages.schedule import Op, Schedule, most_held, passes
 
 SIZES = list(product(range(1, 9), range(13)))
+SCHEDULES: list[Schedule] = ["1f1b", "gpipe"]
 
 
-def finish(num_stages: int, num_micro: int, capacity: int) -> bool:
+def finish(num_stages: int, num_micro: int, capacity: int, schedule: Schedule = "1f1b") -> bool:
     """Whether stages that block on full and on empty channels come to the end. The network is deterministic (Kahn): one order shows all."""
     down, up = [[deque[int]() for _ in range(num_stages + 1)] for _ in range(2)]
-    left = [deque(one_forward_one_backward(s, num_stages, num_micro)) for s in range(num_stages)]
+    left = [deque(passes(schedule, s, num_stages, num_micro)) for s in range(num_stages)]
     sends: list[Op | None] = [None] * num_stages
     moved = True
     while moved:
@@ -39,19 +40,21 @@ def finish(num_stages: int, num_micro: int, capacity: int) -> bool:
     return not any(left) and not any(sends)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("capacity", [1, 2])
-def test_no_schedule_gets_stuck_on_bounded_channels(capacity: int) -> None:
-    assert all(finish(p, m, capacity) for p, m in SIZES)
+def test_no_schedule_gets_stuck_on_bounded_channels(capacity: int, schedule: Schedule) -> None:
+    assert all(finish(p, m, capacity, schedule) for p, m in SIZES)
 
 
 def test_without_any_room_it_would_get_stuck() -> None:
     assert not finish(2, 1, 0)
 
 
-def test_every_pass_comes_once_backward_in_order_and_few_are_held() -> None:
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_pass_comes_once_backward_in_order_and_no_more_are_held_than_said(schedule: Schedule) -> None:
     for num_stages, num_micro in SIZES:
         for stage in range(num_stages):
-            ops = one_forward_one_backward(stage, num_stages, num_micro)
+            ops = passes(schedule, stage, num_stages, num_micro)
             for kind in ("forward", "backward"):
                 assert [op.micro for op in ops if op.kind == kind] == list(range(num_micro))
             held = peak = 0
@@ -59,13 +62,13 @@ def test_every_pass_comes_once_backward_in_order_and_few_are_held() -> None:
                 held += 1 if op.kind == "forward" else -1
                 peak = max(peak, held)
                 assert held >= 0
-            assert peak == most_held(stage, num_stages, num_micro)
+            assert peak == most_held(schedule, stage, num_stages, num_micro)
 
 
-def makespan(num_stages: int, num_micro: int, forward_s: float, backward_s: float) -> float:
+def makespan(schedule: Schedule, num_stages: int, num_micro: int, forward_s: float, backward_s: float) -> float:
     """Seconds of a step whose stages take as long as each other."""
     ends: dict[tuple[str, int, int], float] = {}
-    left = [deque(one_forward_one_backward(s, num_stages, num_micro)) for s in range(num_stages)]
+    left = [deque(passes(schedule, s, num_stages, num_micro)) for s in range(num_stages)]
     now = [0.0] * num_stages
     while any(left):
         for stage, ops in enumerate(left):
@@ -81,8 +84,9 @@ def makespan(num_stages: int, num_micro: int, forward_s: float, backward_s: floa
     return max(now)
 
 
-def test_the_bubble_is_that_of_the_closed_form() -> None:
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_bubble_is_that_of_the_closed_form(schedule: Schedule) -> None:
     for num_stages, num_micro in SIZES:
         if num_micro:
-            took = makespan(num_stages, num_micro, 1.0, 2.0)
+            took = makespan(schedule, num_stages, num_micro, 1.0, 2.0)
             assert (took - num_micro * 3.0) / took == pytest.approx(bubble(num_stages, num_micro))
