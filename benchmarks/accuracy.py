@@ -7,23 +7,19 @@ import argparse
 import json
 import os
 import random
-import shutil
 import statistics
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.ledgers import ledger_of, on_hosts, step_s
 from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig
-from deploy.measure.ledger_file import LedgerStep, read_ledger
+from deploy.measure.ledger_file import LedgerStep
 from deploy.predict.calibrate import WARMUP, fit_together
 from deploy.predict.inputs import scenario_of_config
 from deploy.predict.scenario import Scenario
 from deploy.predict.simulate import Prediction, simulate
-from deploy.rundir import RunDirectory
-from deploy.simulation.run import simulate as train_on_hosts
-from deploy.simulation.wishes import Wishes
 from ps.config import CommConfig, OptimizerConfig, SecurityConfig
 from workers.config import TrainConfig
 
@@ -118,47 +114,29 @@ def draw(count: int, seed: int) -> list[Case]:
 
 def measure(case: Case, folder: Path, repeat: int = 0) -> list[LedgerStep]:
     """The ledger of a run, which is kept in the folder."""
-    kept = folder / f"{case}-{repeat}.jsonl"
-    if not kept.exists():
-        with tempfile.TemporaryDirectory() as storage:
-            outcome = train_on_hosts(case.config(storage), Wishes(), quiet=True)
-            if outcome.error is not None or outcome.path is None:
-                raise RuntimeError(f"{case} has failed: {outcome.error}")
-            shutil.copy(RunDirectory(Path(outcome.path)).comm, partial := kept.with_suffix(".partial"))
-            partial.rename(kept)
-        print(f"{case}: {_step_s(list(read_ledger(kept))) * 1e3:.0f} ms", file=sys.stderr, flush=True)
-    return list(read_ledger(kept))
+    return ledger_of(folder / f"{case}-{repeat}.jsonl", case.config)
 
 
 def _settled(steps: Sequence[LedgerStep]) -> Sequence[LedgerStep]:
     return steps[SETTLED:-1]
 
 
-def _step_s(steps: Sequence[LedgerStep]) -> float:
-    return statistics.median(statistics.fmean(row.step_s for row in step.workers) for step in _settled(steps))
-
-
 def _found(case: Case, runs: Sequence[Sequence[LedgerStep]], calibrated: Mapping[str, Scenario]) -> Found:
     used = _settled(runs[0])
     like = calibrated[case.model]
-    scenario = replace(_scenario(case, runs[0]), forward_s=like.forward_s, backward_s=like.backward_s, costs=like.costs)
+    scenario = replace(on_hosts(case.config("."), runs[0]), forward_s=like.forward_s, backward_s=like.backward_s, costs=like.costs)
     total_s = sum(statistics.fmean(row.step_s for row in step.workers) for step in used)
     exposed_s = sum(statistics.fmean(row.exposed_s for row in step.workers) for step in used)
     busy_s = sum(row.cpu_s for step in used for row in step.rows)
     busy = busy_s / total_s / (os.cpu_count() or 1)
-    return Found(case, [_step_s(run) for run in runs], exposed_s / total_s, busy, simulate(scenario, together=False))
-
-
-def _scenario(case: Case, steps: Sequence[LedgerStep]) -> Scenario:
-    """Every process has a host of its own: the configuration says so, whatever the run has found."""
-    return replace(scenario_of_config(case.config("."), steps), hosts="apart")
+    return Found(case, [step_s(_settled(run)) for run in runs], exposed_s / total_s, busy, simulate(scenario, together=False))
 
 
 def table(found: Sequence[Found]) -> str:
     """Markdown."""
     lines = ["| Case | measured ms | again ms | predicted ms | error | exposed | cores busy |", "|---|---|---|---|---|---|---|"]
     for one in found:
-        again = ", ".join(f"{step_s * 1e3:.0f}" for step_s in one.steps_s[1:])
+        again = ", ".join(f"{again_s * 1e3:.0f}" for again_s in one.steps_s[1:])
         cells = (
             f"{one.steps_s[0] * 1e3:.0f}",
             again,
@@ -186,7 +164,7 @@ def main() -> None:
     arguments = _arguments()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     ledgers = {name: measure(case, arguments.folder) for name, case in CALIBRATION.items()}
-    fitted = fit_together([(steps[SETTLED - WARMUP : -1], _scenario(CALIBRATION[name], steps)) for name, steps in ledgers.items()])
+    fitted = fit_together([(steps[SETTLED - WARMUP : -1], on_hosts(CALIBRATION[name].config("."), steps)) for name, steps in ledgers.items()])
     calibrated = dict(zip(ledgers, fitted, strict=True))
     found = []
     for number, case in enumerate(draw(arguments.cases, arguments.seed)):

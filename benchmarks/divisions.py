@@ -6,25 +6,19 @@ it ends: the same command goes on where it was left.
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.ledgers import ledger_of, on_hosts, step_s
 from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig
-from deploy.measure.ledger_file import LedgerStep, read_ledger
+from deploy.measure.ledger_file import LedgerStep
 from deploy.predict.blocks import Blocks
 from deploy.predict.calibrate import WARMUP, fit
-from deploy.predict.inputs import scenario_of_config
-from deploy.predict.scenario import Scenario
 from deploy.predict.simulate import simulate
 from deploy.predict.stages import Divisions
-from deploy.rundir import RunDirectory
-from deploy.simulation.run import simulate as train_on_hosts
-from deploy.simulation.wishes import Wishes
 from ps.config import CommConfig, OptimizerConfig, SecurityConfig
 from workers.config import PipelineConfig, TrainConfig
 
@@ -68,26 +62,7 @@ DIVISIONS = ((4, 1, 1), (2, 2, 1), (2, 2, 4), (1, 4, 4), (1, 4, 8))
 
 def measure(case: Case, folder: Path) -> list[LedgerStep]:
     """The ledger of a run, which is kept in the folder."""
-    kept = folder / f"{case}.jsonl"
-    if not kept.exists():
-        with tempfile.TemporaryDirectory() as storage:
-            outcome = train_on_hosts(case.config(storage), Wishes(), quiet=True)
-            if outcome.error is not None or outcome.path is None:
-                raise RuntimeError(f"{case} has failed: {outcome.error}")
-            shutil.copy(RunDirectory(Path(outcome.path)).comm, partial := kept.with_suffix(".partial"))
-            partial.rename(kept)
-        print(f"{case}: {step_s(list(read_ledger(kept))) * 1e3:.0f} ms", file=sys.stderr, flush=True)
-    return list(read_ledger(kept))
-
-
-def step_s(steps: Sequence[LedgerStep]) -> float:
-    """Of the typical step, mean of all workers."""
-    return statistics.median(statistics.fmean(row.step_s for row in step.workers) for step in steps[WARMUP:])
-
-
-def on_hosts(case: Case, steps: Sequence[LedgerStep]) -> Scenario:
-    """Every process has a host of its own."""
-    return replace(scenario_of_config(case.config("."), steps), hosts="apart")
+    return ledger_of(folder / f"{case}.jsonl", case.config)
 
 
 class Planner:
@@ -96,13 +71,13 @@ class Planner:
     def __init__(self, steps: Sequence[LedgerStep], blocks: Blocks) -> None:
         """`steps`: of CALIBRATION."""
         self._blocks = blocks
-        self._run = fit(steps, on_hosts(CALIBRATION, steps))
+        self._run = fit(steps, on_hosts(CALIBRATION.config("."), steps))
         timed = Divisions(CALIBRATION.config("."), self._run, blocks).scenario(CALIBRATION.ranks, CALIBRATION.stages, CALIBRATION.micro_batches)
         self.slowness = (self._run.forward_s + self._run.backward_s) / (timed.forward_s + timed.backward_s)
         """Compute of the run over that of the blocks by themselves."""
 
     def step_s(self, case: Case, steps: Sequence[LedgerStep], *, from_run: bool) -> float:
-        hosts = on_hosts(case, steps)
+        hosts = on_hosts(case.config("."), steps)
         if from_run:
             hosts = replace(hosts, costs=self._run.costs)
         divisions = Divisions(case.config("."), hosts, self._blocks, self.slowness if from_run else 1.0)
@@ -146,7 +121,7 @@ def main() -> None:
         for division in DIVISIONS:
             case = Case(*division, rate)
             steps = measure(case, arguments.folder)
-            there.append(Found(case, step_s(steps), *(planner.step_s(case, steps, from_run=known) for known in (False, True))))
+            there.append(Found(case, step_s(steps[WARMUP:]), *(planner.step_s(case, steps, from_run=known) for known in (False, True))))
         named += min(there, key=lambda one: one.measured_s) is min(there, key=lambda one: one.from_run_s)
         found += there
     print(f"compute in the run takes {planner.slowness:.2f} times what blocks take by themselves", file=sys.stderr)

@@ -18,7 +18,7 @@ from workers.sampler import BatchPlan
 from workers.stages.schedule import most_held
 
 OF_WHOLE, OF_STAGE = 5.3, 3.5
-"""Memory of a worker for a byte of its parameters, gradients and landing versions included, as measured (`make bench-stages`)."""
+"""Memory of a worker for a byte of its parameters, gradients and landing versions included: the most that `make bench-stages` has shown."""
 SMALL = 1 / 8
 """Part of a step that equal stages wait for each other with as many micro-batches as are tried at most."""
 

@@ -65,6 +65,13 @@ def test_every_pass_comes_once_backward_in_order_and_no_more_are_held_than_said(
             assert peak == most_held(schedule, stage, num_stages, num_micro)
 
 
+def test_gpipe_goes_forward_over_all_before_it_goes_backward() -> None:
+    for num_stages, num_micro in SIZES:
+        for stage in range(num_stages):
+            kinds = [op.kind for op in passes("gpipe", stage, num_stages, num_micro)]
+            assert kinds == ["forward"] * num_micro + ["backward"] * num_micro
+
+
 def makespan(schedule: Schedule, num_stages: int, num_micro: int, forward_s: float, backward_s: float) -> float:
     """Seconds of a step whose stages take as long as each other."""
     ends: dict[tuple[str, int, int], float] = {}
