@@ -21,7 +21,8 @@ from workers.answers import check_gradient, mean_and_weight
 from workers.batches import Batches, MicroBatch
 from workers.config import RivalSettings, WorkerSettings
 from workers.initial import build_model
-from workers.sampler import BatchPlan, torch_seed
+from workers.sampler import BatchPlan
+from workers.seeds import BlockSeeds
 from workers.spans import Spans
 from workers.step import Contribution, lower_precision
 from workers.task import Task
@@ -113,6 +114,7 @@ class DdpStep:
         self._batches = batches
         self._plan = batch_plan
         model = build_model(task, settings.train)
+        self._seeds = BlockSeeds(task, model, batch_plan.seed, settings.rank)
         self._ddp = DistributedDataParallel(
             _Loss(task, model), bucket_cap_mb=variant.bucket_mb, gradient_as_bucket_view=variant.views, find_unused_parameters=variant.find_unused
         )
@@ -157,7 +159,7 @@ class DdpStep:
             yield replace(self._last, index=0, num_in_step=1, num_samples=0)
 
     def _forward(self, step: int, micro: MicroBatch) -> Tensor | tuple[Tensor, float]:
-        torch.manual_seed(torch_seed(self._plan.seed, step, self._settings.rank, micro.index))
+        self._seeds.begin(step, micro.index)
         with lower_precision(self._settings.train.autocast, torch.device("cpu")):
             loss: Tensor | tuple[Tensor, float] = self._ddp(micro.batch)
         return loss

@@ -16,7 +16,7 @@ from workers.config import TrainConfig
 
 Indices = npt.NDArray[np.int64]
 
-_SHUFFLE, _SAMPLES, _TORCH, _LAYER = range(4)
+_SHUFFLE, _SAMPLES, _TORCH = range(3)
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,17 @@ def sample_rng(seed: int, step: int, rank: int, micro: int = 0) -> np.random.Gen
     return _generator(seed, _SAMPLES, step, rank, micro)
 
 
+@lru_cache(maxsize=1024)
 def torch_seed(seed: int, step: int, rank: int, micro: int = 0) -> int:
     """Seed of torch's generator (dropout) for one micro-batch, 0 <= seed < 2**63; independent of `sample_rng`."""
     words = np.random.SeedSequence(seed, spawn_key=(_TORCH, step, rank, micro)).generate_state(1, np.uint64)
     return int(words[0]) >> 1
 
 
-def layer_seed(seed: int, step: int, rank: int, micro: int, layer: int) -> int:
-    """Seed of torch's generator before one layer of a split model, 0 <= seed < 2**63: the same on whatever stage the layer is."""
-    words = np.random.SeedSequence(seed, spawn_key=(_LAYER, step, rank, micro, layer)).generate_state(1, np.uint64)
-    return int(words[0]) >> 1
+def layer_seed(micro_seed: int, layer: int) -> int:
+    """Seed before a layer, from its micro-batch's `torch_seed`, 0 <= seed < 2**63: the same on whatever stage the layer is. Layer 0 keeps that of the
+    micro-batch; others step through the numbers by the golden ratio (Weyl's sequence), which repeats none."""
+    return (micro_seed + layer * 0x9E3779B97F4A7C15) % 2**63
 
 
 @lru_cache(maxsize=1)

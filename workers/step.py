@@ -13,7 +13,8 @@ from workers.batches import Batches, MicroBatch
 from workers.binding import BoundModel
 from workers.layers import Layers
 from workers.pushes import Pushes
-from workers.sampler import BatchPlan, torch_seed
+from workers.sampler import BatchPlan
+from workers.seeds import BlockSeeds
 from workers.spans import Spans
 from workers.task import Samples, Task
 
@@ -54,6 +55,7 @@ class GradientStep:
         self._rank = rank
         self._nonfinite = nonfinite
         self._autocast = autocast
+        self._seeds = BlockSeeds(task, bound.model, plan.seed, rank)
         self._batches = Batches(task, data, plan, dtype, rank=rank, num_threads=data_workers, device=bound.device)
 
     def compute(self, step: int, spans: Spans) -> Contribution:
@@ -95,7 +97,7 @@ class GradientStep:
         self._batches.close()
 
     def _forward(self, step: int, micro: MicroBatch) -> tuple[torch.Tensor, float]:
-        torch.manual_seed(torch_seed(self._plan.seed, step, self._rank, micro.index))
+        self._seeds.begin(step, micro.index)
         with lower_precision(self._autocast, self._bound.device):
             return mean_and_weight(self._task.loss(self._bound.model, micro.batch), micro.num_samples)
 

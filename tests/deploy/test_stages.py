@@ -40,10 +40,10 @@ def undisturbed() -> dict[str, Any]:
 
 
 def test_ranks_of_stages_give_the_bits_of_whole_ranks(tmp_path: Path) -> None:
-    """Without dropout, whose masks come from each block's own seed on stages. The last batch leaves a rank with one micro-batch."""
-    whole = bits_of(staged(tmp_path / "whole", dropout=0.0, num_stages=1))
+    """With dropout, whose masks come from each block's own seed. The last batch leaves a rank with one micro-batch."""
+    whole = bits_of(staged(tmp_path / "whole", num_stages=1))
     over_grpc = {"shared_memory": False, "num_servers": 1, "balance": (1, 4), "schedule": "gpipe", "recompute": True}
-    three = staged(tmp_path / "three", dropout=0.0, num_stages=3, **over_grpc)
+    three = staged(tmp_path / "three", num_stages=3, **over_grpc)
     assert bits_of(three) == whole
     assert re.search(r"3 stages of .* MB, largest \S+ of the mean", (three.path / "logs" / "driver.log").read_text())
     assert all(
@@ -51,7 +51,7 @@ def test_ranks_of_stages_give_the_bits_of_whole_ranks(tmp_path: Path) -> None:
     )
     assert not any("the whole model" in log.read_text() for log in (three.path / "logs").iterdir()), "each has its own blocks only"
     cut_again = {"accumulate": 1, "batch_size": 4, "micro_batches": 2, "num_servers": 3, "balance": "time"}
-    assert bits_of(staged(tmp_path / "two", dropout=0.0, **cut_again))["params"] == whole["params"]
+    assert bits_of(staged(tmp_path / "two", **cut_again))["params"] == whole["params"]
 
 
 PLACES: list[tuple[ProcessKey, Point]] = [

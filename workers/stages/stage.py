@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ps.errors import ConfigError
 from workers.answers import check_gradient, mean_and_weight
 from workers.batches import MicroBatch
-from workers.sampler import layer_seed
+from workers.seeds import seed_layer
 from workers.stages.blocks import as_tuple
 from workers.stages.model_call import inputs_of, loss_of
 from workers.task import Task
@@ -62,7 +62,7 @@ class Stage:
     def inputs(self, step: int, micro: MicroBatch) -> Activations:
         """What the model is called with: the first stage's input."""
         with _GENERATOR:
-            self._seed_layer(step, micro, 0)
+            seed_layer(self._seed, step, self._rank, micro.index, 0)
             return inputs_of(self._task, micro.batch)
 
     def forward(self, step: int, micro: MicroBatch, inputs: Activations) -> Activations:
@@ -89,7 +89,7 @@ class Stage:
             return outputs[0] if len(outputs) == 1 else outputs
 
         with _GENERATOR:
-            self._seed_layer(step, micro, 0)
+            seed_layer(self._seed, step, self._rank, micro.index, 0)
             mean, weight = mean_and_weight(loss_of(self._task, micro.batch, answer), micro.num_samples)
         if not weight:
             self._held[micro.index] = inputs, _as_it_is(())
@@ -120,7 +120,7 @@ class Stage:
     def _compute(self, step: int, micro: MicroBatch, inputs: Activations) -> Activations:
         for index, block in enumerate(self._blocks, start=self._first):
             with _GENERATOR:
-                self._seed_layer(step, micro, 1 + index)
+                seed_layer(self._seed, step, self._rank, micro.index, 1 + index)
                 inputs = as_tuple(block(*inputs))
         return inputs
 
@@ -136,10 +136,6 @@ class Stage:
     def _set_buffers(self, values: Sequence[Tensor]) -> None:
         for buffer, value in zip(self._buffers, values, strict=True):
             buffer.copy_(value)
-
-    def _seed_layer(self, step: int, micro: MicroBatch, layer: int) -> None:
-        # as torch.manual_seed, which looks for devices first: 0.3 ms for each block of each micro-batch
-        torch.default_generator.manual_seed(layer_seed(self._seed, step, self._rank, micro.index, layer))
 
 
 def _as_it_is(outputs: Activations) -> Again:
