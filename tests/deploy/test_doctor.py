@@ -47,6 +47,14 @@ def test_a_loopback_without_ports_fails() -> None:
     assert doctor.loopback(refused).status == "fail"
 
 
+def test_a_congestion_control_that_slows_exchanges_is_named(tmp_path: Path) -> None:
+    (file := tmp_path / "control").write_text("bbr\n")
+    assert doctor.congestion(file).line().startswith("warn congestion    TCP bbr: ")
+    file.write_text("cubic\n")
+    assert doctor.congestion(file).line() == "ok   congestion    TCP cubic"
+    assert doctor.congestion(tmp_path / "none").status == "ok"
+
+
 def test_a_library_reports_its_version_or_its_last_words() -> None:
     assert doctor.library("x", "print('1.2')").found == "1.2"
     assert "No module named 'no_such_library'" in doctor.library("x", "import no_such_library").found
@@ -56,5 +64,5 @@ def test_the_exit_code_follows_from_the_checks(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as ended:
         main(["doctor", "--json"])
     checks = json.loads(capsys.readouterr().out)
-    assert {"torch", "ray", "grpc", "protobuf", "scikit-learn", "loopback"} <= {check["name"] for check in checks}
+    assert {"torch", "ray", "grpc", "protobuf", "scikit-learn", "loopback", "congestion"} <= {check["name"] for check in checks}
     assert ended.value.code == (1 if any(check["status"] == "fail" for check in checks) else 0)
