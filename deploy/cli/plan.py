@@ -19,6 +19,12 @@ class PushFormat(StrEnum):
     TOPK = "topk"
 
 
+class Calibration(StrEnum):
+    """Where costs come from."""
+
+    AUTO = "auto"
+
+
 class PullFormat(StrEnum):
     """As comm.pull_format."""
 
@@ -54,6 +60,12 @@ def plan(
     straggler: Annotated[list[str] | None, typer.Option(metavar="rank=R,factor=F", help="A slower rank; may be repeated.")] = None,
     push_format: Annotated[PushFormat | None, typer.Option()] = None,
     pull_format: Annotated[PullFormat | None, typer.Option()] = None,
+    calibrate: Annotated[
+        Calibration | None, typer.Option(help="auto: of a config, measure costs in a short run here, and samples per second by batch size.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="METRIC=VALUE", help="Of a run: how long to a value that it has reached, for example validation_loss=0.3.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> None:
     """What a step would take on other hosts and links, what would limit it, and what would help."""
@@ -83,17 +95,18 @@ def plan(
         pull_format=pull_format.value if pull_format else None,
     )
     if source is None:
+        if calibrate or target:
+            raise typer.BadParameter("--calibrate is for a config, --target for a run: name one")
         found = make_plan(scenario_by_hand(wishes))
         typer.echo(json_text.dumps(found.to_dict(), indent=2) if json else found.text())
         return
-    from deploy.predict.sources import asked  # which times torch modules
-    from deploy.predict.stages import best, table
+    from deploy.predict.sources import asked, to_target  # which times torch modules
 
     with contextlib.redirect_stdout(sys.stderr):  # the user's module may print
-        scenario, ways = asked(source, wishes)
-    found = make_plan(scenario)
+        told = asked(source, wishes, calibrate=calibrate is not None)
+    found = make_plan(told.scenario)
+    duration = to_target(source, found.step, target) if target else None
     if json:
-        divided = {"divisions": [way.to_dict() for way in ways], "best_division": best(ways).to_dict()} if ways else {}
-        typer.echo(json_text.dumps({**found.to_dict(), **divided}, indent=2))
+        typer.echo(json_text.dumps({**found.to_dict(), **told.to_dict(), **({"target": duration.to_dict()} if duration else {})}, indent=2))
     else:
-        typer.echo("\n".join([found.text(), *([table(ways)] if ways else [])]))
+        typer.echo("\n".join([found.text(), *told.lines(), *([duration.text()] if duration else [])]))

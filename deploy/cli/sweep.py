@@ -33,6 +33,7 @@ def sweep(
 ) -> None:
     """Train at every point of a grid: a table, JSON, plots on a page. The same command goes on with a sweep that was interrupted."""
     from deploy.config.write import to_value
+    from deploy.measure.target import parse_target
     from deploy.simulation.run import enter_user_namespace
     from deploy.sweep.grid import LINKS, Scaling, parse_axes
     from deploy.sweep.page import write_page
@@ -48,7 +49,8 @@ def sweep(
     shown = sys.stderr if json else sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # the user's module may print
         kept: Scaling | None = scaling.value if scaling else None
-        wanted = Sweep(config_file=config_file, sets=[*(sets or []), *names], axes=axes, scaling=kept, target=_target(target))
+        reach = parse_target(target) if target else None
+        wanted = Sweep(config_file=config_file, sets=[*(sets or []), *names], axes=axes, scaling=kept, target=reach)
         rows = run_sweep(wanted, say=lambda text: print(text, file=shown, flush=True))
         page = write_page(wanted, rows)
     if json:
@@ -57,15 +59,3 @@ def sweep(
         typer.echo("\n".join([table(axes, rows).plain(), *findings(axes, rows, wanted.target), str(page)]))
     if failed := [row for row in rows if row.error]:
         raise WorkerFailed(f"{len(failed)} of {len(rows)} points failed: the table says why; the same command tries them again")
-
-
-def _target(text: str | None) -> tuple[str, float] | None:
-    from ps.errors import ConfigError
-
-    if text is None:
-        return None
-    metric, _, value = text.partition("=")
-    try:
-        return metric, float(value)
-    except ValueError as error:
-        raise ConfigError(f"--target {text}: write METRIC=VALUE, for example validation_accuracy=0.95") from error

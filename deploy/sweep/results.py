@@ -1,7 +1,6 @@
 """What a sweep has found, point by point, in a folder that outlives it; and what is read out of one run."""
 
 import json
-import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -90,13 +89,3 @@ def measured(recorded: Recorded) -> dict[str, Any]:
         "metrics": dict((recorded.summary or {}).get("metrics", {})),
         "simulated": (recorded.summary or {}).get("simulated"),
     }
-
-
-def steps_to(history: list[dict[str, Any]], metric: str, target: float) -> int | None:
-    """Step of the first line that reaches the target; None if none does. A loss reaches it from above, all else from below."""
-    falls = metric.endswith("loss")
-    for row in history:
-        value = row.get(metric)
-        if value is not None and math.isfinite(value) and (value <= target if falls else value >= target):
-            return int(row["step"])
-    return None

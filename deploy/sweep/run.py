@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 
 from deploy.config import Config, load, to_toml
 from deploy.measure.recorded import read_run
+from deploy.measure.target import steps_to
 from deploy.rundir import RunDirectory
 from deploy.simulation.run import simulate
 from deploy.simulation.wishes import hosts_of
 from deploy.sweep.grid import Axis, Point, Scaling, changes, points_of, wishes_of
-from deploy.sweep.results import Results, Row, measured, steps_to
+from deploy.sweep.results import Results, Row, measured
 from deploy.trainer import Trainer
 from ps.errors import ConfigError, Stopped
 from workers.landscape import Landscape, landscape

@@ -179,13 +179,14 @@ def test_what_would_help_a_run_of_stages_names_its_slow_rank_and_more_micro_batc
 def test_a_run_of_stages_is_asked_for_other_divisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = write_run(tmp_path / "runs", "staged", staged_steps(), config=STAGED)
-    as_it_was, ways = asked(str(run.path), Wishes())
+    of_run = asked(str(run.path), Wishes())
+    as_it_was, ways = of_run.scenario, of_run.ways
     assert as_it_was.pipeline and as_it_was.pipeline.forward_shares == pytest.approx((1 / 3, 2 / 3)), "as measured"
     assert {way.scenario.num_stages for way in ways} == {1, 2, 4}
     assert as_it_was in [way.scenario for way in ways]
-    other, _ = asked(str(run.path), Wishes(stages=4, workers=1, micro_batches=8))
+    other = asked(str(run.path), Wishes(stages=4, workers=1, micro_batches=8)).scenario
     assert other.num_stages == 4 and other.pipeline and other.pipeline.micro_batches == 8
-    one, _ = asked(str(run.path), Wishes(stages=1, workers=1))
+    one = asked(str(run.path), Wishes(stages=1, workers=1)).scenario
     assert one.pipeline is None and 0 < one.forward_s + one.backward_s < 2 * 0.045, "64 samples at once"
 
 
@@ -210,8 +211,7 @@ def test_a_config_is_timed_and_the_best_division_named(tmp_path: Path, capsys: p
 
 def test_stages_need_a_task_with_blocks(tmp_path: Path) -> None:
     whole = write_run(tmp_path, "whole", [step_of(step, 2, 1) for step in range(8)], config=config(2))
-    _, ways = asked(str(whole.path), Wishes())
-    assert ways == []
+    assert not asked(str(whole.path), Wishes()).ways
     with pytest.raises(ConfigError, match="--micro-batches are for ranks of several stages"):
         asked(str(whole.path), Wishes(micro_batches=4))
-    assert {way.scenario.num_stages for way in asked(str(whole.path), Wishes(stages=2))[1]} == {1, 2, 4}
+    assert {way.scenario.num_stages for way in asked(str(whole.path), Wishes(stages=2)).ways} == {1, 2, 4}

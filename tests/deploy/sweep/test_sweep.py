@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from deploy.cli.main import main
+from deploy.measure.target import steps_to
 from deploy.sweep import run
 from deploy.sweep.grid import parse_axes
 from deploy.sweep.page import figures
-from deploy.sweep.results import Results, Row, steps_to
+from deploy.sweep.results import Results, Row
 from deploy.sweep.run import Sweep, sweep
 from deploy.sweep.words import findings, table
 from ps.errors import ConfigError, Stopped
