@@ -29,7 +29,7 @@ def difference(first: Recorded, second: Recorded) -> str:
 
 
 def conclusions(first: Recorded, second: Recorded, names: Sequence[str]) -> list[str]:
-    """Whose step is shorter, by which spans, whether that is more than noise, and whether the results are the same."""
+    """Whose step is shorter, by which spans, whether that is more than noise, what was simulated, and whether the results are the same."""
     said = []
     one, other = steady_steps(first.series.step_s), steady_steps(second.series.step_s)
     if one and other:
@@ -40,6 +40,9 @@ def conclusions(first: Recorded, second: Recorded, names: Sequence[str]) -> list
         said.append(
             f"no step has ended in {' and '.join(name for name, steps in zip(names, (one, other), strict=True) if not steps)}: no times to compare"
         )
+    simulated = [(recorded.summary or {}).get("simulated") for recorded in (first, second)]
+    if simulated[0] != simulated[1]:
+        said += [f"{name} was {text or 'not simulated'}" for name, text in zip(names, simulated, strict=True)]
     hashes = [(recorded.summary or {}).get("params_sha256") for recorded in (first, second)]
     if all(hashes):
         said.append(f"the final parameters are {'equal, bit for bit' if hashes[0] == hashes[1] else 'different'}")

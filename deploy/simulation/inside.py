@@ -1,8 +1,8 @@
-"""The driver of a simulated run, on a virtual host: what it is told on standard input, and what it leaves in the file of its argument."""
+"""The driver of a simulated run, on a virtual host: what it is told on standard input, and what it writes to the open file of its argument."""
 
+import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from deploy.config import Config
@@ -88,7 +88,9 @@ def main() -> None:
     inside = from_json(Inside, sys.stdin.buffer.read())
     if inside.quiet:
         sys.stdout = sys.stderr
-    Path(sys.argv[1]).write_text(to_json(_train(inside)))
+    told = to_json(_train(inside))
+    with os.fdopen(int(sys.argv[1]), "w") as file:
+        file.write(told)
 
 
 if __name__ == "__main__":

@@ -92,12 +92,13 @@ def _place(cluster: VirtualCluster, host: str) -> Place:
 
 def _child(cluster: VirtualCluster, inside: Inside, env: dict[str, str]) -> Outcome:
     """The driver of the run is a process on a host of its own; Ctrl-C and SIGTERM are passed on to it."""
-    with tempfile.NamedTemporaryFile(prefix="pserver-simulate-") as told:
+    with tempfile.TemporaryFile() as told:  # without a name: nothing is left of it, whoever is killed
         process = cluster.popen(
             DRIVER,
-            [sys.executable, "-m", "deploy.simulation.inside", told.name],
+            [sys.executable, "-m", "deploy.simulation.inside", str(told.fileno())],
             env={**env, "PYTHONPATH": os.pathsep.join(module_path())},
             stdin=subprocess.PIPE,
+            pass_fds=[told.fileno()],
         )
         assert process.stdin
         process.stdin.write(to_json(inside).encode())
@@ -108,11 +109,12 @@ def _child(cluster: VirtualCluster, inside: Inside, env: dict[str, str]) -> Outc
                 break
             except KeyboardInterrupt:
                 process.terminate()
-        return _told(Path(told.name), inside, code)
+        told.seek(0)
+        return _told(told.read(), inside, code)
 
 
-def _told(path: Path, inside: Inside, code: int) -> Outcome:
-    if text := path.read_text():
+def _told(text: bytes, inside: Inside, code: int) -> Outcome:
+    if text:
         return from_json(Told, text).outcome(inside.simulated)
     if code < 0:
         return Outcome(None, inside.simulated, Stopped("the simulated run's driver was killed"))

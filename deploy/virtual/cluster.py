@@ -83,11 +83,12 @@ class VirtualCluster:
         stdin: Output = subprocess.DEVNULL,
         stdout: Output = None,
         stderr: Output = None,
+        pass_fds: Sequence[int] = (),
     ) -> subprocess.Popen[bytes]:
         """Starts a process in `host`; its pid is the command's own. `env`: added to this process' environment."""
-        process = subprocess.Popen(
-            self.command(host, argv, cwd), env={**os.environ, **(env or {})}, stdin=stdin, stdout=stdout, stderr=stderr, process_group=0
-        )
+        env = {**os.environ, **(env or {})}
+        command = self.command(host, argv, cwd)
+        process = subprocess.Popen(command, env=env, stdin=stdin, stdout=stdout, stderr=stderr, process_group=0, pass_fds=pass_fds)
         self._started.append(process)
         return process
 

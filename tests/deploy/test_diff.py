@@ -103,3 +103,13 @@ def test_the_command_compares_with_the_newest(tmp_path: Path, monkeypatch: pytes
         main(["diff", "old"])
     assert ended.value.code == 0
     assert "a step of z-new takes" in capsys.readouterr().out
+
+
+def test_what_was_simulated_is_told_where_it_differs(tmp_path: Path) -> None:
+    texts = {"one": "simulated: 2 hosts, 0.5 CPUs", "two": None, "three": None}
+    one, two, three = (
+        read_run(write_run(tmp_path, name, [step_of(step) for step in range(4)], status="finished", wall_s=1.0, simulated=text))
+        for name, text in texts.items()
+    )
+    assert {"one was simulated: 2 hosts, 0.5 CPUs", "two was not simulated"} <= set(conclusions(one, two, ["one", "two"]))
+    assert not any("simulated" in line for line in conclusions(two, three, ["two", "three"]))

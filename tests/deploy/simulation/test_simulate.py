@@ -79,7 +79,10 @@ def test_a_killed_command_leaves_no_process_and_no_host(tmp_path: Path) -> None:
     arguments = [config_file(tmp_path, "killed", 10_000), "--workers", "1", "--servers", "1", "--bandwidth", "1mbit"]
     command = [sys.executable, "-c", "from deploy.cli.main import main; main()", "simulate", *arguments]
     before = left_here()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()}) as process:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env) as process:
         assert process.stdout
         assert any(b"simulated: " in line for line in process.stdout)
         (namespaces,) = {name.rpartition("-")[0] for name in left_here() - before if name.endswith("-driver")}
@@ -90,6 +93,7 @@ def test_a_killed_command_leaves_no_process_and_no_host(tmp_path: Path) -> None:
     while any(name.startswith(namespaces) for name in left_here()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not left_here() - before
+    assert {path.name.rpartition("-")[2] for path in temporary.iterdir()} <= {"mark"}, "which the next start removes"
 
 
 @pytest.mark.root
