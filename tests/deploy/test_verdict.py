@@ -1,18 +1,15 @@
-from collections.abc import Iterator, Sequence
+"""What limits a step: planted in made-up rows of the ledger, and named by the verdict, the log line and the tables."""
+
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploy.measure import reader
-from deploy.measure.ledger_file import read_ledger
-from deploy.measure.reader import LedgerWriter
 from deploy.measure.table import closing_line, tables
 from deploy.measure.verdict import Verdict, log_line, verdict
 from deploy.measure.window import Window
-from ps.errors import MalformedFrame
-from ps.ledger import ServerRow, ShardTraffic, WorkerRow, to_line
+from ps.ledger import ServerRow, ShardTraffic, WorkerRow
 
 MB = 1_000_000
 TIMES = ("push_s", "pull_s", "busy_s")
@@ -21,7 +18,6 @@ TIMES = ("push_s", "pull_s", "busy_s")
 def step_of(
     workers: Sequence[dict[str, float]],
     shards: Sequence[dict[str, Any]] = ({"push_s": 0.02}, {"push_s": 0.02}),
-    step: int = 0,
     shard_bytes: int = MB,
 ) -> list[WorkerRow | ServerRow]:
     """One step; ranks that are done early wait for the slowest. `busy_s` of a shard: what every rank saw of it."""
@@ -39,7 +35,7 @@ def step_of(
         rows.append(
             WorkerRow(
                 rank=rank,
-                step=step,
+                step=0,
                 time_s=0.0,
                 step_s=max(lengths),
                 barrier_wait_s=wait_s,
@@ -52,7 +48,7 @@ def step_of(
     for shard, fields in enumerate(shards):
         own = {name: value for name, value in fields.items() if name not in TIMES}
         moved = {"ingress_bytes": shard_bytes * len(workers), "egress_bytes": shard_bytes * len(workers)}
-        rows.append(ServerRow(shard=shard, step=step, time_s=0.0, **(moved | own)))
+        rows.append(ServerRow(shard=shard, step=0, time_s=0.0, **(moved | own)))
     return rows
 
 
@@ -300,97 +296,6 @@ def test_tables_tell_seconds_by_worker_and_bytes_by_shard() -> None:
     assert [list(row[:3]) for row in shards.rows] == [["shard 0", "4.0 MB", "4.0 MB"], ["shard 1", "4.0 MB", "4.0 MB"], ["total", "8.0 MB", "8.0 MB"]]
     assert len({len(line) for line in workers.plain().splitlines()[1:]}) == 1
     assert closing_line(window_of(step_of(ranks(2, **COMPUTE)))).startswith("1 step of 0.37 s, exposed comm 16% | bottleneck: compute")
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[LedgerWriter]:
-    ledger = LedgerWriter(tmp_path / "comm.jsonl", num_workers=2, num_servers=1)
-    try:
-        yield ledger
-    finally:
-        ledger.close()
-
-
-def lines_of(who: str, index: int, *steps: int) -> list[str]:
-    rows = [row for step in steps for row in step_of(ranks(2, **COMPUTE), [{}], step=step)]
-    return [
-        to_line(row)
-        for row in rows
-        if (row.rank if isinstance(row, WorkerRow) else row.shard) == index and isinstance(row, WorkerRow) == (who == "worker")
-    ]
-
-
-def written(path: Path) -> list[tuple[int, int]]:
-    return [(step.step, len(step.rows)) for step in read_ledger(path / "comm.jsonl")]
-
-
-def test_a_step_is_written_when_all_have_reported_it_or_a_later_one(ledger: LedgerWriter, tmp_path: Path) -> None:
-    ledger.add(("worker", 0), lines_of("worker", 0, 0, 1, 2))
-    ledger.add(("server", 0), lines_of("server", 0, 0, 2))  # lost the row of step 1
-    assert written(tmp_path) == []
-    ledger.add(("worker", 1), lines_of("worker", 1, 0, 1))
-    assert written(tmp_path) == [(0, 3), (1, 2)]
-    ledger.add(("worker", 1), lines_of("worker", 1, 1, 2))
-    assert written(tmp_path) == [(0, 3), (1, 2), (2, 3)]
-
-
-def test_a_window_holds_the_steps_since_the_last_one_and_the_total_all(ledger: LedgerWriter) -> None:
-    for who, index in (("worker", 0), ("worker", 1), ("server", 0)):
-        ledger.add((who, index), lines_of(who, index, 0, 1))
-    window = ledger.take_window()
-    assert (window.num_steps, window.first_step, window.last_step) == (2, 0, 1)
-    assert ledger.take_window().num_steps == 0
-    total = ledger.close()
-    assert total.totals()["push_bytes"] == 4 * MB
-    assert total.totals()["shards"]["0"]["pull_bytes"] == 4 * MB
-
-
-def test_close_writes_what_is_incomplete(ledger: LedgerWriter, tmp_path: Path) -> None:
-    ledger.add(("worker", 1), lines_of("worker", 1, 0))
-    assert ledger.close().num_steps == 1
-    ledger.close()
-    ledger.add(("worker", 1), lines_of("worker", 1, 1))  # a heartbeat that was late
-    assert written(tmp_path) == [(0, 1)]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "{}",
-        "[]",
-        '{"kind": "server", "shard": 0}',
-        '{"kind": "worker", "shards": [1], "rank": 0}',
-        '{"kind":"server","shard":0,"step":0,"time_s":NaN}',
-        '{"kind":"server","shard":0,"step":0,\n"time_s":0.0}',
-        '{"kind":"server","shard":0,"step":0,"time_s":0.0,"more":1}',
-        '{"kind":"server","shard":0,"step":"0","time_s":0.0}',
-        '{"kind":"server","shard":0,"step":-1,"time_s":0.0}',
-        '{"kind":"server","shard":0,"step":99999999999999999999,"time_s":0.0}',
-        '{"kind":"server","shard":0,"step":0,"time_s":' + "[" * 100_000,
-        to_line(WorkerRow(rank=0, step=0, time_s=0.0, step_s=0.0)),
-        to_line(ServerRow(shard=9, step=0, time_s=0.0)),
-        to_line(ServerRow(shard=0, step=0, time_s=0.0, waits_for=7)),
-        to_line(ServerRow(shard=0, step=0, time_s=0.0, ingress_bytes=1 << 53)),
-    ],
-)
-def test_what_is_no_row_of_the_run_is_refused(ledger: LedgerWriter, line: str) -> None:
-    with pytest.raises(MalformedFrame, match="ledger row"):
-        ledger.add(("server", 0), [line])
-
-
-def test_a_row_about_a_shard_that_the_run_does_not_have_is_refused(ledger: LedgerWriter) -> None:
-    with pytest.raises(MalformedFrame, match="a ledger row of worker 0 about shards"):
-        ledger.add(("worker", 0), [to_line(WorkerRow(rank=0, step=0, time_s=0.0, step_s=0.0, shards=[ShardTraffic(shard=7)]))])
-    with pytest.raises(MalformedFrame, match="a ledger row of worker 0 about shards"):
-        ledger.add(("worker", 0), [to_line(WorkerRow(rank=0, step=0, time_s=0.0, step_s=0.0, shards=[ShardTraffic(shard=0)] * 2))])
-
-
-def test_a_process_that_claims_to_be_ahead_fills_no_memory(ledger: LedgerWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MAX_OPEN_STEPS", 3)
-    for step in range(0, 100, 10):
-        ledger.add(("server", 0), [to_line(ServerRow(shard=0, step=step, time_s=0.0))])
-    assert written(tmp_path) == [(step, 1) for step in range(0, 70, 10)]
 
 
 def staged(*stages: dict[str, float], num_workers: int = 2, micro_batches: int = 2, samples: int = 64) -> list[WorkerRow | ServerRow]:
