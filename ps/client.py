@@ -4,7 +4,6 @@ All or error: `settle` either lands every chunk of every shard or raises.
 """
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,23 +12,22 @@ from protos import pserver_pb2 as pb
 from ps.agreement import spec_messages
 from ps.config import CommConfig, Timeouts
 from ps.connections import Connections
-from ps.contribution import Contribution
 from ps.control import ServerAddress
 from ps.credentials import Credentials
 from ps.errors import Stopped
-from ps.failpoints import hit
 from ps.frame import Bytes
-from ps.frame_plan import Frames, plan_frames
+from ps.frame_plan import plan_frames
 from ps.inbox import Inbox
 from ps.layout import Layout
 from ps.line import Line
 from ps.link_test import LinkTest
-from ps.member_state import MemberState, Order
+from ps.member_state import MemberState
 from ps.norms import NormRelay
-from ps.pacing import Pacing, pacing_of
+from ps.pacing import Pacing
 from ps.plan import Plan
 from ps.rank_state import RankState
 from ps.rejoin import Locate
+from ps.sender import Sender
 from ps.shared import MemberSegment
 from ps.step_clock import StepClock, StepTiming
 from ps.store import EMPTY
@@ -73,23 +71,17 @@ class Client:
             Line(a, layout.shards[a.shard], link, member=member, credentials=credentials, timeouts=timeouts, comm=comm, rank_state=rank_state)
             for a in servers
         ]
-        self.pacing = Pacing()
-        """Frames that travel, as the link is."""
         clock = StepClock(member.rank * num_stages + member.stage, len(lines))
-        self._frames: Frames
-        self._frames, exchange = plan_frames(layout, lines, comm, self.pacing)
+        frames, exchange = plan_frames(layout, lines, comm, Pacing())
         self._state = state = MemberState(member, layout, lines, landing, NormRelay(len(lines)), clock, exchange)
         # guards the state, the lines and everything below
         self._changed = state.changed
         self._link_test = LinkTest(state.changed)
         self._waiter = Waiter(state.changed, lambda s, blocked: state.clock.waited(s, blocked=blocked), lambda: state.exchange.has_ready)
-        self.inbox = Inbox(state, self._waiter, self._link_test, self._pump)
+        self.sender = Sender(state, comm, frames, self._waiter)
+        self.inbox = Inbox(state, self._waiter, self._link_test, self.sender.pump)
         self._connections = Connections(state, timeouts, locate, self.inbox.take)
         self._wire = WireMeter()
-        self._contribution: Contribution
-        """What is pushed in the step."""
-        self._encoding = 0
-        """Frames that a thread works on: they read the contribution."""
 
     @property
     def member(self) -> pb.Member:
@@ -101,9 +93,10 @@ class Client:
         """What the thread that uses us waits for, for people; None: for nothing."""
         return self._state.doing
 
-    def _plan(self) -> None:
-        """The frames of a step, as the lines are now. Between steps, under the lock."""
-        self._frames, self._state.exchange = plan_frames(self.layout, self._state.lines, self._comm, self.pacing)
+    @property
+    def pacing(self) -> Pacing:
+        """Frames that travel, as the link is."""
+        return self.sender.pacing
 
     # -- join, init, pull ------------------------------------------------------------------------------------
 
@@ -125,7 +118,7 @@ class Client:
         )
         joined = self._connections.join(request)
         with self._changed:
-            self._plan()
+            self.sender.plan()
         version = min((one.version for one in joined if one.version != EMPTY), default=0)
         if self._rank_state:
             self._rank_state.resume(max(version, 0), skipped=any(one.skipped for one in joined if one.version == version))
@@ -154,8 +147,7 @@ class Client:
         if found is None:
             return
         with self._changed:
-            self.pacing = found
-            self._plan()
+            self.sender.plan(found)
         log.info("rank %d: %s", self.member.rank, found)
 
     def measure(self, shard: int) -> tuple[Pacing | None, bool]:
@@ -169,49 +161,18 @@ class Client:
 
         Rank 0's first order, and the length of its frames, become those of all ranks as soon as they know them, and stay.
         """
-        with self._changed:
-            if self._state.order is not None:
-                return
-            self._state.exchange.prioritise(use)
-            if self.member.rank == 0:
-                places = [use.get(tensor, len(use)) for tensor in range(len(self.layout.specs))]
-                self._state.order = Order(places, self.pacing.frame_bytes if self.pacing.is_measured else 0)
-                self._state.lines[0].send_order(*self._state.order)
+        self.sender.prioritise(use)
 
     def begin(self, step: int, weight: float, gradients: Bytes) -> None:
         """A step of which nothing is ready yet; its version has landed (`settle`). `gradients` is a flat layout."""
-        with self._changed:
-            self._state.check()
-            if self._state.new_order is not None:
-                self._follow(self._state.new_order)
-                self._state.new_order = None
-            self._state.exchange.begin(step)
-            self._state.relay.begin()
-            self._state.clock.begin()
-            self._contribution = Contribution(step, weight, gradients, np.zeros(len(self.layout.specs), np.bool_))
-
-    def _follow(self, order: Order) -> None:
-        """Pushes as rank 0 does, from the next step on. Under the lock."""
-        if order.frame_bytes and self.pacing.is_measured and order.frame_bytes != self.pacing.frame_bytes:
-            self.pacing = pacing_of(self.pacing.link_bytes_per_s, self.pacing.delay_s, order.frame_bytes)
-            self._plan()
-            for line in self._state.lines:
-                line.forget_frames()
-            log.info("rank %d: as rank 0, %d frames of %d KiB", self.member.rank, self.pacing.window_frames, self.pacing.frame_bytes >> 10)
-        self._state.exchange.prioritise(dict(enumerate(order.places)))
+        self.sender.begin(step, weight, gradients)
 
     def ready(self, tensors: Sequence[int], *, present: bool) -> None:
         """The contributions to these tensors lie in `gradients`, and stay as they are until `settle` returns; or they are absent.
 
         Each tensor is named once per step. What the window admits is sent; never blocks.
         """
-        started = time.monotonic()
-        with self._changed:
-            self._contribution.present[list(tensors)] = present
-            self._state.exchange.ready(tensors)
-        self._pump()
-        with self._changed:
-            self._state.clock.encode_s += time.monotonic() - started
+        self.sender.ready(tensors, present=present)
 
     def missing(self) -> list[int]:
         """Tensors of whose next version something has not landed yet."""
@@ -224,7 +185,7 @@ class Client:
 
     def settle(self) -> StepTiming:
         """Returns when all of the step's next version has landed. Raises what the servers raise."""
-        self._block(lambda: self._state.exchange.is_done and not self._encoding)
+        self._block(lambda: self._state.exchange.is_done and self.sender.is_idle)
         self._settle_rank_state()
         with self._changed:
             timing = self._state.clock.finish()
@@ -253,7 +214,7 @@ class Client:
             broken = sorted(self._state.broken)
         for index in broken:
             self._connections.reopen(self._state.lines[index])
-            self._pump()
+            self.sender.pump()
 
     def _block(self, done: Callable[[], bool]) -> None:
         while True:
@@ -277,46 +238,6 @@ class Client:
             assert all(line.index in known for line in self._state.lines if line.layout.num_optimizer)
             skipped = not all(np.isfinite(squares).all() for squares in known.values())
         self._rank_state.settle(self._state.exchange.step, skipped=skipped)
-
-    def _pump(self) -> None:
-        """Sends what is ready as far as the window allows; in any thread. Frames of a broken line wait until it is open again."""
-        while True:
-            with self._changed:
-                if self._state.error or self._state.broken:
-                    return
-                found = self._state.exchange.next_frame()
-                if found is None:
-                    return
-                shard, index = found
-                opened = self._state.lines[shard].opened
-                self._encoding += 1
-            try:
-                self._send(shard, index, opened)
-            finally:
-                with self._changed:
-                    self._encoding -= 1
-                    if not self._encoding:
-                        self._waiter.news()
-
-    def _send(self, shard: int, index: int, opened: int) -> None:
-        """On the stream that was the `opened`-th of its line."""
-        line, run, contribution = self._state.lines[shard], self._frames[shard][index], self._contribution
-        parts = contribution.parts(line.layout, run)
-        with self._changed:
-            # the last part's receipt returns the credit
-            sequences = [line.next_sequence(index if part.stop == run.stop else -1) for _, part in parts]
-        started = time.monotonic()
-        frames = [line.encode(kind, part, contribution, sequence) for (kind, part), sequence in zip(parts, sequences, strict=True)]
-        encode_s = time.monotonic() - started
-        hit("worker.encoded")
-        payload_bytes = sum(one.payload_bytes for one in frames)
-        with self._changed:
-            if line.opened != opened:  # the line broke meanwhile: the frame is ready again
-                return
-            self._state.clock.sent(shard, index, payload_bytes, encode_s)
-            for one in frames:
-                line.send(one.data)
-                hit("worker.sent")
 
     # -- ends ------------------------------------------------------------------------------------------------
 

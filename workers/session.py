@@ -1,8 +1,6 @@
 """One rank's connection to the run: a model bound to memory, joined to all shards, stepping in time with the others."""
 
 import logging
-import math
-import time
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -12,25 +10,25 @@ from ps.client import Client
 from ps.codecs import is_lossy
 from ps.control import EpochSums, ServerAddress
 from ps.control_client import ControlClient, Progress
-from ps.cores import usable_cores
 from ps.errors import NeighbourLost, Stopped, VersionGone
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.layout import Layout
-from ps.ledger import RowBuffer, WorkerRow
+from ps.ledger import RowBuffer
 from ps.memory import keep_freed_memory
 from ps.plan import Plan
 from ps.rank_state import RankState
 from ps.server import environment
 from ps.shared import member_segment
 from ps.stages.links import StageLinks
-from ps.stages.memory import LARGE_BYTES, forget_peak, give_back_freed_memory, peak_bytes
+from ps.stages.memory import LARGE_BYTES, forget_peak, give_back_freed_memory
 from ps.step_clock import StepTiming
 from workers.binding import BoundModel, specs_of
 from workers.config import WorkerSettings
 from workers.device import check_device, prepare_device
 from workers.layers import Layers
 from workers.pushes import Pushes
+from workers.rows import StepRows
 from workers.spans import Spans
 from workers.step import Contribution
 
@@ -61,7 +59,7 @@ class Session:
         """The first step of this process."""
         self._control = control
         self._servers = servers
-        self._rows = rows
+        self.rows = StepRows(settings, self.spans, rows, links)
         self.plan: Plan
         self.bound: BoundModel
         self.layers: Layers
@@ -73,14 +71,6 @@ class Session:
         self._client: Client | None = None
         self._residuals: SavedResiduals | None = None
         self._stop_reason: str | None = None
-        self._held: WorkerRow | None = None
-        """Row of the last step, while a validation of its version may follow."""
-        self._report_s = 0.0
-        """Seconds of the last report that are in no row yet."""
-        self._passed_bytes = 0
-        """What had been sent to other stages when the step began."""
-        self._cpu_s = 0.0
-        """CPU seconds of the process at the last row."""
 
     def bind(
         self,
@@ -136,9 +126,7 @@ class Session:
         is_whole = not own_loop and stages is None
         self.layers = Layers(bound, self, self.spans, layerwise=settings.train.overlap and is_whole, in_place=is_whole)
         self.pushes = Pushes(bound, self, self.spans, early=settings.train.overlap, own_loop=own_loop, adds_in_place=stages is not None)
-        self.spans.take()
-        self._take_passed_bytes()
-        self._cpu_s = time.process_time()
+        self.rows.begin()
         return bound
 
     def _join(self, client: Client, digests: Sequence[int]) -> bool:
@@ -195,7 +183,7 @@ class Session:
     def begin(self, step: int, weight: float) -> None:
         """A step of which nothing is ready; returns when all of its version has landed and is installed."""
         self.settle()
-        self.hand_on()
+        self.rows.hand_on()
         self._progress = step, True
         with self.spans.span("exchange"):
             self.client.begin(step, weight, self.bound.gradients)
@@ -247,17 +235,16 @@ class Session:
         if self._residuals:
             with self.spans.span("checkpoint"):
                 self._residuals.settled(self.version, self.plan)
-        self._held = self._row(self._unsettled, timing)
+        self._end_step(self._unsettled, timing)
         self._unsettled = None
         self._progress = self.version, False
         if not self.plan.own_loop and not self.plan.decides(self.version):
-            self.hand_on()
+            self.rows.hand_on()
 
-    def hand_on(self) -> None:
-        """What the last step's row says is complete: no validation of its version follows any more."""
-        if self._held:
-            self._rows.add(self._held)
-            self._held = None
+    def _end_step(self, contribution: Contribution, timing: StepTiming) -> None:
+        is_first = self.version - 1 == self.started_at
+        came_back = is_first and self._control.member.incarnation > 1
+        self.rows.end_step(self.version - 1, contribution, timing, came_back=came_back, joined=self.client.pacing if is_first else None)
 
     @property
     def progress(self) -> Progress:
@@ -275,63 +262,18 @@ class Session:
         """Brings the rank's sums of a phase at the present version; True if the run ends here. Returns when every rank has reported."""
         hit("worker.reports")
         self.settle()
-        if self._held:
-            self._held.validation_s = self.spans.take()[0]
-        self.hand_on()
+        self.rows.end_validation()
         if self.links:
             self.links.agree(self.version)  # while others of the rank have not landed it, a server may need the norms that only we know
-        self._rows.urgent.set()
+        self.rows.send_at_once()
         self._doing = "has reported and waits for the others"
         is_last = self.settings.stage + 1 == self.settings.num_stages
         training = self.bound.epoch_sums(self.version) if is_last else {}
         stop = self._control.report_epoch(EpochSums(self.version, training, dict(sums)))
         self._doing = "computes"
         hit("worker.reported")
-        self._report_s = self.spans.take()[0]
-        self._take_passed_bytes()  # those of validation are in no step
+        self.rows.end_report()
         return stop
-
-    def _row(self, contribution: Contribution, timing: StepTiming) -> WorkerRow:
-        """The ledger's row of the step before the present version: from when its version was complete to when the next one was."""
-        step_s, seconds = self.spans.take()
-        cpu_s, self._cpu_s = -self._cpu_s, time.process_time()
-        now, time_s = time.monotonic(), time.time()
-        timing.end(now)
-        is_first = self.version - 1 == self.started_at
-        own = {f"{name}_s": seconds.get(name, 0.0) for name in ("data_wait", "forward", "backward", "bubble", "copy", "install", "checkpoint")}
-        waits = {f"{name}_s": getattr(timing, f"{name}_s") for name in ("send", "barrier_wait", "apply", "receive")}
-        report_s, self._report_s = self._report_s, 0.0
-        exchange = {"encode_s": seconds.get("exchange", 0.0) - sum(waits.values()), **waits}
-        return WorkerRow(
-            rank=self.settings.number,
-            step=self.version - 1,
-            time_s=time_s,
-            step_s=step_s,
-            **own,
-            **exchange,
-            other_s=step_s - sum(own.values()) - sum(exchange.values()),
-            exposed_s=own["copy_s"] + own["install_s"] + seconds.get("exchange", 0.0),
-            waits_for=timing.waits_for,
-            num_stages=self.settings.num_stages,
-            micro_batches=self.settings.train.accumulate * self.settings.pipeline.micro_batches,
-            rejoined=timing.rejoined or (is_first and self._control.member.incarnation > 1),
-            cpu_s=cpu_s + self._cpu_s,
-            compute_cpu_s=self.spans.compute_cpu_s,
-            report_s=report_s,
-            samples=contribution.samples,
-            loss=contribution.loss if math.isfinite(contribution.loss) else None,
-            shards=timing.shards,
-            link_bytes_per_s=self.settings.comm.link_bytes_per_s(worker=self.settings.number),
-            passed_bytes=self._take_passed_bytes(),
-            peak_bytes=peak_bytes() if self.links else None,
-            cores=usable_cores() if is_first else None,
-            pacing=self.client.pacing if is_first and self.client.pacing.is_measured else None,
-        )
-
-    def _take_passed_bytes(self) -> int:
-        sent = self.links.sent_bytes if self.links else 0
-        before, self._passed_bytes = self._passed_bytes, sent
-        return sent - before
 
     def stop(self, reason: str) -> None:
         """Makes calls in progress, and later ones, raise Stopped; from any thread."""

@@ -88,7 +88,7 @@ class Worker:
                 try:
                     self._train(session)
                 finally:
-                    session.hand_on()
+                    session.rows.hand_on()
             self._control.report_finished(session.version)
             hit("worker.finished")
         except Stopped:

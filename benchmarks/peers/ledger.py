@@ -23,7 +23,7 @@ from ps.stats import ServerStats, Spent
 from ps.step_clock import StepClock, StepTiming
 from ps.transport.counters import Sent, WireMeter
 from workers.context import Context
-from workers.session import Session
+from workers.rows import StepRows
 from workers.spans import Spans
 
 WITH, WITHOUT = VARIANTS = ("with", "without")
@@ -78,7 +78,7 @@ def train(ctx: Context) -> None:
     switch.without(StepClock, waited=_nothing, sent=_nothing, received=_nothing, landed=_nothing)
     switch.without(StepClock, finish=lambda self: StepTiming(shards=[ShardTraffic(shard=shard) for shard in shards]))
     switch.without(WireMeter, take=lambda self, address: Sent(0, 0))
-    switch.without(Session, _row=_nothing)
+    switch.without(StepRows, end_step=_nothing)
     switch.without(RowBuffer, add=_nothing)
 
     def step_of(variant: str) -> Step:

@@ -93,7 +93,7 @@ UNEQUAL = CommConfig(shared_memory=False, bandwidth="100mbit", worker_bandwidth=
 
 
 def test_ranks_whose_links_differ_push_frames_of_one_length_and_the_same_bits(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "ps.client")
+    caplog.set_level(logging.INFO, "ps.sender")
     plan = Plan(JOB.batches().steps_per_epoch(), JOB.steps)
     found = []
     for comm in (JOB.comm, UNEQUAL):
@@ -101,6 +101,6 @@ def test_ranks_whose_links_differ_push_frames_of_one_length_and_the_same_bits(ca
             (zero, one), _ = trained(servers)
             found.append(servers.sha256(JOB.steps))
     assert zero.client.pacing.frame_bytes == one.client.pacing.frame_bytes > pacing_of(one.client.pacing.link_bytes_per_s, 0).frame_bytes
-    assert zero.client._frames == one.client._frames
+    assert zero.client.sender.frames == one.client.sender.frames
     assert "rank 1: as rank 0, 8 frames of " in caplog.text
     assert found[0] == found[1]

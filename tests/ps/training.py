@@ -137,7 +137,7 @@ def run(job: Job) -> Outcome:
 
 def _shuffle_frames(member: Member, seed: int) -> None:
     exchange = member.client._state.exchange
-    for shard, frames in enumerate(member.client._frames):
+    for shard, frames in enumerate(member.client.sender.frames):
         order = list(range(len(frames)))
         random.Random(seed * 100 + member.rank).shuffle(order)
         exchange._at_place[shard] = order
