@@ -44,6 +44,10 @@ class ShardTraffic:
     """Before the end of the step: when the first answer left; None if none has landed."""
     pull_to_s: float | None = None
     """Before the end of the step: when the last answer had landed."""
+    push_in_flight_bytes: float = 0.0
+    """Payload that was on its way up, mean from when the first frame left to when the server had the last one; counted in shared memory too."""
+    pull_in_flight_bytes: float = 0.0
+    """Likewise down, from when the first answer left to when the last one had landed."""
     local: bool = False
     """Exact payload stays in shared memory, or would: the shard is on the worker's host."""
     encode_s: float = 0.0

@@ -39,12 +39,12 @@ class _ShardClock:
     traffic: ShardTraffic
     offset_s: float
     """Our clock less the server's, from the quickest receipt ever seen."""
-    sent_s: dict[int, float] = field(default_factory=dict)
-    """Our clock when each frame was handed to the stream."""
+    sent: dict[int, tuple[float, int]] = field(default_factory=dict)
+    """Our clock when each frame was handed to the stream, and its payload."""
     received_s: float = -math.inf
     """The server's clock at the last receipt."""
-    intervals: list[tuple[float, float, bool]] = field(default_factory=list)
-    """By our clock: when a frame (True) or an answer (False) was on its way."""
+    intervals: list[tuple[float, float, bool, int]] = field(default_factory=list)
+    """By our clock: when a frame (True) or an answer (False) of so many bytes was on its way."""
     last: pb.FrameHeader | None = None
     """Header of the answer that landed last."""
     landed_s: float = 0.0
@@ -79,16 +79,17 @@ class StepClock:
         """A frame has been handed to the stream, after it took `encode_s` to make."""
         its = self._shards[shard]
         its.traffic.encode_s += encode_s
-        its.sent_s[frame] = self._clock()
+        its.sent[frame] = self._clock(), payload_bytes
         its.traffic.push_bytes += payload_bytes
 
     def received(self, shard: int, frame: int, server_clock_s: float) -> None:
         """The receipt of a frame has come."""
         its = self._shards[shard]
         its.offset_s = min(its.offset_s, self._clock() - server_clock_s)
-        if frame in its.sent_s:
+        if frame in its.sent:
+            sent_s, payload_bytes = its.sent[frame]
             its.received_s = max(its.received_s, server_clock_s)
-            its.intervals.append((its.sent_s[frame], max(its.sent_s[frame], server_clock_s + its.offset_s), True))
+            its.intervals.append((sent_s, max(sent_s, server_clock_s + its.offset_s), True, payload_bytes))
 
     def landed(self, shard: int, header: pb.FrameHeader, payload_bytes: int) -> None:
         """An answer is in place."""
@@ -96,7 +97,7 @@ class StepClock:
         its.traffic.pull_bytes += payload_bytes
         its.last = header
         its.landed_s = self._clock()
-        its.intervals.append((min(its.landed_s, header.clock_s + its.offset_s), its.landed_s, False))
+        its.intervals.append((min(its.landed_s, header.clock_s + its.offset_s), its.landed_s, False, payload_bytes))
 
     def finish(self) -> StepTiming:
         """Splits the wait for the answers by the clock of the shard that landed last: for other ranks, for its work, for bytes."""
@@ -104,8 +105,11 @@ class StepClock:
         timing = StepTiming(encode_s=self.encode_s, send_s=self._send_s, shards=[shard.traffic for shard in self._shards], rejoined=self.rejoined)
         self.rejoined = False
         for shard in self._shards:
+            up, down = _ends(shard, up=True), _ends(shard, up=False)
             _close(shard)
-            timing.ways.append((_ends(shard, up=True), _ends(shard, up=False)))
+            shard.traffic.push_in_flight_bytes = _in_flight_bytes(shard, up, is_up=True)
+            shard.traffic.pull_in_flight_bytes = _in_flight_bytes(shard, down, is_up=False)
+            timing.ways.append((up, down))
         last = max(self._shards, key=lambda shard: shard.landed_s)
         if last.last is not None:
             header = last.last
@@ -123,12 +127,19 @@ def _close(shard: _ShardClock) -> None:
     arrived_s = shard.received_s if math.isfinite(shard.received_s) else shard.last.complete_s
     traffic, intervals = shard.traffic, sorted(shard.intervals)
     traffic.wait_s = max(0.0, shard.last.complete_s - arrived_s)
-    traffic.push_s = covered([(start, end) for start, end, is_up in intervals if is_up])
-    traffic.pull_s = covered([(start, end) for start, end, is_up in intervals if not is_up])
-    traffic.busy_s = covered([(start, end) for start, end, _ in intervals])
+    traffic.push_s = covered([(start, end) for start, end, is_up, _ in intervals if is_up])
+    traffic.pull_s = covered([(start, end) for start, end, is_up, _ in intervals if not is_up])
+    traffic.busy_s = covered([(start, end) for start, end, _, _ in intervals])
 
 
 def _ends(shard: _ShardClock, *, up: bool) -> tuple[float, float] | None:
     """The first start and the last end of what was on its way up, or down; None if nothing was."""
-    spans = [(start, end) for start, end, is_up in shard.intervals if is_up is up]
+    spans = [(start, end) for start, end, is_up, _ in shard.intervals if is_up is up]
     return (min(start for start, _ in spans), max(end for _, end in spans)) if spans else None
+
+
+def _in_flight_bytes(shard: _ShardClock, ends: tuple[float, float] | None, *, is_up: bool) -> float:
+    """On their way up, or down, at a moment between these ends, mean; 0 if nothing was."""
+    if ends is None or ends[1] <= ends[0]:
+        return 0.0
+    return sum((end - start) * size for start, end, way, size in shard.intervals if way is is_up) / (ends[1] - ends[0])

@@ -204,7 +204,7 @@ class _Drawing:
             sizes = {name: getattr(traffic, f"{way}_{name}") for name in ("bytes", "wire_bytes")}
             yield _slice(pid, tid, f"{way} step {row.step}", start, end, {"step": row.step, **sizes, "busy_s": getattr(traffic, f"{way}_s")})
             counter = {"ph": "C", "name": f"{way} in flight, shard {traffic.shard}", "pid": pid}
-            yield {**counter, "ts": start, "args": {"bytes": sizes["bytes"]}}
+            yield {**counter, "ts": start, "args": {"bytes": round(getattr(traffic, f"{way}_in_flight_bytes"))}}
             yield {**counter, "ts": end, "args": {"bytes": 0}}
             point = ("s", start) if way == "push" else ("f", max(start, end - 1))
             self._arrows[row.step, row.rank, traffic.shard][point[0]] = pid, tid, point[1]

@@ -35,6 +35,8 @@ def step_of(step: int, num_workers: int = 2, num_servers: int = 2, *, scale: flo
                 push_s=length * 0.2,
                 pull_s=length * 0.1,
                 busy_s=length * 0.3,
+                push_in_flight_bytes=(shard + 1) * MB / 4,
+                pull_in_flight_bytes=(shard + 1) * MB / 2,
                 push_from_s=length * 0.6,
                 push_to_s=length * 0.25,
                 pull_from_s=length * 0.2,

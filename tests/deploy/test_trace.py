@@ -91,10 +91,11 @@ def test_an_arrow_never_goes_back_in_time_though_clocks_jitter() -> None:
         assert [event["ph"] for event in sorted((e for e in points if e["id"] == way), key=lambda e: e["ts"])] == ["s", "t", "f"]
 
 
-def test_bytes_in_flight_rise_by_what_is_pushed_and_fall_to_nothing() -> None:
+def test_bytes_in_flight_rise_to_what_was_on_its_way_at_once_and_fall_to_nothing() -> None:
     events = trace([step_of(0), step_of(1)])["traceEvents"]
-    levels = [event["args"]["bytes"] for event in events if event["ph"] == "C" and event["name"] == "push in flight, shard 1" and event["pid"] == 1]
-    assert levels == [2 * MB, 0, 2 * MB, 0]
+    for way, at_once in (("push", MB // 2), ("pull", MB)):
+        levels = [e["args"]["bytes"] for e in events if e["ph"] == "C" and e["name"] == f"{way} in flight, shard 1" and e["pid"] == 1]
+        assert levels == [at_once, 0, at_once, 0], way
 
 
 def test_a_row_without_positions_has_its_spans_but_neither_slices_of_traffic_nor_arrows() -> None:

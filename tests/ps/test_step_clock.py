@@ -21,4 +21,7 @@ def test_traffic_is_told_how_long_before_the_end_of_the_step_its_ends_lie() -> N
     timing.end(now=15.0)
     used, unused = timing.shards
     assert (used.push_from_s, used.push_to_s, used.pull_from_s, used.pull_to_s) == pytest.approx((5.0, 3.0, 2.5, 2.0))
+    assert used.push_in_flight_bytes == pytest.approx(1000 * (1.0 + 1.5) / 2.0), "two frames, 1 s and 1.5 s on their way in 2 s"
+    assert used.pull_in_flight_bytes == pytest.approx(2000)
+    assert unused.push_in_flight_bytes == unused.pull_in_flight_bytes == 0
     assert (unused.push_from_s, unused.push_to_s, unused.pull_from_s, unused.pull_to_s) == (None,) * 4
