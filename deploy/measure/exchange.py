@@ -98,7 +98,7 @@ def _of_shard(window: Window, shard: int) -> tuple[str, str]:
         "egress": max(means["pull_s"], _floor_s(window, shard, "egress")),
     }
     way = max(times, key=lambda way: _floor_s(window, shard, way) if link else times[way])
-    rate = means[f"{way}_bytes"] / times[way] if times[way] else 0.0
+    rate = _away(window, shard, f"{way}_bytes") / times[way] if times[way] else 0.0
     phrase = f"{megabytes_per_s(rate)}{f' of {megabytes_per_s(link)}' if link else ''} MB/s"
     held = {other: its["push_bytes"] for other, its in window.shards.items()}
     others = [num_bytes for other, num_bytes in held.items() if other != shard]
@@ -164,14 +164,20 @@ def _used_up(window: Window) -> Finding | None:
 def _floor_s(window: Window, shard: int, way: str) -> float:
     """Seconds that the shard's bytes take at the rate of its link; 0 if that is not known."""
     link = window.links.get(shard)
-    return window.shards[shard][f"{way}_bytes"] / link if link else 0.0
+    return _away(window, shard, f"{way}_bytes") / link if link else 0.0
 
 
 def _rank_floor_s(window: Window, rank: int, way: str) -> float:
     """Seconds that one rank's bytes take at the rate of its link; 0 if that is not known."""
     link = window.rank_links.get(rank)
-    num_bytes = sum(means[f"{way}_bytes"] for means in window.shards.values()) / max(1, len(window.ranks))
+    num_bytes = sum(_away(window, shard, f"{way}_bytes") for shard in window.shards) / max(1, len(window.ranks))
     return num_bytes / link if link else 0.0
+
+
+def _away(window: Window, shard: int, name: str) -> float:
+    """Of a shard's bytes, those of ranks that are not on its host."""
+    means = window.shards[shard]
+    return means[name] * (1 - means["local"])
 
 
 def _payload_bytes(window: Window) -> float:

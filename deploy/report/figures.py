@@ -177,14 +177,17 @@ def _label(step: float, text: str, steps: Sequence[float], row: int = 0) -> dict
 
 
 def link_use(series: Series, window: Window) -> Figure:
-    """Payload over the time from one step's end to the next, where that is known."""
+    """Payload over the time from one step's end to the next, where that is known: what leaves hosts, or all of it if nothing does."""
+    away = {shard: 1 - window.shards[shard]["local"] for shard in (*series.ingress, *series.egress)}
+    is_used = any(away.values())
     known = [number for number, length_s in enumerate(series.step_s) if length_s]
     steps, lengths_s = (binned([values[number] for number in known]) for values in (series.steps, series.step_s))
     traces = []
     for way, ways, dash in (("in", series.ingress, "solid"), ("out", series.egress, "dot")):
         for shard, values in sorted(ways.items()):
             sizes = binned([values[number] for number in known])
-            rates = [num_bytes / length_s for num_bytes, length_s in zip(sizes, lengths_s, strict=True)]
+            part = away[shard] if is_used else 1.0
+            rates = [part * num_bytes / length_s for num_bytes, length_s in zip(sizes, lengths_s, strict=True)]
             line = {"color": _PALETTE[shard % len(_PALETTE)], "dash": dash}
             traces.append({"type": "scatter", "mode": "lines", "name": f"shard {shard} {way}", "x": steps, "y": _rounded(rates), "line": line})
     for shard, rate in sorted(window.links.items()):
@@ -194,7 +197,9 @@ def link_use(series: Series, window: Window) -> Figure:
                 {"type": "scatter", "mode": "lines", "name": f"shard {shard}'s link", "x": [steps[0], steps[-1]], "y": [rate] * 2, "line": line}
             )
     layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {**_BYTES, "ticksuffix": "B/s", "rangemode": "tozero"}}
-    note = "Payload of each shard over the length of the step, both ways; dashes: the rate its link is shaped to, where that is known."
+    what = "Payload of each shard" + ("" if is_used else ", none of which leaves its host,")
+    what += " but for workers on its own host," if is_used and min(away.values()) < 1 else ""
+    note = f"{what} over the length of the step, both ways; dashes: the rate its link is shaped to, where that is known."
     return Figure("links", "Link use", note + _binning(series), traces, layout)
 
 

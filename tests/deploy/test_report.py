@@ -112,6 +112,21 @@ def test_the_rate_of_a_shaped_link_is_drawn(tmp_path: Path) -> None:
     assert not [trace for trace in traces if trace["name"] == "shard 1's link"]
 
 
+@pytest.mark.parametrize(
+    ("local_ranks", "part", "said"),
+    [
+        (set(), 1.0, "Payload of each shard over"),
+        ({0}, 2 / 3, "Payload of each shard but for workers on its own host, over"),
+        ({0, 1, 2}, 1.0, "Payload of each shard, none of which leaves its host, over"),
+    ],
+)
+def test_what_stays_on_a_host_uses_no_link(local_ranks: set[int], part: float, said: str, tmp_path: Path) -> None:
+    made = step_of(0, num_workers=3)
+    workers = [replace(row, shards=[replace(traffic, local=row.rank in local_ranks) for traffic in row.shards]) for row in made.workers]
+    links = by_key(write_run(tmp_path, "local", [replace(made, workers=workers)]))["links"]
+    assert links.traces[0]["y"] == pytest.approx([part * 3 * MB / 0.1]) and links.note.startswith(said)
+
+
 def test_a_step_whose_rows_were_lost_leaves_the_others_in_their_places(tmp_path: Path) -> None:
     steps = [step_of(step) for step in range(4)]
     steps[1] = replace(steps[1], servers=steps[1].servers[:1])
