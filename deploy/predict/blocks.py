@@ -129,7 +129,7 @@ class Blocks:
     def whole(self, samples: int) -> Whole:
         """Of a micro-batch of so many."""
         clock, kept = self._clock, dict[int, int]()
-        micro, load_s = _taken(clock, lambda: self._loaded(samples))
+        micro, load_s = self._load(samples)
         self._model.train()
 
         def forward() -> Tensor:
@@ -151,7 +151,7 @@ class Blocks:
 
     def _timed(self, samples: int) -> Profile:
         clock = self._clock
-        micro, load_s = _taken(clock, lambda: self._loaded(samples))
+        micro, load_s = self._load(samples)
         stages = [
             Stage(self._task, [block], i, seed=self._config.train.seed, rank=0, check=lambda step, loss: None) for i, block in enumerate(self._blocks)
         ]
@@ -165,6 +165,11 @@ class Blocks:
             samples, more * load_s, tuple(forward), tuple(backward), tuple(put), tuple(round(more * size) for size in passed),
             tuple({place: round(more * size) for place, size in of.items()} for of in kept),
         )  # fmt: skip
+
+    def _load(self, samples: int) -> tuple[MicroBatch, float]:
+        """One, and how long it takes to make when the task's data is there."""
+        micro = self._loaded(samples)
+        return micro, statistics.median_low(_repeated(lambda: _taken(self._clock, lambda: self._loaded(samples))[1]))
 
     def _loaded(self, samples: int) -> MicroBatch:
         plan = replace(BatchPlan.from_config(self._config.train, 1, len(self._data)), global_batch=samples, accumulate=1)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,24 @@ def test_blocks_say_what_they_pass_on_and_keep_and_how_long_they_take() -> None:
     assert more_than_there_are.kept_bytes(range(2)) == 2 * 4 * 512 * WIDTH
     whole = blocks.whole(16)
     assert whole.forward_s > 0 and found.kept_bytes(range(5)) >= whole.kept_bytes > found.kept_bytes(range(4))
+
+
+@dataclass(frozen=True)
+class SlowToLoad(SyntheticMLP):
+    """Data that takes half a second of a processor to load."""
+
+    def train_data(self) -> Any:
+        begun = time.thread_time()
+        while time.thread_time() - begun < 0.5:
+            pass
+        return super().train_data()
+
+
+def test_loading_the_data_is_no_part_of_a_micro_batch() -> None:
+    fields = {"inputs": WIDTH, "width": WIDTH, "classes": WIDTH, "depth": 1, "samples": 256}
+    of = config(task=TaskConfig(name=f"{__name__}:SlowToLoad", fields=fields))
+    assert 0 < Blocks(of).whole(16).load_s < 0.25
+    assert 0 < Blocks(of).profile(16).load_s < 0.25
 
 
 def divided(of: Config, num_members: int = 4) -> list[Division]:
