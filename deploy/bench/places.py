@@ -11,7 +11,7 @@ from deploy.rundir import RunDirectory
 from deploy.simulation.run import simulate
 from deploy.simulation.wishes import Wishes
 from deploy.trainer import Trainer
-from ps.errors import ConfigError
+from ps.errors import ConfigError, Stopped
 
 
 @contextmanager
@@ -30,6 +30,8 @@ def measured(config: Config, wishes: Wishes | None, address: str | None, *, here
         else:
             result = Trainer.from_config(config, launcher="process" if address is None else "ray", address=address, quiet=True).fit()
             error, where, path = result.error, here if address is None else f"on the Ray cluster at {address}", str(result.path)
+        if isinstance(error, Stopped):
+            raise Stopped("interrupted: nothing is measured")
         if error is not None:
             raise error
         yield RunDirectory(Path(path or folder)), where

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deploy.cli.main import exit_code
+from deploy.cli.verbs import exit_code
 from deploy.config import RunConfig, ScalingConfig
 from deploy.launch.ray import RayLauncher
 from deploy.trainer import Trainer

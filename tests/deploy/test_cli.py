@@ -1,15 +1,19 @@
 """The command: exit codes, what goes to stdout, one line per error, and that help is quick."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deploy.cli.main import exit_code, main
+from deploy.cli.main import main
+from deploy.cli.verbs import exit_code
 from deploy.config import load
 from deploy.rundir import RunDirectory
 from ps.errors import ConfigError, NonFinite, PserverError, Stopped
@@ -96,10 +100,56 @@ def test_what_a_task_prints_on_import_stays_off_stdout(tmp_path: Path, capsys: p
     assert captured.out.startswith("[task]")
 
 
-def test_an_interrupt_ends_with_130(tmp_path: Path) -> None:
-    (tmp_path / "stopped.py").write_text("raise KeyboardInterrupt")
+@pytest.mark.parametrize("verb", ["run", "compare", "simulate", "sweep", "plan"])
+def test_an_interrupt_while_the_users_module_is_imported_ends_with_one_line_and_130(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stopped.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     (tmp_path / "job.toml").write_text(JOB.replace("digits", f"{tmp_path}/stopped.py:Mine"))
-    assert ended("run", str(tmp_path / "job.toml")) == 130
+    assert ended(verb, "job.toml", *(["--grid", "seed=0,1"] if verb == "sweep" else [])) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "verb", ["report", "diff RUN", "top", "trace", "export FILE.safetensors", "plan RUN", "doctor --run", "bench net", "bench comm --model resnet50"]
+)
+def test_every_verb_ends_so(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    for name in ("open", "open_with", "create"):
+        monkeypatch.setattr(RunDirectory, name, interrupted)
+    (tmp_path / "RUN").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert ended(*verb.split()) == 130
+    assert capsys.readouterr().err.splitlines() == ["error: interrupted"]
+
+
+def test_an_interrupt_while_words_are_read_or_the_verbs_imported_or_that_a_library_has_made_an_error_of_ends_so_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def swallowed(*_: object) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            interrupted()
+        raise ImportError("half of a module")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("typer.core.TyperGroup.parse_args", interrupted)
+        assert ended("top") == 130
+        assert capsys.readouterr().err == "error: interrupted\n"
+    for call in (interrupted, swallowed):
+        monkeypatch.setitem(sys.modules, "deploy.cli.verbs", SimpleNamespace(call=call))  # type: ignore[arg-type]
+        assert ended("top") == 130
+        assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_sigterm_ends_a_verb_like_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunDirectory, "open", lambda name: os.kill(os.getpid(), signal.SIGTERM))
+    assert ended("report") == 130
 
 
 def test_export_copies_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

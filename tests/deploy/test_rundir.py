@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from deploy.cli.main import in_words
+from deploy.cli.verbs import in_words
 from deploy.files import append_line, write_atomic
 from deploy.result import Summary, versions
 from deploy.rundir import RunDirectory, generated_name
