@@ -103,19 +103,23 @@ def _child(cluster: VirtualCluster, inside: Inside, env: dict[str, str]) -> Outc
         assert process.stdin
         process.stdin.write(to_json(inside).encode())
         process.stdin.close()
+        was_interrupted = False
         while True:
             try:
                 code = process.wait()
                 break
             except KeyboardInterrupt:
+                was_interrupted = True
                 process.terminate()
         told.seek(0)
-        return _told(told.read(), inside, code)
+        return _told(told.read(), inside, code, was_interrupted=was_interrupted)
 
 
-def _told(text: bytes, inside: Inside, code: int) -> Outcome:
+def _told(text: bytes, inside: Inside, code: int, *, was_interrupted: bool) -> Outcome:
     if text:
         return from_json(Told, text).outcome(inside.simulated)
+    if was_interrupted:
+        return Outcome(None, inside.simulated, Stopped("interrupted before the run had begun"))
     if code < 0:
         return Outcome(None, inside.simulated, Stopped("the simulated run's driver was killed"))
     return Outcome(None, inside.simulated, PserverError(f"the simulated run's driver exited with code {code} before it had told anything"))

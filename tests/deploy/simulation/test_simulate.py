@@ -6,18 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.cli.main import main
+from deploy.config import Config, TaskConfig
+from deploy.interrupts import interruptible
 from deploy.measure.ledger_file import read_ledger
 from deploy.simulation import run
+from deploy.simulation.inside import Inside
 from deploy.virtual import owner
 from deploy.virtual.remove import NAMESPACES
-from ps.errors import ResourcesMissing
+from ps.errors import ResourcesMissing, Stopped
 from tests.deploy.forked import ForkedTrainer
+from workers.config import TrainConfig
 
 CONFIG = """
 [task]
@@ -94,6 +99,22 @@ def test_a_killed_command_leaves_no_process_and_no_host(tmp_path: Path) -> None:
         time.sleep(0.01)
     assert not left_here() - before
     assert {path.name.rpartition("-")[2] for path in temporary.iterdir()} <= {"mark"}, "which the next start removes"
+
+
+class HereOnly:
+    """In place of a cluster: its driver interrupts who waits for it before it has told anything."""
+
+    def popen(self, host: str, argv: Sequence[str], **streams: Any) -> subprocess.Popen[bytes]:
+        program = "import os, signal, sys; sys.stdin.read(); os.kill(os.getppid(), signal.SIGINT); signal.pause()"
+        return subprocess.Popen([sys.executable, "-c", program], stdin=streams["stdin"])
+
+
+def test_an_interrupt_before_the_driver_has_begun_is_no_death_of_the_driver() -> None:
+    config = Config(task=TaskConfig(name="digits"), train=TrainConfig(batch_size=1))
+    inside = Inside(config=config, places={}, host_of=[], simulated="", launcher="process", address=None, quiet=True)
+    with interruptible():
+        outcome = run._child(HereOnly(), inside, {})  # type: ignore[arg-type]
+    assert isinstance(outcome.error, Stopped) and str(outcome.error) == "interrupted before the run had begun"
 
 
 @pytest.mark.root
