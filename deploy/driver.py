@@ -93,6 +93,16 @@ class Driver:
         self._loss: float | None = None
         self._bottlenecks = BottleneckLog(self._ledger, config.comm.push_format, say=self._say, tell=tell)
 
+    @property
+    def steps(self) -> int:
+        """Versions applied, as far as anybody has told: of a run that a death has ended there may be one more."""
+        return max(self.books.steps, self._control.applied, self.checkpoints.newest or 0)
+
+    @property
+    def hosts(self) -> dict[str, str]:
+        """Host of every process that has registered, by its name."""
+        return {f"{role} {index}": machine.host for (role, index), machine in sorted(self._control.machines.items())}
+
     def run(self, interrupted: threading.Event) -> None:
         """Trains to the end, or until `interrupted` is set. Raises what ended the run; no process is left in any case,
         and no memory on this host."""
@@ -274,7 +284,6 @@ class Driver:
         if rank != 0 or step == 0 or self.books.imbalance is None:
             return
         _, plan = self._reader.model
-        self.books.steps = max(self.books.steps, step)
         epoch = min((step - 1) // plan.steps_per_epoch + 1, self._config.train.epochs)
         self._console.progress(step, {"epoch": epoch, **({"loss": self._loss} if self._loss is not None else {})})
 

@@ -41,7 +41,7 @@ class Summary:
     best: dict[str, float] | None = None
     """version, epoch and metrics of the best epoch; None before the first validation."""
     steps: int = 0
-    """Versions applied."""
+    """Versions applied on all shards, as far as anybody has told."""
     epochs: int = 0
     """Epochs ended."""
     stopped_early: bool = False
@@ -72,6 +72,8 @@ class Summary:
     """Of pserver, python and the libraries that computed."""
     scaling: dict[str, Any] = field(default_factory=dict)
     """The section of the config."""
+    hosts: dict[str, str] = field(default_factory=dict)
+    """Name of the host where each process was last, by the process ("worker 0")."""
     comm: dict[str, Any] = field(default_factory=dict)
     """Totals of the ledger over the run."""
     verdict: str = ""

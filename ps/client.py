@@ -150,9 +150,13 @@ class Client:
             self.sender.plan(found)
         log.info("rank %d: %s", self.member.rank, found)
 
-    def measure(self, shard: int) -> tuple[Pacing | None, bool]:
-        """The link to one shard (None if its stream broke meanwhile), and whether the shard is on this host. Between steps."""
-        return self._link_test.run([self._state.lines[shard]], self._state.wait, lambda: bool(self._state.broken)), self._state.lines[shard].local
+    def is_local(self, shard: int) -> bool:
+        """Whether Join has proved that the shard is on this host."""
+        return self._state.lines[shard].local
+
+    def measure(self, shard: int) -> Pacing | None:
+        """The link to one shard; None if its stream broke meanwhile. Between steps."""
+        return self._link_test.run([self._state.lines[shard]], self._state.wait, lambda: bool(self._state.broken))
 
     # -- one step --------------------------------------------------------------------------------------------
 

@@ -79,6 +79,8 @@ class Control:
     """Last step or version that each of them told."""
     newest_step: int = 0
     """Largest one ever told."""
+    landed: dict[int, int] = field(default_factory=dict)
+    """By stage: the largest version of which a worker has told that all of the stage's part has landed."""
     failure: Failure | None = None
     """The first one."""
     restores: bool = False
@@ -120,6 +122,14 @@ class Control:
         step = self.newest_step if step == EMPTY else step
         self.steps[role, index] = step
         self.newest_step = max(self.newest_step, step)
+        if role == "worker":
+            stage = index % self.num_stages
+            self.landed[stage] = max(self.landed.get(stage, 0), step)
+
+    @property
+    def applied(self) -> int:
+        """The largest version that is known to be complete on all shards: there may be a newer one."""
+        return min(self.landed.get(stage, 0) for stage in range(self.num_stages))
 
     def lose(self, role: str, index: int) -> None:
         """The process has ended; a successor will register, and end anew."""

@@ -63,7 +63,7 @@ class Window:
 
     def __init__(self) -> None:
         self.num_steps = 0
-        """Of which the means are."""
+        """Of which the means are: those that a worker has told of."""
         self.recoveries: dict[int, float] = {}
         """The other steps, and how long each was, in seconds."""
         self.first_step: int | None = None
@@ -113,17 +113,17 @@ class Window:
         if any(row.rejoined for row in workers):
             self.recoveries[step] = max(row.step_s for row in workers)
             return
-        self.num_steps += 1
         for server in servers:
             self._add_server(server)
         if workers:
+            self.num_steps += 1
             self._add_workers(workers)
             self._add_norms(workers, servers)
             self._add_cores(max(row.step_s for row in workers), servers)
 
     @property
     def num_all(self) -> int:
-        """Steps, whatever happened in them."""
+        """Steps that a worker has told of, whatever happened in them."""
         return self.num_steps + len(self.recoveries)
 
     @property

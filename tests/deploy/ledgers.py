@@ -98,7 +98,10 @@ def write_run(
         totals = {"comm": window.totals(), "verdict": closing_line(window)} if steps else {}
         scaling_summary = {"num_workers": num_workers, "num_servers": num_servers, "imbalance": 1.0}
         run.write_summary(
-            Summary(name=name, **{"versions": versions(), "scaling": scaling_summary, "steps": len(steps), **totals, **summary}).to_dict()
+            Summary(
+                name=name,
+                **{"versions": versions(), "scaling": scaling_summary, "steps": sum(1 for step in steps if step.workers), **totals, **summary},
+            ).to_dict()
         )
     return run
 

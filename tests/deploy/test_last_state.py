@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 
 from deploy.launch.base import ProcessKey
+from deploy.measure.recorded import read_run
+from deploy.measure.text import counted
+from deploy.report.words import outcome
 from deploy.rundir import RunDirectory
 from ps.errors import ProcessDied
 from tests.deploy.faults import S0, S1, W0, W1, Faults, Point
@@ -30,5 +33,8 @@ def test_a_death_too_many_ends_the_run_with_its_state_saved(case: str, victim: P
     assert isinstance(result.error, ProcessDied) and str(victim) in str(result.error), result.error
     (version,) = RunDirectory(result.path).checkpoint_versions()
     assert 0 < version < 12 and f"the state of step {version} is saved" in (result.path / "logs" / "driver.log").read_text()
+    recorded = read_run(RunDirectory(result.path))
+    assert recorded.summary and recorded.summary["steps"] == version, "whatever the last heartbeats have told"
+    assert f"The run has failed after {counted(version, 'step')} and " in outcome(recorded)
     resumed = bits_of(run(tmp_path, faults=Faults(), **options, resume="auto"))
     assert resumed == (undisturbed_case(case) if case in CASES else undisturbed("adam"))

@@ -233,13 +233,14 @@ def test_another_token_is_refused_with_the_remedy(outcome: Outcome) -> None:
 @pytest.mark.hosts
 def test_the_links_between_nodes_are_measured_and_a_thin_one_stands_out(outcome: Outcome) -> None:
     assert outcome.probed.returncode == 0, outcome.probed.stderr
-    links = {(link["worker"], link["server"]): link for link in json.loads(outcome.probed.stdout)["links"]}
-    assert set(links) == {(worker, server) for worker in range(4) for server in range(4)}
-    host_of = {server: worker for (worker, server), link in links.items() if link["local"]}
-    assert sorted(host_of) == sorted(host_of.values()) == list(range(4))
-    apart = {pair: link["bytes_per_s"] for pair, link in links.items() if not link["local"]}
-    thin = {pair for pair, rate in apart.items() if rate < 1.7 * 12.5e6}
-    assert any(thin == {(worker, server) for worker, server in apart if host in (worker, host_of[server])} for host in range(4)), apart
+    found = json.loads(outcome.probed.stdout)
+    nodes = {"one", "two", "three", "four"}
+    assert set(found["hosts"]) == nodes
+    rates = {(link["from"], link["to"]): link["bytes_per_s"] for link in found["links"]}
+    servers = {host for host, processes in found["hosts"].items() if any(name.startswith("server") for name in processes)}
+    assert set(rates) == {(here, there) for here in nodes for there in servers}
+    thin = {pair for pair, rate in rates.items() if pair[0] != pair[1] and rate < 1.7 * 12.5e6}
+    assert thin == {(here, there) for here, there in rates if here != there and "four" in (here, there)}, rates
 
 
 @pytest.mark.root

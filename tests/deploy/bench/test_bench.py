@@ -1,9 +1,9 @@
 """`pserver bench`: links and a model's communication, measured really once each."""
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from deploy.bench import net, places
 from deploy.bench.comm import bench_comm, config_for
-from deploy.bench.net import Measured, NetFound, _links, bench_net
+from deploy.bench.net import Measured, bench_net, found_by
 from deploy.cli.main import main
 from deploy.simulation.wishes import Wishes
 from ps.config import CommConfig
@@ -80,7 +80,7 @@ def test_a_model_that_is_none_is_refused(model: str, message: str, capsys: pytes
 def test_the_links_between_hosts_are_found() -> None:
     comm = CommConfig(bandwidth="80mbit", worker_bandwidth={1: "20mbit"}, server_bandwidth={0: "40mbit"}, latency="5ms")
     found = bench_net(replace(net.config_for(2), comm=comm))
-    rates = {pair: link.bytes_per_s * 8e-6 for pair, link in found.links.items()}
+    rates = {(link.worker, link.server): link.bytes_per_s * 8e-6 for link in found.links.values()}
     assert set(rates) == {(rank, shard) for rank in (0, 1) for shard in (0, 1)}
     for pair, rate in {(0, 0): 40, (0, 1): 80, (1, 0): 20, (1, 1): 20}.items():  # of the thinner end
         assert 0.5 * rate < rates[pair] < 1.7 * rate
@@ -88,14 +88,36 @@ def test_the_links_between_hosts_are_found() -> None:
     assert "thinnest: worker 1 to server " in found.text()
 
 
-def test_links_are_a_matrix_and_those_that_broke_have_no_figure() -> None:
-    row: dict[str, Any] = {"step": 2, "bytes_per_s_0_1": 12.5e6, "delay_s_0_1": 0.002, "local_0_1": 0.0}
-    row |= {"bytes_per_s_1_1": 1e9, "delay_s_1_1": 0.0001, "local_1_1": 1.0}
-    links = _links(row)
-    assert links == {(0, 1): Measured(12.5e6, 0.002, False), (1, 1): Measured(1e9, 0.0001, True)}
-    lines = NetFound("here", {**links, (0, 0): Measured(2e9, 0.0001, True)}).text().splitlines()
-    assert lines[3].split() == ["worker", "0", "2000.0*", "12.5"] and lines[4].split() == ["worker", "1", "-", "1000.0*"]
-    assert lines[-1] == "thinnest: worker 0 to server 1, 12.5 MB/s; longest: worker 0 to server 1, 2 ms"
+@pytest.mark.usefixtures("forked")
+def test_this_machine_is_one_host_with_one_link_to_itself() -> None:
+    found = bench_net(net.config_for(2))
+    ((here, there),) = found.links
+    assert here == there == socket.gethostname()
+    assert found.hosts == {here: ["worker 0", "worker 1", "server 0", "server 1"]}
+    assert "thinnest" not in found.text()
+
+
+def test_links_are_a_matrix_by_host_wherever_servers_are_and_those_that_broke_have_no_figure() -> None:
+    names = {"worker 0": "a", "worker 1": "b", "worker 2": "c", "server 0": "b", "server 1": "a", "server 2": "b"}
+    row = {"local_0_1": 1.0, "local_1_0": 1.0, "local_1_2": 1.0, "local_2_2": 0.0}
+    for pair, rate, delay in (("0_1", 2e9, 1e-4), ("0_0", 12.5e6, 2e-3), ("2_0", 1e9, 1e-4), ("2_1", 5e8, 1e-4)):
+        row |= {f"bytes_per_s_{pair}": rate, f"delay_s_{pair}": delay}
+    found = found_by(row, names, 3, "here")
+    assert found.hosts == {"a": ["worker 0", "server 1"], "b": ["worker 1", "server 0", "server 2"], "c": ["worker 2"]}
+    assert found.links["a", "b"] == Measured(0, 0, 12.5e6, 0.002)
+    lines = found.text().splitlines()
+    assert [line.split() for line in lines[2:5]] == [["a", "b"], ["a", "2000.0*", "12.5"], ["c", "500.0", "1000.0"]]
+    assert lines[-1] == "thinnest: a to b, 12.5 MB/s; longest: a to b, 2 ms"
+    (link,) = [link for link in found.to_dict()["links"] if link["local"]]
+    assert (link["from"], link["to"], link["worker"], link["server"]) == ("a", "a", 0, 1)
+
+
+def test_hosts_whose_names_do_not_tell_them_apart_are_called_by_a_process_and_what_is_not_measured_is_said() -> None:
+    row = {"local_2_0": 1.0, "local_2_1": 1.0, "local_2_2": 1.0}
+    row |= {f"{what}_{rank}_0": 1.0 for rank in range(3) for what in ("bytes_per_s", "delay_s")}
+    found = found_by(row, {f"{role} {index}": "same" for role in ("worker", "server") for index in range(3)}, 3, "here")
+    assert list(found.links) == [("worker 0", "worker 2"), ("worker 1", "worker 2"), ("worker 2", "worker 2")]
+    assert found.text().splitlines()[-1] == "not measured: links among worker 0, worker 1, where no server is"
 
 
 def test_links_are_not_simulated_on_a_real_cluster() -> None:
