@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 from safetensors import SafetensorError, safe_open
 
 from deploy.config.suggest import hint
@@ -105,6 +106,15 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
 
+    def has_lost_its_driver(self) -> bool:
+        """Whether the driver has ended without a summary, as far as this host can tell: one on another host may go on."""
+        try:
+            pid, _, host = (self.path / ".lock").read_text().partition(" on ")
+            is_gone = host == socket.gethostname() and not psutil.pid_exists(int(pid))
+        except (OSError, ValueError):  # it is just being written
+            return False
+        return is_gone and not self.summary.is_file()
+
     def next_generation(self) -> int:
         """One more than that of the last driver of the run, durable; under the lock."""
         path = self.path / ".generation"
@@ -181,7 +191,9 @@ class RunDirectory:
         write_private(self.control, to_json(_Control(address=address, credentials=credentials)))
 
     def read_control(self) -> tuple[str, Credentials]:
-        """Raises ConfigError if the run has ended, or the file is not what its driver has written."""
+        """Raises ConfigError if the run has ended, or its driver, or the file is not what that has written."""
+        if self.has_lost_its_driver():
+            raise ConfigError(f"{self.path} is not going on: its driver was killed; see {self.driver_log()}, and go on with --resume")
         try:
             found = from_json(_Control, read_private(self.control))
         except FileNotFoundError as error:

@@ -2,7 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -37,8 +38,8 @@ class Top:
         self._since_s = clock()
 
     def poll(self) -> bool:
-        """Reads what is new; False if the run has ended."""
-        has_ended = self._run.summary.is_file()  # asked first: the last rows lie there then
+        """Reads what is new; False if the run has ended, or its driver."""
+        has_ended = self._run.summary.is_file() or self._run.has_lost_its_driver()  # asked first: the last rows lie there then
         self._recent.extend(self._tail.poll())
         return not has_ended
 
@@ -47,17 +48,21 @@ class Top:
         window = Window()
         for step in self._recent:
             window.add(step.step, step.rows)
-        lines = [self._title()]
+        summary = self._run.read_summary()
+        lines = [self._title(summary)]
+        if summary and summary["error"]:
+            lines.append(f"{summary['error_type']}: {summary['error']}")
         if history := self._run.read_metrics():
             lines.append(f"epoch {history[-1].get('epoch')}, step {history[-1].get('step')} | {numbers(metrics_of(history[-1]))}")
         if self._recent:
-            lines.append(log_line(self._recent[-1].step + 1, window))
+            told = [step.step + 1 for step in self._recent if step.workers]
+            lines.append(log_line(told[-1] if told else self._recent[0].step, window))
         if width is None:
             return Text("\n".join([*lines, *(table.plain() for table in tables(window))]))
         return Group(Text("\n".join(lines)), *(part for table in tables(window) for part in drawn(table, width)))
 
-    def _title(self) -> str:
-        parts = [f"run {self._run.name}", self._state()]
+    def _title(self, summary: Mapping[str, Any] | None) -> str:
+        parts = [f"run {self._run.name}", str(summary["status"]) if summary else self._state()]
         ends = [max(row.time_s for row in step.rows) for step in self._recent if step.rows]
         if len(ends) > 1 and ends[-1] > ends[0]:
             samples = sum(row.samples for step in list(self._recent)[1:] for row in step.workers)
@@ -68,10 +73,10 @@ class Top:
         return " | ".join(parts)
 
     def _state(self) -> str:
-        if summary := self._run.read_summary():
-            return f"{summary['status']}{': ' + summary['error'] if summary['error'] else ''}"
         newest = max((row.time_s for step in self._recent for row in step.rows), default=self._since_s)
         silent_s = self._clock() - newest
+        if self._run.has_lost_its_driver():
+            return f"its driver was killed: the last step ended {seconds(silent_s)} ago" if self._recent else "its driver was killed"
         if silent_s < SILENT_S:
             return "goes on"
         return f"no step for {seconds(silent_s)}: pserver doctor --run {self._run.name} says who waits for whom"

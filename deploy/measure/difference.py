@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deploy.measure.recorded import Recorded
+from deploy.measure.recorded import Recorded, how_ended
 from deploy.measure.table import Table, left_out
 from deploy.measure.text import seconds, size
 from deploy.measure.verdict import verdict
@@ -29,8 +29,9 @@ def difference(first: Recorded, second: Recorded) -> str:
 
 
 def conclusions(first: Recorded, second: Recorded, names: Sequence[str]) -> list[str]:
-    """Whose step is shorter, by which spans, whether that is more than noise, what was simulated, and whether the results are the same."""
-    said = []
+    """How they ended if they did not finish, whose step is shorter, by which spans, whether that is more than noise, what was simulated, and
+    whether the results are the same."""
+    said = [f"{name} {how_ended(recorded)}" for name, recorded in zip(names, (first, second), strict=True) if recorded.status != "finished"]
     one, other = steady_steps(first.series.step_s), steady_steps(second.series.step_s)
     if one and other:
         said.append(_times(first, second, names, one, other))
@@ -128,12 +129,11 @@ def _bytes(first: Recorded, second: Recorded, names: Sequence[str]) -> Table:
         if one or other:
             label = name.removesuffix("_bytes").replace("_", " ")
             rows.append([label, size(one), size(other), _percent(other / one) if one else ""])
-    return Table("Bytes per step of all workers (wire: on links, with headers)", ["", *names, ""], rows)
+    return Table("Bytes per step of all workers (wire: on links, with headers and, once, what joining takes)", ["", *names, ""], rows)
 
 
 def _bytes_per_step(recorded: Recorded) -> dict[str, float]:
-    series = recorded.series
-    return {name: sum(its[name] for its in series.traffic.values()) / max(1, len(series.steps)) for name in TRAFFIC}
+    return {name: sum(its[name] for its in recorded.series.traffic.values()) / max(1, recorded.window.num_all) for name in TRAFFIC}
 
 
 def _curves(first: Recorded, second: Recorded, names: Sequence[str]) -> Table:

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from deploy.measure.ledger_file import LedgerStep, read_ledger
+from deploy.measure.text import counted, seconds
 from deploy.measure.window import BETWEEN, SPANS, TRAFFIC, Window
 from deploy.rundir import WEIGHTS, RunDirectory
 
@@ -92,7 +93,9 @@ class Recorded:
 
     @property
     def status(self) -> str:
-        return str(self.summary["status"]) if self.summary else "without an end: it goes on, or its driver was killed"
+        if self.summary:
+            return str(self.summary["status"])
+        return f"without an end: {'its driver was killed' if self.run.has_lost_its_driver() else 'it goes on, or its driver was killed'}"
 
     def typical_step(self) -> LedgerStep | None:
         """The one whose length is the median's nearest; None if no step has ended."""
@@ -102,6 +105,18 @@ class Recorded:
         middle = statistics.median_low(value for value in lengths if value)
         wanted = lengths.index(middle)
         return next(step for number, step in enumerate(read_ledger(self.run.comm)) if number == wanted)
+
+
+def how_ended(recorded: Recorded) -> str:
+    """The end of a sentence that begins with the run."""
+    summary = recorded.summary
+    if summary is None:
+        return f"is {recorded.status} ({counted(recorded.window.num_all, 'step')} in its ledger)"
+    said = f"{'is ' if summary['status'] == 'interrupted' else 'has '}{summary['status']} after {counted(summary['steps'], 'step')}"
+    said += f" and {seconds(summary['wall_s'])}"
+    if summary["error"]:
+        said += f": {summary['error_type']}: {summary['error']}"
+    return said
 
 
 def read_run(run: RunDirectory) -> Recorded:

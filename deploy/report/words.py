@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deploy.measure.recorded import Recorded
+from deploy.measure.recorded import Recorded, how_ended
 from deploy.measure.table import left_out
 from deploy.measure.text import counted, seconds, size
 from deploy.measure.verdict import verdict
@@ -30,16 +30,7 @@ WORTH_MORE = 0.75
 
 def outcome(recorded: Recorded) -> str:
     """How the run ended and what it reached."""
-    summary = recorded.summary
-    if summary is None:
-        return f"The run is {recorded.status}. {counted(recorded.window.num_all, 'step')} in its ledger."
-    last = recorded.window.last_step  # of an epoch that has not ended, perhaps
-    steps = max(summary["steps"], 0 if last is None else last + 1)
-    said = f"The run {'is ' if summary['status'] == 'interrupted' else 'has '}{summary['status']} after {counted(steps, 'step')}"
-    said += f" and {seconds(summary['wall_s'])}"
-    if summary["error"]:
-        said += f": {summary['error_type']}: {summary['error']}"
-    return f"{said}."
+    return f"The run {how_ended(recorded)}."
 
 
 def headline(window: Window) -> str:

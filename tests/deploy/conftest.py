@@ -1,5 +1,6 @@
 import json
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,14 @@ def notes() -> Iterator[Notes]:
         yield notes
     finally:
         notes.close()
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    """Of a process that has ended."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return ended.pid
 
 
 @pytest.fixture(scope="session")

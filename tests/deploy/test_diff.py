@@ -41,6 +41,19 @@ def recorded(storage: Path, name: str, extra_s: float = 0.0, *validation: float,
     return read_run(made)
 
 
+def test_a_run_that_failed_is_told_as_such_and_its_bytes_are_per_step_that_has_ended(tmp_path: Path) -> None:
+    whole = recorded(tmp_path, "whole")
+    steps = [waiting(step_of(step), 0.0) for step in range(5)]
+    steps[-1] = replace(steps[-1], workers=[])
+    told = {"status": "failed", "error_type": "ProcessDied", "error": "server 0 was killed", "wall_s": 3.0}
+    failed = read_run(write_run(tmp_path, "failed", steps, config=config(tmp_path), **told))
+    text = difference(whole, failed)
+    assert text.splitlines()[0] == "failed has failed after 4 steps and 3.00 s: ProcessDied: server 0 was killed"
+    assert "push 3.0 MB 3.0 MB +0%" in " ".join(text.split())
+    lost = read_run(write_run(tmp_path, "lost", steps, config=config(tmp_path)))
+    assert difference(whole, lost).splitlines()[0] == "lost is without an end: it goes on, or its driver was killed (4 steps in its ledger)"
+
+
 def test_what_changed_is_named_with_its_figures(tmp_path: Path) -> None:
     first, second = recorded(tmp_path, "one", 0.1, 0.9, 0.5), recorded(tmp_path, "two", 0.0, 0.9, 0.6, 0.4, sha="b", push_format="bf16")
     text = difference(first, second)
@@ -73,9 +86,11 @@ def test_the_same_run_differs_in_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_that_failed_before_its_first_step_is_compared_as_far_as_it_goes(tmp_path: Path) -> None:
-    failed = read_run(write_run(tmp_path, "failed", [], config=config(tmp_path, push_format="bf16"), status="failed", error="x", wall_s=1.0))
+    failed = read_run(
+        write_run(tmp_path, "failed", [], config=config(tmp_path, push_format="bf16"), status="failed", error="x", error_type="NonFinite", wall_s=1.0)
+    )
     text = difference(recorded(tmp_path, "one", 0.0, 0.9), failed)
-    assert text.splitlines()[0] == "no step has ended in failed: no times to compare"
+    assert text.splitlines()[:2] == ["failed has failed after 0 steps and 1.00 s: NonFinite: x", "no step has ended in failed: no times to compare"]
     assert "comm.push_format" in text and "Seconds" not in text and "Metrics" not in text
 
 

@@ -224,14 +224,22 @@ def test_a_run_that_failed_in_a_step_that_only_servers_have_told_of_has_no_empty
     steps = [replace(step, workers=[], servers=[replace(row, waits_for=0) for row in step.servers]) for step in map(step_of, range(2))]
     run = write_run(tmp_path, "failed", steps, status="failed", error="loss is nan", error_type="NonFinite", wall_s=1.0)
     text = text_of(run)
-    assert "The run has failed after 2 steps" in text
     assert "Seconds per step" not in text and "Bytes over" not in text
+
+
+def test_a_step_that_only_servers_have_told_of_counts_neither_in_the_report_nor_in_the_summary(tmp_path: Path) -> None:
+    steps = [step_of(0), step_of(1), replace(step_of(2), workers=[])]
+    run = write_run(tmp_path, "failed", steps, status="failed", error="server 0 was killed", error_type="ProcessDied", wall_s=1.0)
+    summary = run.read_summary()
+    assert summary and summary["comm"]["steps"] == 2
+    text = text_of(run)
+    assert "The run has failed after 2 steps" in text and "Bytes over 2 steps" in text
 
 
 def test_a_run_whose_driver_was_killed_is_shown_as_far_as_its_ledger_goes(tmp_path: Path) -> None:
     run = write_run(tmp_path, "killed", [step_of(step) for step in range(3)])
     run.metrics.write_text('{"epoch":1,"step":2,"train_loss":1.0}\n{"epoch":2,"st')
-    assert "goes on, or its driver was killed. 3 steps in its ledger." in text_of(run)
+    assert "goes on, or its driver was killed (3 steps in its ledger)." in text_of(run)
     assert [row["epoch"] for row in read_run(run).history] == [1]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import datetime
@@ -146,6 +147,24 @@ def test_a_control_file_is_read_back_and_what_is_none_is_named(tmp_path: Path) -
     run.control.chmod(0o644)
     with pytest.raises(ConfigError, match="others on this host can read it"):
         run.read_control()
+
+
+def test_a_driver_that_has_ended_without_a_summary_is_known_to_be_lost_on_its_host_only(tmp_path: Path, dead_pid: int) -> None:
+    run = RunDirectory.create(tmp_path, "run", "digits")
+    assert not run.has_lost_its_driver(), "nobody has begun"
+    run.lock()
+    assert not run.has_lost_its_driver(), "it goes on"
+    lock, here = run.path / ".lock", socket.gethostname()
+    for text, lost in ((f"{dead_pid} on {here}", True), (f"{dead_pid} on elsewhere", False), ("", False)):
+        lock.write_text(text)
+        assert run.has_lost_its_driver() == lost
+        if lost:
+            with pytest.raises(ConfigError, match="run is not going on: its driver was killed; see "):
+                run.read_control()
+    lock.write_text(f"{dead_pid} on {here}")
+    run.write_summary({})
+    assert not run.has_lost_its_driver(), "it has ended as it should"
+    run.unlock()
 
 
 def test_a_disk_without_room_is_named_by_file_with_what_to_do(tmp_path: Path) -> None:

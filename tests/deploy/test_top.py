@@ -1,7 +1,9 @@
 """`pserver top`: follows a ledger that grows, says how a run stands, ends with it."""
 
 import io
+import json
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,12 +96,29 @@ def test_a_run_that_stands_still_is_named(steps: int, silent_s: float, run: RunD
     assert f"no step for {silent_s:.2f} s: pserver doctor --run living says who waits for whom" in shown(top)
 
 
+def test_a_step_that_only_servers_have_told_of_has_not_ended(run: RunDirectory, lines: list[bytes]) -> None:
+    told = json.loads(lines[-1])
+    told["rows"] = [row for row in told["rows"] if row["kind"] == "server"]
+    run.comm.write_bytes(b"".join([*lines[:-1], json.dumps(told).encode(), b"\n"]))
+    top = Top(run, clock=lambda: BEGIN_S + 2.5)
+    top.poll()
+    assert "step 19 | 0.10 s" in shown(top)
+
+
+def test_a_run_whose_driver_was_killed_is_not_watched_any_longer(run: RunDirectory, lines: list[bytes], dead_pid: int) -> None:
+    run.comm.write_bytes(b"".join(lines))
+    (run.path / ".lock").write_text(f"{dead_pid} on {socket.gethostname()}")
+    top = Top(run, clock=lambda: BEGIN_S + 60.0)
+    assert not top.poll()
+    assert "run living | its driver was killed: the last step ended 58.00 s ago | " in shown(top)
+
+
 def test_on_a_terminal_it_is_drawn_until_the_run_ends(run: RunDirectory, lines: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     done: list[Callable[[], object]] = [
         lambda: run.comm.write_bytes(b"".join(lines[:10])),
         lambda: run.comm.write_bytes(b"".join(lines)),
-        lambda: run.write_summary({"status": "failed", "error": "rank 0: boom"}),
+        lambda: run.write_summary({"status": "failed", "error_type": "WorkerFailed", "error": "rank 0: boom"}),
     ]
     console = Console(file=io.StringIO(), force_terminal=True, width=90, height=60)
     watch(run, console, pause=lambda _: done.pop(0)() and None)
@@ -108,7 +127,7 @@ def test_on_a_terminal_it_is_drawn_until_the_run_ends(run: RunDirectory, lines: 
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
     assert "step 10 |" in text and "step 20 |" in text
     last = text.rpartition("run living")[2]
-    assert last.startswith(" | failed: rank 0: boom")
+    assert re.match(r" \| failed \| [^\n]*\n *WorkerFailed: rank 0: boom\b", last)
     assert re.search(r"barrier wait +10.0 ms +0\s", last)  # turned, since the terminal is narrow
 
 
