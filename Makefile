@@ -6,7 +6,7 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test hosts models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats bench-checkpoints bench-recovery plan-accuracy plan-stages verdicts docs clean
+.PHONY: help setup train test hosts models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats bench-checkpoints bench-recovery plan-accuracy plan-stages plan-scale verdicts docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -81,6 +81,9 @@ plan-accuracy: $(STAMP)  ## Compare the plan with runs on virtual hosts, and wri
 
 plan-stages: $(STAMP)  ## Compare plans of ranks and stages with runs on virtual hosts (as root, three minutes; ARGS="--rates 100mbit")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.divisions $(ARGS)
+
+plan-scale: $(STAMP)  ## Write the tables of docs/scale.md anew: the plan from 2 to 10,000 workers (a quarter of an hour)
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.growth
 
 verdicts: $(STAMP)  ## Plant bottlenecks on virtual hosts, and see that they are named (as root, ten minutes; ARGS="--cases 6 --seed 3 --tried 2")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.verdicts $(ARGS)

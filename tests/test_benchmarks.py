@@ -2,16 +2,23 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from benchmarks import growth
 from benchmarks.harness import Row
 from benchmarks.peers.stubs import Stubs
 from benchmarks.recovery import back_at
 from benchmarks.workload import Workload, parse_size
+from deploy.cli.verbs import app
+from deploy.predict.inputs import Wishes
 from deploy.virtual import owner
 from ps.config import CommConfig
 from ps.plan import Plan
@@ -45,6 +52,25 @@ def test_tensors_in_place_of_the_perceptron_have_all_its_bytes() -> None:
 )
 def test_training_goes_on_with_the_first_step_that_the_dead_were_needed_for(ends: list[float], back: float) -> None:
     assert back_at(3.0, ends) == back
+
+
+def test_the_page_of_scale_has_one_place_for_every_table() -> None:
+    text = growth.PAGE.read_text()
+    names = re.findall(r"<!-- (\w+): make plan-scale -->", text)
+    assert len(names) == 8
+    again = growth.filled(text, {name: f"| {name} |\n" for name in names})
+    assert all(f"<!-- {name}: make plan-scale -->\n| {name} |\n<!-- end -->" in again for name in names)
+    with pytest.raises(ValueError, match="0 places for the table 'nosuch'"):
+        growth.filled(text, {"nosuch": ""})
+
+
+def test_the_example_of_the_page_is_a_command_that_plans_the_rows_scenario() -> None:
+    shown = growth.command(16, 16)
+    assert shown in growth.PAGE.read_text()
+    verb = get_command(app).commands["plan"]  # type: ignore[attr-defined]
+    given = verb.make_context("plan", shlex.split(shown)[2:]).params
+    wished = Wishes(**{name: value for name, value in given.items() if name in vars(growth.USUAL) and value is not None and value is not False})
+    assert wished == replace(growth.USUAL, workers=16, servers=16)
 
 
 @pytest.mark.root

@@ -110,12 +110,12 @@ class Plan:
 def plan(scenario: Scenario) -> Plan:
     """Simulates the scenario, what halving each resource would give, and other numbers of servers and formats."""
     step = simulate(scenario)
-    halved = {name: simulate(other).step_s for name, other in _halved(scenario).items()}
+    halved = if_halved(scenario)
     by_servers = {
         servers: step.step_s if servers == scenario.num_servers else simulate(replace(scenario, num_servers=servers)).step_s
         for servers in server_counts(scenario)
     }
-    found = Plan(scenario, step, floor_s(scenario), ring_step_s(scenario), dict(sorted(halved.items(), key=lambda item: item[1])), by_servers, {})
+    found = Plan(scenario, step, floor_s(scenario), ring_step_s(scenario), halved, by_servers, {})
     at_best = replace(scenario, num_servers=found.best_servers)
     asked = (scenario.comm.push_format, scenario.comm.pull_format)
     by_format = {"/".join(asked): by_servers[found.best_servers]}
@@ -125,6 +125,12 @@ def plan(scenario: Scenario) -> Plan:
             comm = replace(at_best.comm, push_format=push, pull_format=pull)
             by_format[f"{push}/{pull}"] = simulate(replace(at_best, comm=comm)).step_s
     return replace(found, by_format=by_format, by_racks=_by_racks(scenario, step.step_s))
+
+
+def if_halved(scenario: Scenario) -> dict[str, float]:
+    """The step if a resource cost half as much, or without a rank's delay, by its name; the bottleneck first."""
+    steps = {name: simulate(other).step_s for name, other in _halved(scenario).items()}
+    return dict(sorted(steps.items(), key=lambda item: item[1]))
 
 
 def _by_racks(scenario: Scenario, step_s: float) -> dict[str, float]:
