@@ -63,6 +63,10 @@ class WireMeter:
         self._clock = clock
         self._before = _DEVICES.read_text()
         self._connections: dict[str, dict[int, _Connection]] = {}
+        self._all: dict[str, tuple[int, int]] = {}
+        """By address: TCP's bytes so far, up and down."""
+        self._told: dict[str, Sent] = {}
+        """Sum of what `take` has returned."""
         self._interfaces: dict[str, Interface] = {}
         """By address: what the connections go through."""
 
@@ -85,7 +89,12 @@ class WireMeter:
         if address not in self._interfaces:
             self._interfaces[address] = Interface(_interface_of(next(iter(known.values()))), self._before, self._clock)
         of_up, of_down = self._interfaces[address].bytes_per_payload()
-        return Sent(round(up * of_up), round(down * of_down))
+        before, told = self._all.get(address, (0, 0)), self._told.get(address, Sent(0, 0))
+        self._all[address] = all_up, all_down = before[0] + up, before[1] + down
+        # the interface's headers are of all packets so far: so is the product, or steps of short packets would get the headers of long ones before
+        new = Sent(max(0, round(all_up * of_up) - told.up), max(0, round(all_down * of_down) - told.down))
+        self._told[address] = Sent(told.up + new.up, told.down + new.down)
+        return new
 
 
 class Interface:

@@ -66,6 +66,19 @@ def test_a_connection_is_found_among_our_files_and_told_once() -> None:
     assert meter.take(address) == (0, 0)
 
 
+def test_headers_of_all_packets_so_far_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interface has counted a header for a byte at first, for little came, and then hardly any."""
+    ratios = [(1.0, 2.0), (1.0, 1.1), (1.0, 1.05), (1.0, 1.1)]
+    monkeypatch.setattr(Interface, "bytes_per_payload", lambda self: ratios.pop(0))
+    meter = WireMeter()
+    with connected() as (ours, theirs, address):
+        found = []
+        for num_bytes in (100_000, 900_000, 0, 0):
+            send(theirs, ours, num_bytes)
+            found.append(meter.take(address).down)
+    assert found == [200_000, 900_000, 0, 0], "1.1 times all bytes, and what was told is not taken back"
+
+
 def test_a_connection_that_takes_the_place_of_another_is_counted_from_its_beginning() -> None:
     meter = WireMeter()
     with connected() as (ours, theirs, address):

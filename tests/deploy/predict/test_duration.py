@@ -11,7 +11,7 @@ from deploy.cli.main import main
 from deploy.config import load
 from deploy.measure.ledger_file import LedgerStep
 from deploy.measure.recorded import read_run
-from deploy.predict import here
+from deploy.predict import blocks, here
 from deploy.predict.costs import Costs
 from deploy.predict.duration import duration
 from deploy.predict.inputs import Wishes
@@ -86,6 +86,7 @@ def test_the_command_says_how_long(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_short_run_tells_costs_and_batches_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(places, "Trainer", ForkedTrainer)
+    monkeypatch.setattr(blocks, "ENOUGH_S", 0.0)
     monkeypatch.setattr(here, "STEPS", 8)
     monkeypatch.setattr(here, "AROUND", (0.5, 1))
     path = tmp_path / "small.toml"

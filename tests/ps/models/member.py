@@ -1,4 +1,4 @@
-"""A member as the model sees it: the real Exchange and NormRelay; what ps.client does around them, without threads."""
+"""A member as the model sees it: the real Exchange and NormRelay; what ps.client and ps.sender do around them, without threads."""
 
 from dataclasses import dataclass
 from typing import Any
