@@ -16,8 +16,9 @@ setup: $(STAMP)  ## Make .venv (or complete VENV=path) with everything that is n
 train: $(STAMP)  ## Train a model on scikit-learn's digits: 2 Ray workers, 2 servers
 	@$(VENV)/bin/pserver run examples/digits.toml
 
-test: $(STAMP)  ## Run all tests but those of `make hosts`
-	@$(PYTHON) -m pytest -m "not hosts"
+test: $(STAMP)  ## Run all tests but those of `make hosts`: three at a time, then those that measure time
+	@$(PYTHON) -m pytest -m "not hosts and not alone" -n 3 --dist loadgroup --no-loadscope-reorder
+	@$(PYTHON) -m pytest -m alone $$(grep -rl --include='*.py' 'mark\.alone' tests)
 
 hosts: $(STAMP)  ## Run the tests on several Ray nodes, on virtual hosts (as root, some minutes)
 	@$(PYTHON) -m pytest -m hosts

@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,32 @@ from hypothesis import settings
 from deploy.virtual.cluster import check_machine
 from ps.errors import ResourcesMissing
 
-settings.register_profile("pserver", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("pserver", deadline=None, derandomize=True, max_examples=50, print_blob=True)
 settings.load_profile("pserver")
+
+
+_FIRST = ("ray", "hosts")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("dist", "no") == "loadgroup" and pytest.version_tuple >= (9, 2):
+        raise pytest.UsageError("this pytest does not see the groups of pytest-xdist: take the versions of constraints.txt (`make setup`)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """How processes share the tests (`--dist loadgroup`): one has all that need Ray, for the only one; one makes all virtual hosts, since
+    tests look whether any is left; these begin with those. The tests of any other file stay together, for what they share."""
+    groups = {item: _group(item) for item in items}
+    items.sort(key=lambda item: _FIRST.index(groups[item]) if groups[item] in _FIRST else len(_FIRST))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+
+
+def _group(item: pytest.Item) -> str:
+    if "local_ray" in getattr(item, "fixturenames", ()):
+        return "ray"
+    return "hosts" if item.get_closest_marker("root") else item.path.relative_to(Path(__file__).parent).as_posix()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

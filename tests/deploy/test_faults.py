@@ -232,6 +232,7 @@ def interrupted(tmp_path: Path) -> tuple[Driver, float, list[int]]:
         driver.end()
 
 
+@pytest.mark.alone
 def test_ctrl_c_ends_within_five_seconds_and_leaves_a_whole_directory(interrupted: tuple[Driver, float, list[int]]) -> None:
     driver, took_s, children = interrupted
     assert driver.process.returncode == 130
@@ -245,6 +246,7 @@ def test_ctrl_c_ends_within_five_seconds_and_leaves_a_whole_directory(interrupte
     assert "error: interrupted" in driver.output
 
 
+@pytest.mark.alone
 def test_an_interrupt_while_servers_start_leaves_nothing(tmp_path: Path) -> None:
     driver = command(tmp_path, "process")
     try:
@@ -282,6 +284,7 @@ def test_an_interrupt_that_an_extension_swallows_still_ends_the_run(tmp_path: Pa
     assert isinstance(result.error, Stopped)
 
 
+@pytest.mark.alone
 def test_sigterm_ends_a_run_on_ray(tmp_path: Path, ray_cluster: str) -> None:
     driver = command(tmp_path, "ray", ray_cluster)
     try:

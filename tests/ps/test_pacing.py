@@ -80,6 +80,7 @@ def joined(servers: Cluster, model: nn.Module) -> list[Member]:
     return members
 
 
+@pytest.mark.alone
 def test_a_thin_link_is_found_out_at_join(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "ps.client")
     with cluster(1, 2, comm=CommConfig(bandwidth="50mbit")) as servers:
@@ -89,6 +90,7 @@ def test_a_thin_link_is_found_out_at_join(caplog: pytest.LogCaptureFixture) -> N
         assert f"rank 0: {member.client.pacing}" in caplog.text
 
 
+@pytest.mark.alone
 def test_a_latency_is_felt_both_ways_and_not_where_memory_is_shared() -> None:
     with cluster(1, 2, comm=CommConfig(shared_memory=False, latency="20ms")) as servers:
         (member,) = joined(servers, nn.Linear(64, 64))

@@ -76,6 +76,7 @@ def test_a_model_that_is_none_is_refused(model: str, message: str, capsys: pytes
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("forked")
 def test_the_links_between_hosts_are_found() -> None:
     comm = CommConfig(bandwidth="80mbit", worker_bandwidth={1: "20mbit"}, server_bandwidth={0: "40mbit"}, latency="5ms")
