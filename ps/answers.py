@@ -5,6 +5,7 @@ import time
 from protos import pserver_pb2 as pb
 from ps import frame
 from ps.barrier import Answer
+from ps.config import EXACT
 from ps.errors import NotInitialised, VersionGone
 from ps.failpoints import hit
 from ps.layout import Run
@@ -63,7 +64,7 @@ class Answers:
             return self.encode_shared(answer.version, answer.run)
         return self.encode_params(answer.version, answer.run, self._pull_format)
 
-    def encode_params(self, version: int, run: Run, wire: str = frame.EXACT) -> bytes:
+    def encode_params(self, version: int, run: Run, wire: str = EXACT) -> bytes:
         """A PARAMS frame of a run within one block, in the format `wire`. Raises VersionGone if the bytes are, or went while they were copied."""
         self._check_readable(version, run)
         memory = self._store.copy_of(version, run)

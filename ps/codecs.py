@@ -15,16 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ps.config import CAST_BYTES
 from ps.errors import MalformedFrame
 from ps.layout import Block, Rule
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[Any]
 """One-dimensional, float32 or float64."""
-
-
-CAST_BYTES = 2
-"""Of every element in bf16 and fp16."""
 
 
 @dataclass(frozen=True)

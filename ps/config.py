@@ -38,6 +38,10 @@ LONGEST_FRAME_BYTES = 12 << 20
 SHARED_FRAME_BYTES = 16 << 20
 PushFormat = Literal["fp32", "bf16", "fp16", "int8", "topk"]
 PullFormat = Literal["fp32", "bf16", "fp16"]
+EXACT = "fp32"
+"""The format that is none: elements in their own type. Empty in a frame's header."""
+CAST_BYTES = 2
+"""Of every element in bf16 and fp16."""
 
 
 @dataclass(frozen=True, kw_only=True)

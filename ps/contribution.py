@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from protos import pserver_pb2 as pb
 from ps import frame
+from ps.config import EXACT
 from ps.frame import Bytes
 from ps.layout import Run, ShardLayout
 from ps.rank_state import RankState
@@ -67,7 +68,7 @@ class Encoder:
         if kind == pb.PUSH and state:
             payload = state.encode(layout, run, values, contribution.step)
             return Encoded(frame.encode_coded(header, payload, layout, run, self._push_format), len(payload))
-        wire = self._push_format if kind == pb.PUSH else frame.EXACT
+        wire = self._push_format if kind == pb.PUSH else EXACT
         size = frame.payload_bytes(layout, run, wire)
         if kind != pb.PUSH or not shared:
             return Encoded(frame.encode_run(header, values, layout, run, flat=True, wire=wire), size)

@@ -19,7 +19,7 @@ from protos import pserver_pb2 as pb
 from ps import frame
 from ps.barrier import Verdict
 from ps.codecs import CASTS
-from ps.config import CommConfig
+from ps.config import EXACT, CommConfig
 from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, PserverError, as_stream_status
 from ps.failpoints import hit
 from ps.frame import Bytes
@@ -114,7 +114,7 @@ class DataPort:
         async with as_stream_status(context):
             shard = self._host.shard()
             version = shard.answers.pull_version(request.version)
-            wire = request.format or frame.EXACT
+            wire = request.format or EXACT
             if wire not in CASTS:
                 raise MalformedFrame(f"a pull in format {wire!r}, which is not one of {', '.join(CASTS)}")
             stop = request.first_chunk + request.num_chunks if request.num_chunks else len(shard.layout)
@@ -219,7 +219,7 @@ class DataPort:
     ) -> Callable[[], object] | None:
         """A checked contribution; with `may_wait` false, what is left to be done where waiting is allowed."""
         wire = self._comm.push_format
-        may_share = wire == frame.EXACT
+        may_share = wire == EXACT
         with Spent() as spent:
             run = frame.checked_run(header, payload, shard.layout, with_payload=header.kind == pb.PUSH, wire=wire, may_share=may_share)
         self._host.stats.decoded(spent)

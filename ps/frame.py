@@ -13,15 +13,14 @@ import xxhash
 from google.protobuf.message import DecodeError
 
 from protos import pserver_pb2 as pb
-from ps.codecs import CAST_BYTES, CASTS, CODECS, Chunk, Seed, format_of
+from ps.codecs import CASTS, CODECS, Chunk, Seed, format_of
+from ps.config import CAST_BYTES, EXACT
 from ps.errors import MalformedFrame
 from ps.layout import CHUNK_ELEMENTS, DTYPES, Run, ShardLayout
 
 Bytes = npt.NDArray[np.uint8]
 """Raw bytes, one-dimensional."""
 
-EXACT = "fp32"
-"""The format that is none: elements in their own type. Empty in a header."""
 _HEADER_TAG = b"\x0a"  # field 1, length-delimited
 _RECEIPT_TAG = b"\x1a"  # field 3, length-delimited
 _PAYLOAD_TAG = b"\x7a"  # field 15, length-delimited

@@ -10,7 +10,7 @@ import numpy as np
 
 from protos import pserver_pb2 as pb
 from ps import frame
-from ps.config import CommConfig, Timeouts
+from ps.config import EXACT, CommConfig, Timeouts
 from ps.contribution import Contribution, Encoded, Encoder
 from ps.control import ServerAddress
 from ps.credentials import Credentials
@@ -114,8 +114,8 @@ class Line:
             raise Unreachable(f"{self._control} is shard {reply.shard} of {reply.num_servers}, expected {expected[0]} of {expected[1]}")
         self.member.session = reply.session
         self.local = reply.reads_shared
-        self.pushes_shared = self.local and self._push_format == frame.EXACT
-        reads_store = reply.HasField("store") and self.pull_format == frame.EXACT
+        self.pushes_shared = self.local and self._push_format == EXACT
+        reads_store = reply.HasField("store") and self.pull_format == EXACT
         self.store = map_store(self._credentials.run_id, reply.store, self.layout) if reads_store else None
         self.member.lands_shared = self.store is not None
         return Joined(int(reply.version), reply.skipped)
@@ -134,7 +134,7 @@ class Line:
 
     def _pull(self, version: int, span: Run, into: Bytes) -> int:
         pulled = version
-        wanted = "" if self.pull_format == frame.EXACT else self.pull_format
+        wanted = "" if self.pull_format == EXACT else self.pull_format
         request = pb.PullRequest(member=self.member, version=version, first_chunk=span.first, num_chunks=len(span), format=wanted)
         for data in self._data.receive_frames("Pull", request):
             self._link.receive(len(data))

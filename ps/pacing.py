@@ -11,9 +11,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict
 
-from ps.codecs import CAST_BYTES
-from ps.config import CommConfig
-from ps.frame import EXACT
+from ps.config import CAST_BYTES, EXACT, CommConfig
 
 FRAME_S = 0.011
 """What a frame should take on the link."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,13 @@ def page(recorded: Recorded, predicted: Outlook | str | None = None) -> str:
 
 def render(template: str, figures: Sequence[Figure], **values: Any) -> str:
     """A page of `deploy.report`'s templates, with the figures that it shows; it needs nothing else."""
-    environment = Environment(loader=PackageLoader("deploy.report", ""), autoescape=True, undefined=StrictUndefined)
     script = _script({figure.key: figure for figure in figures})
-    return environment.get_template(template).render(figures=figures, plotly=Markup(get_plotlyjs()), data=script, **values)
+    return _templates().get_template(template).render(figures=figures, plotly=Markup(get_plotlyjs()), data=script, **values)
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(loader=PackageLoader("deploy.report", ""), autoescape=True, undefined=StrictUndefined)
 
 
 def _script(drawn: dict[str, Figure]) -> Markup:

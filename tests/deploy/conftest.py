@@ -1,7 +1,8 @@
 import json
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import psutil
 import pytest
 import ray
 
+from deploy.cli.main import main
+from deploy.launch import process
 from deploy.launch.local_ray import start_local_ray
+from tests.deploy.forked import ForkedLauncher
 
 
 class Notes:
@@ -66,6 +70,30 @@ def ray_cluster(local_ray: dict[str, Any]) -> str:
 def ray_session(local_ray: dict[str, Any]) -> Path:
     """Where it has its logs; its name is in the arguments of its processes."""
     return Path(local_ray["session_dir"])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command leaves."""
+
+    code: Any
+    out: str
+    err: str
+
+
+@pytest.fixture
+def pserver(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """The command with these arguments, in this process; what it starts with `--launcher process` is forked."""
+    monkeypatch.setattr(process, "ProcessLauncher", ForkedLauncher)
+
+    def pserver(*arguments: str) -> Ended:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        printed = capfd.readouterr()
+        return Ended(ended.value.code, printed.out, printed.err)
+
+    return pserver
 
 
 def gone(pid: int, timeout_s: float = 10.0) -> bool:

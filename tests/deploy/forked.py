@@ -31,7 +31,7 @@ class _Forked:
     """What the process launcher uses of `subprocess.Popen`."""
 
     def __init__(self, settings_json: str, log: Path, fault: Armed | None, target: str) -> None:
-        self._process = CONTEXT.Process(target=_live, args=(target, settings_json, log, fault))
+        self._process = CONTEXT.Process(target=_live, args=(target, settings_json, log, fault, os.getcwd()))
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
@@ -57,8 +57,8 @@ class ForkedLauncher(ProcessLauncher):
     when: Callable[[], bool] = staticmethod(lambda: True)
     has_killed = False
 
-    def __init__(self, log_path: LogPath) -> None:
-        super().__init__(log_path)
+    def __init__(self, log_path: LogPath, *, num_gpus: int = 0) -> None:
+        super().__init__(log_path, num_gpus=num_gpus)
         self.faults: dict[str, list[Armed]] = {}
         """By process, as `Faults.arm` gives them: each of its incarnations in turn has the next one."""
 
@@ -121,9 +121,10 @@ def train(storage: Path, task: str, fields: dict[str, Any] | None = None, **opti
     return trainer(storage, task, fields, **options).fit()
 
 
-def _live(target: str, settings_json: str, log: Path, fault: Armed | None) -> None:
+def _live(target: str, settings_json: str, log: Path, fault: Armed | None, folder: str) -> None:
     from ps.logs import configure_logging
 
+    os.chdir(folder)
     with contextlib.suppress(PermissionError):
         os.setpgid(0, 0)
     with log.open("ab") as file:

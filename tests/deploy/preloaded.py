@@ -9,7 +9,9 @@ from pydantic import ValidationError
 from ps.config import ServerSettings, from_json
 from workers.config import WorkerSettings
 
-for name in ("ps.server", "workers.worker", "tests.deploy.forked", "tests.deploy.broken", "tests.deploy.own_loops", "sklearn.datasets"):
+OURS = ("ps.server", "workers.worker", "tests.deploy.forked", "tests.deploy.broken", "tests.deploy.own_loops")
+AT_THE_FIRST_CALL = ("sklearn.datasets", "grpc._channel", "grpc._server", "grpc._interceptor", "grpc.experimental", "encodings.idna")
+for name in OURS + AT_THE_FIRST_CALL:
     import_module(name)
 for settings in (ServerSettings, WorkerSettings):
     with suppress(ValidationError):

@@ -54,7 +54,7 @@ FAILING = [
 @pytest.mark.parametrize(("how", "options", "message", "code"), FAILING)
 def test_a_task_that_goes_wrong_ends_the_run_by_name(how: str, options: dict[str, Any], message: str, code: int, tmp_path: Path) -> None:
     with nothing_left():
-        result = train(tmp_path, BROKEN, {"how": how, "mark": str(tmp_path / "mark")}, batch_size=8, epochs=1, **options)
+        result = train(tmp_path, BROKEN, {"how": how, "mark": str(tmp_path / "mark")}, batch_size=8, epochs=1, num_servers=1, **options)
     assert result.error is not None
     assert_one_line(result.error, message)
     assert exit_code(result.error) == code

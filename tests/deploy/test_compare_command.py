@@ -1,13 +1,16 @@
-"""`pserver compare` as a stranger starts it: by command, and on Ray."""
+"""`pserver compare` by command, and on Ray."""
 
 import json
-import subprocess
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from deploy.compare import MIN_STEPS, compare
 from deploy.config import Config, ScalingConfig, TaskConfig
 from deploy.launch.choice import make_launcher
-from tests.deploy.test_run import PSERVER, environment
+from tests.deploy.conftest import Ended
 from workers.config import TrainConfig
 
 
@@ -17,11 +20,12 @@ def test_ray_compares_too(ray_cluster: str) -> None:
     assert found.losses_agree
 
 
-def test_json_is_all_on_stdout_and_no_directory_is_left(tmp_path: Path) -> None:
+def test_json_is_all_on_stdout_and_no_directory_is_left(tmp_path: Path, pserver: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "job.toml").write_text('[task]\nname = "digits"\n[train]\nbatch_size = 8\n')
-    command = [*PSERVER, "compare", "job.toml", "--launcher", "process", "--steps", str(MIN_STEPS), "--workers", "1", "--servers", "1", "--json"]
-    ended = subprocess.run(command, cwd=tmp_path, env={**environment(), "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=100)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    found = json.loads(ended.stdout)
+    ended = pserver("compare", "job.toml", "--launcher", "process", "--steps", str(MIN_STEPS), "--workers", "1", "--servers", "1", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    found = json.loads(ended.out)
     assert found["losses_agree"] and found["ratio"] == found["ours"]["step_s"] / found["ddp"]["step_s"]
     assert not list(tmp_path.glob("pserver*")) and not (tmp_path / "runs").exists()

@@ -11,6 +11,7 @@ import pytest
 
 from deploy.config import load
 from ps.config import Timeouts
+from tests.deploy.conftest import Ended
 from tests.deploy.forked import ForkedTrainer
 from tests.workers.idx_files import write_pictures
 
@@ -50,20 +51,11 @@ def test_every_example_has_its_test() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.toml")} == SHORT.keys()
 
 
-def test_the_own_task_trains_by_the_readmes_command(tmp_path: Path) -> None:
+def test_the_own_task_trains_by_the_readmes_command(tmp_path: Path, pserver: Callable[..., Ended]) -> None:
     command = 'run examples/digits.toml --set task.name="examples/own_task.py:Rings"'
     assert f"pserver {command}".replace("examples/digits.toml --set ", "CONFIG.toml --set '") + "'" in Path("README.md").read_text()
-    ended = subprocess.run(
-        [
-            *(sys.executable, "-c", "from deploy.cli.main import main; main()", *command.split(), "--launcher", "process", "--json"),
-            *("--set", "train.epochs=4", "--servers", "1", "--set", f"run.storage_path={tmp_path}"),
-        ],
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    metrics = json.loads(ended.stdout)["metrics"]
+    few = ("--set", "train.epochs=4", "--servers", "1", "--set", f"run.storage_path={tmp_path}")
+    ended = pserver(*command.split(), "--launcher", "process", "--json", *few)
+    assert ended.code == 0, ended.err
+    metrics = json.loads(ended.out)["metrics"]
     assert metrics["validation_loss"] < 0.1

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from deploy.launch.base import ProcessKey
-from tests.deploy.faults import S0, W0, W1, Faults, Point
+from tests.deploy.faults import S0, W0, W1, Faults
 from tests.deploy.killing import bits_of, deaths_of, run
 
 CASES: dict[str, dict[str, Any]] = {
@@ -33,23 +32,18 @@ def undisturbed(case: str) -> dict[str, Any]:
         return bits_of(run(Path(storage), faults=Faults(), **CASES[case]))
 
 
-PLACES: list[tuple[str, ProcessKey, Point]] = [
-    ("int8", W0, ("worker.sent", 5)),
-    ("topk", W0, ("worker.encoded", 3)),
-    ("int8", W1, ("worker.landed", 9)),
-    ("int8", W1, ("worker.settles", 4)),
-    ("int8", S0, ("shard.summed", 9)),
-    ("topk", W1, ("worker.settles", 1)),
-    ("topk", S0, ("shard.recorded", 2)),
-    ("own loop", W1, ("worker.reports", 2)),
-    ("own loop", W1, ("worker.sent", 9)),
-    ("skip", W0, ("worker.settles", 8)),
-    ("skip", W1, ("worker.settles", 9)),
+DEATHS: list[tuple[str, Faults]] = [
+    ("int8", Faults().kill(W0, ("worker.sent", 5)).kill(W1, ("worker.landed", 9))),
+    ("int8", Faults().kill(S0, ("shard.summed", 9)).kill(W1, ("worker.settles", 4))),
+    ("topk", Faults().kill(W0, ("worker.encoded", 3)).kill(W1, ("worker.settles", 1))),
+    ("topk", Faults().kill(S0, ("shard.recorded", 2))),
+    ("own loop", Faults().kill(W0, ("worker.sent", 9)).kill(W1, ("worker.reports", 2))),
+    ("skip", Faults().kill(W0, ("worker.settles", 8)).kill(W1, ("worker.settles", 9))),
 ]
 
 
-@pytest.mark.parametrize(("case", "victim", "place"), PLACES, ids=str)
-def test_a_process_killed_with_something_left_to_send_costs_no_bit(case: str, victim: ProcessKey, place: Point, tmp_path: Path) -> None:
-    result = run(tmp_path, faults=Faults().kill(victim, place), **CASES[case])
+@pytest.mark.parametrize(("case", "faults"), DEATHS, ids=str)
+def test_processes_killed_with_something_left_to_send_cost_no_bit(case: str, faults: Faults, tmp_path: Path) -> None:
+    result = run(tmp_path, faults=faults, **CASES[case])
     assert bits_of(result) == undisturbed(case)
-    assert deaths_of(result) == [str(victim)]
+    assert deaths_of(result) == faults.victims

@@ -1,9 +1,8 @@
 """Own loops as a user runs them: the bits of the task way, the example, the command, and what their errors look like."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 from ps.config import OptimizerConfig
+from tests.deploy.conftest import Ended
 from tests.deploy.own_loops import HERE, Noisy, fit
 
-PSERVER = [sys.executable, "-c", "from deploy.cli.main import main; main()"]
 ADAM = OptimizerConfig(name="adam", lr=0.01)
 
 
@@ -89,24 +88,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    return subprocess.run(
-        [*PSERVER, "run", "job.toml", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False
-    )
+@pytest.fixture
+def run_loop(folder: Path, pserver: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """`pserver run` in that folder."""
+    monkeypatch.chdir(folder)
+    return partial(pserver, "run", "job.toml", "--servers", "1", "--launcher", "process", "--json", "--set", f"run.storage_path={folder}/runs")
 
 
-def test_the_command_runs_a_loop_of_a_file_that_imports_its_neighbour(folder: Path) -> None:
-    ended = command(folder, "--loop", "code/mine.py:train", "--workers", "1", "--servers", "1", "--launcher", "process", "--json")
-    assert ended.returncode == 0, ended.stderr
-    summary = json.loads(ended.stdout)
+def test_the_command_runs_a_loop_of_a_file_that_imports_its_neighbour(run_loop: Callable[..., Ended]) -> None:
+    ended = run_loop("--loop", "code/mine.py:train", "--workers", "1")
+    assert ended.code == 0, ended.err
+    summary = json.loads(ended.out)
     assert (summary["steps"], summary["metrics"]) == (12, {"seen": 1.0})
 
 
-def test_an_error_in_the_loop_is_one_line_that_names_the_rank_and_the_stack_is_kept(folder: Path) -> None:
-    ended = command(folder, "--loop", str(folder / "code" / "mine.py:trian"), "--servers", "1", "--launcher", "process", "--json", "--traceback")
-    assert ended.returncode == 1
-    *stack, line = ended.stderr.splitlines()
+def test_an_error_in_the_loop_is_one_line_that_names_the_rank_and_the_stack_is_kept(folder: Path, run_loop: Callable[..., Ended]) -> None:
+    ended = run_loop("--loop", str(folder / "code" / "mine.py:trian"), "--traceback")
+    assert ended.code == 1
+    *stack, line = ended.err.splitlines()
     assert line == "error: rank 1: KeyError: 'no such\\ncolumn'"
     assert any("in trian" in row for row in stack)
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from safetensors.torch import load_file
 
 from deploy.config import RunConfig, ScalingConfig
 from deploy.result import Result
-from deploy.trainer import Trainer
 from ps.config import OptimizerConfig
+from tests.deploy.conftest import Ended
 from tests.deploy.forked import train
+from tests.deploy.test_secrets import WatchedTrainer, found_in
 from workers.config import TrainConfig
 from workers.tasks.digits import Digits
 
@@ -83,16 +85,24 @@ def test_another_seed_has_other_bits(reference: Result, tmp_path: Path) -> None:
     assert sha_of(run_of(tmp_path, seed=4)) != sha_of(reference)
 
 
-def test_ray_has_the_same_bits_with_ranks_split_over_stages_too(reference: Result, tmp_path: Path, ray_cluster: str) -> None:
-    result = Trainer(
+def test_ray_has_the_same_bits_with_ranks_split_over_stages_too_and_shows_no_secret(reference: Result, tmp_path: Path, ray_session: Path) -> None:
+    """Secrets travel as arguments of a method; nothing of them is in its processes and logs."""
+    made = WatchedTrainer(
         Digits(hidden=96),
         train_config=TrainConfig(**SIZES),
         optimizer=MOMENTUM,
         scaling_config=ScalingConfig(num_workers=2, num_stages=2, num_servers=1),
         run_config=RunConfig(storage_path=str(tmp_path)),
+        launcher="ray",
         quiet=True,
-    ).fit()
+    )
+    made.beside = ray_session / "logs"
+    result = made.fit()
     assert sha_of(result) == sha_of(reference)
+    secrets = made.launcher.secrets
+    assert len(secrets) == 6 and made.launcher.leaks == [] and len(made.launcher.looked_at) > 10
+    assert list(found_in(tmp_path, secrets)) == list(found_in(ray_session, secrets)) == []
+    assert any((ray_session / "logs").glob("worker-*")), "logs are looked at"
 
 
 def test_plain_processes_have_the_same_bits_and_json_is_all_on_stdout(reference: Result, commanded: subprocess.CompletedProcess[str]) -> None:
@@ -103,11 +113,14 @@ def test_plain_processes_have_the_same_bits_and_json_is_all_on_stdout(reference:
     assert (Path(commanded.args) / "runs" / summary["name"] / "summary.json").read_text() == commanded.stdout
 
 
-def test_exported_weights_work_in_plain_torch(commanded: subprocess.CompletedProcess[str]) -> None:
+def test_exported_weights_work_in_plain_torch(
+    commanded: subprocess.CompletedProcess[str], pserver: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Path(commanded.args)
-    ended = subprocess.run([*PSERVER, "export", "model.safetensors"], cwd=folder, env=environment(), capture_output=True, text=True, timeout=100)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("model.safetensors: the last weights of runs/")
+    monkeypatch.chdir(folder)
+    ended = pserver("export", "model.safetensors")
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("model.safetensors: the last weights of runs/")
     task = Digits(hidden=96)
     model = task.model()
     model.load_state_dict(load_file(folder / "model.safetensors"))

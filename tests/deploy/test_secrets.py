@@ -38,12 +38,12 @@ class Watching:
     """Notes what processes are told, and looks around as soon as all of them live."""
 
     rundir: RunDirectory
-    beside: Path | None = None
-    """A folder where secrets may be found too: Ray's."""
+    beside: Path | None
+    """A folder where secrets may be found too: of Ray's logs."""
 
-    def watch(self, rundir: RunDirectory) -> None:
+    def watch(self, rundir: RunDirectory, beside: Path | None) -> None:
         """Before the first process."""
-        self.rundir = rundir
+        self.rundir, self.beside = rundir, beside
         self.secrets: set[str] = set()
         self.encrypted = False
         self.looked_at: set[str] = set()
@@ -90,13 +90,16 @@ class WatchedRay(Watching, RayLauncher):
 
 class WatchedTrainer(Trainer):
     launcher: Watched | WatchedRay
+    beside: Path | None = None
 
     def _make_launcher(self, rundir: RunDirectory, console: Console) -> Watched | WatchedRay:
         def log_path(key: ProcessKey) -> Path:
             return rundir.process_log(key.role, key.index)
 
-        self.launcher = WatchedRay(log_path, num_workers=1, num_servers=1) if self._launcher == "ray" else Watched(log_path)
-        self.launcher.watch(rundir)
+        scaling = self._config.scaling
+        on_ray = self._launcher == "ray"
+        self.launcher = WatchedRay(log_path, num_workers=scaling.num_members, num_servers=scaling.num_servers) if on_ray else Watched(log_path)
+        self.launcher.watch(rundir, self.beside)
         return self.launcher
 
 
@@ -118,6 +121,7 @@ def test_secrets_are_in_no_argument_environment_log_report_or_checkpoint(encrypt
         run_config=RunConfig(storage_path=str(tmp_path)),
         comm=CommConfig(interface=address),
         quiet=True,
+        launcher="process",
     )
     launcher = fitted(made)
     assert launcher.encrypted is encrypted
@@ -133,23 +137,6 @@ def fitted(made: WatchedTrainer) -> Watching:
     result = made.fit()
     assert result.error is None, result.error
     return made.launcher
-
-
-def test_ray_shows_no_secret_in_its_processes_and_logs(tmp_path: Path, ray_session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They travel as arguments of a method."""
-    monkeypatch.setattr(WatchedRay, "beside", ray_session / "logs")
-    made = WatchedTrainer(
-        Digits(hidden=4),
-        train_config=TrainConfig(epochs=2, batch_size=64, max_steps=30),
-        scaling_config=ScalingConfig(num_workers=1, num_servers=1),
-        run_config=RunConfig(storage_path=str(tmp_path)),
-        launcher="ray",
-        quiet=True,
-    )
-    launcher = fitted(made)
-    assert len(launcher.secrets) == 3 and launcher.leaks == [] and len(launcher.looked_at) > 4
-    assert list(found_in(tmp_path, launcher.secrets)) == list(found_in(ray_session, launcher.secrets)) == []
-    assert any((ray_session / "logs").glob("worker-*")), "logs are looked at"
 
 
 def test_a_leak_is_found(tmp_path: Path) -> None:

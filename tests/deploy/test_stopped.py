@@ -12,7 +12,7 @@ from deploy.launch.base import ProcessKey
 from deploy.result import Result
 from deploy.rundir import RunDirectory
 from ps.config import OptimizerConfig, Timeouts
-from tests.deploy.faults import S0, S1, W0, W1, Faults, Point
+from tests.deploy.faults import S0, S1, W0, W1, Faults
 from tests.deploy.forked import ForkedLauncher, trainer
 from tests.deploy.killing import NOISY, OPTIMIZERS, bits_of, deaths_of, run, undisturbed
 from tests.deploy.leftovers import nothing_left
@@ -21,17 +21,22 @@ SOON = Timeouts(heartbeat_s=0.2, frozen_after_s=2.0)
 
 
 @pytest.mark.parametrize(
-    ("victim", "place"),
-    [(W1, ("worker.sent", 5)), (W0, ("worker.landed", 9)), (S0, ("shard.written", 4)), (S1, ("shard.taken", 11)), (S0, ("shard.joined", 1))],
+    "faults",
+    [
+        Faults().stop(W1, ("worker.sent", 5)).stop(S0, ("shard.written", 6)),
+        Faults().stop(W0, ("worker.landed", 9)).stop(S1, ("shard.taken", 11)),
+        Faults().stop(S0, ("shard.joined", 1)),
+    ],
     ids=str,
 )
-def test_a_process_that_stops_is_killed_and_its_successor_goes_on_to_the_same_bits(victim: ProcessKey, place: Point, tmp_path: Path) -> None:
-    result = run(tmp_path, "adam", Faults().stop(victim, place), timeouts=SOON)
+def test_processes_that_stop_are_killed_and_their_successors_go_on_to_the_same_bits(faults: Faults, tmp_path: Path) -> None:
+    result = run(tmp_path, "adam", faults, timeouts=SOON)
     assert bits_of(result) == undisturbed("adam")
-    assert deaths_of(result) == [str(victim)]
+    assert deaths_of(result) == faults.victims
     log = (result.path / "logs" / "driver.log").read_text()
-    assert f"{victim} has given no sign of life for 0.67 s" in log
-    assert f"{victim} gave no sign of life for 2 s and was killed" in log
+    for victim in faults.victims:
+        assert f"{victim} has given no sign of life for 0.67 s" in log
+        assert f"{victim} gave no sign of life for 2 s and was killed" in log
 
 
 def test_all_that_stop_for_a_moment_go_on_themselves(tmp_path: Path) -> None:

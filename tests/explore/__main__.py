@@ -13,6 +13,9 @@ import torch
 
 from tests.explore.world import Outcome, run
 
+_FEW = 200
+"""Histories that are over before other processes have begun."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make explore", description="Random histories of the protocol's real classes, simulated.")
@@ -30,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _search(seeds: range, stages: int) -> Iterator[Outcome]:
+    if len(seeds) < _FEW:
+        yield from (run(seed, None, stages) for seed in seeds)
+        return
     with multiprocessing.get_context("forkserver").Pool(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield from pool.imap(partial(run, trace=None, num_stages=stages), seeds, chunksize=20)
 

@@ -12,7 +12,7 @@ from ps import frame
 from ps.agreement import model_from
 from ps.checkpoints.of_shard import Restoring
 from ps.codecs import CODECS, Seed
-from ps.config import CheckpointConfig, Saving
+from ps.config import EXACT, CheckpointConfig, Saving
 from ps.credentials import role_of_token, token_of
 from ps.host import ShardHost
 from ps.layout import Layout, Run, TensorSpec
@@ -34,7 +34,7 @@ _SHARD = _LAYOUT.shards[0]
 def _frame(wire: str) -> bytes:
     values = np.random.default_rng(0).standard_normal(3 * 8192).astype(np.float32)
     header = pb.FrameHeader(kind=pb.PUSH, num_chunks=3, weight=1.0)
-    if wire == frame.EXACT:
+    if wire == EXACT:
         return frame.encode_run(header, values.view(np.uint8), _SHARD, Run(0, 3), flat=False)
     payload = CODECS[wire].encode(values, frame.chunks_of(_SHARD, Run(0, 3)), Seed())
     return frame.encode_coded(header, payload, _SHARD, Run(0, 3), wire)

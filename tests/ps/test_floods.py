@@ -16,8 +16,8 @@ from tests.ps.cluster import cluster, in_threads, start
 from tests.ps.test_tls import OVER_GRPC, contribute, model, trained
 
 ROOT = Path(__file__).parents[2]
-FLOODS = {"silent": 1000, "slow": 100, "push": 100, "rude": 16, "calls": 4}
-HANDSHAKES = FLOODS | {"rude": 4}
+FLOODS = {"silent": 500, "slow": 50, "push": 50, "rude": 8, "calls": 2}
+HANDSHAKES = FLOODS | {"rude": 2}
 """Encrypted, nobody gets as far as to push: all that is done is the handshake, and the machine is the flooders' too."""
 READ_BYTES = 4 << 20
 """What gRPC holds at most for a connection that sends faster than it is read."""

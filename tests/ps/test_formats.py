@@ -70,7 +70,7 @@ def test_frames_in_another_format_or_with_other_bytes_are_refused(wire: str) -> 
 @pytest.mark.parametrize("wire", HALVES)
 def test_the_bits_depend_on_nothing_but_the_seed(wire: str) -> None:
     comm = CommConfig(push_format=wire, pull_format=wire)  # type: ignore[arg-type]
-    base = training.Job(num_workers=3, comm=comm).changed(dtype="float32", max_steps=12)
+    base = training.Job(num_workers=3, comm=comm).changed(dtype="float32", max_steps=7)
     same = [
         replace(base, num_servers=1),
         replace(base, num_servers=2),

@@ -26,7 +26,7 @@ def comm_of(wire: str, **options: object) -> CommConfig:
 
 @pytest.mark.parametrize("wire", LOSSY)
 def test_the_bits_depend_on_nothing_but_the_seed(wire: str) -> None:
-    base = training.Job(num_workers=3, comm=comm_of(wire)).changed(dtype="float32", max_steps=12)
+    base = training.Job(num_workers=3, comm=comm_of(wire)).changed(dtype="float32", max_steps=7)
     small = comm_of(wire, frame_bytes=4096, window_frames=2)
     same = [
         *(replace(base, num_servers=servers) for servers in (1, 2, 4)),
@@ -42,7 +42,7 @@ def test_the_bits_depend_on_nothing_but_the_seed(wire: str) -> None:
 @pytest.mark.parametrize("wire", LOSSY)
 def test_clipping_by_the_global_norm_has_the_same_bits_too(wire: str) -> None:
     optimizer = OptimizerConfig(lr=0.1, momentum=0.9, max_grad_norm=0.05)
-    base = training.Job(num_workers=2, comm=comm_of(wire), optimizer=optimizer).changed(max_steps=8)
+    base = training.Job(num_workers=2, comm=comm_of(wire), optimizer=optimizer).changed(max_steps=6)
     jobs = [replace(base, num_servers=1), replace(base, num_servers=4, breaks=True, comm=comm_of(wire, frame_bytes=4096))]
     assert len({run_halved(job) for job in jobs}) == 1
 

@@ -11,8 +11,8 @@ import resource, torch
 from ps.memory import keep_freed_memory
 
 def faults(elements):
-    for step in range(20):
-        if step == 10:
+    for step in range(8):
+        if step == 4:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         gradient = torch.ones(elements)
         del gradient
@@ -25,7 +25,7 @@ print(faults(LARGE), faults(SMALL))
 keep_freed_memory()
 print(faults(LARGE))
 """
-"""Page faults of 10 steps that make and drop 40 or 2 MiB each, without and with what workers do: stages, and whole ranks."""
+"""Page faults of 4 steps that make and drop 40 or 2 MiB each, without and with what workers do: stages, and whole ranks."""
 
 
 def test_memory_that_gradients_have_left_is_not_asked_for_again() -> None:

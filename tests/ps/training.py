@@ -70,7 +70,7 @@ class Job:
     """What is trained how; the defaults are a short float64 run with uneven last batches."""
 
     task: Task = field(default_factory=Marked)
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(global_batch_size=12, max_steps=22, epochs=10, seed=3, dtype="float64"))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(global_batch_size=12, max_steps=12, epochs=10, seed=3, dtype="float64"))
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=0.1, momentum=0.9))
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     comm: CommConfig = field(default_factory=lambda: CommConfig())
