@@ -31,6 +31,7 @@ IN_RACKS = 1_000
 SLOW = 0.001
 """Part of steps in which one rank is late."""
 SLOTS, COPIES = 2, 2
+"""Adam's values for a parameter, and versions that a server keeps."""
 NOISE_SAMPLES = 20_000
 """Gradient noise scale of the example."""
 

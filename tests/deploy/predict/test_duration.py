@@ -1,6 +1,5 @@
 """`pserver plan`: what this machine tells of a config, and how long training takes to what a run has reached."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from deploy.predict.sources import asked, to_target
 from ps.errors import ConfigError
 from tests.deploy.forked import ForkedTrainer
 from tests.deploy.ledgers import history_of, step_of, write_run
+from tests.deploy.predict.told import json_and_text
 
 SIGNAL, NOISE = 2.0, 256.0
 """|G|² and the trace of the covariance: the noise scale is 128 samples, twice the batch of the run's two workers."""
@@ -71,17 +71,9 @@ def test_a_target_that_was_not_reached_is_named(tmp_path: Path, target: str, mes
 
 def test_the_command_says_how_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path, "noisy", [noisy(step) for step in range(12)], history=history_of(2.0, 0.9, 0.5))
-    arguments = ["plan", str(run.path), "--workers", "4", "--target", "validation_loss=1"]
-    for extra in (["--json"], []):
-        with pytest.raises(SystemExit) as ended:
-            main([*arguments, *extra])
-        assert not ended.value.code
-        out = capsys.readouterr().out
-        if extra:
-            told = json.loads(out)
-            assert told["target"]["seconds"] == pytest.approx(told["target"]["steps"] * told["step_s"]) and told["target"]["batch"] == 128
-        else:
-            assert "validation_loss 1: 5 steps of 128 samples (the run: 8 steps of 64 samples, noise scale 1.3e+02)" in out
+    told, text = json_and_text(capsys, "plan", str(run.path), "--workers", "4", "--target", "validation_loss=1")
+    assert told["target"]["seconds"] == pytest.approx(told["target"]["steps"] * told["step_s"]) and told["target"]["batch"] == 128
+    assert "validation_loss 1: 5 steps of 128 samples (the run: 8 steps of 64 samples, noise scale 1.3e+02)" in text
 
 
 def test_a_short_run_tells_costs_and_batches_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

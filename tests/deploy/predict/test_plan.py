@@ -1,6 +1,5 @@
 """`pserver plan`: inputs by hand and from a ledger, the bottleneck by name, the best number of servers and format."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from deploy.cli.main import main
 from deploy.measure.ledger_file import LedgerStep
 from deploy.predict import floors
 from deploy.predict.calibrate import fit
@@ -20,6 +18,7 @@ from deploy.predict.scenario import Scenario, equal_tensors
 from ps.config import CommConfig
 from ps.errors import ConfigError
 from ps.ledger import ServerRow, ShardTraffic, WorkerRow
+from tests.deploy.predict.told import json_and_text
 
 FREE = Costs(**{name: 0.0 for name in vars(Costs()) if name.endswith("_s")}, wire_overhead=1.0)
 BASE = Scenario(
@@ -140,16 +139,9 @@ def test_sizes_and_stragglers_are_read() -> None:
 
 
 def test_the_command_prints_json_and_text(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["plan", "--model-bytes", "64kB", "--compute-ms", "1", "--bandwidth", "100mbit"]
-    for extra in (["--json"], []):
-        with pytest.raises(SystemExit) as ended:
-            main([*arguments, *extra])
-        assert not ended.value.code
-        out = capsys.readouterr().out
-        if extra:
-            assert json.loads(out)["model_bytes"] == 64_000
-        else:
-            assert "bottleneck:" in out and "ring all-reduce" in out
+    told, text = json_and_text(capsys, "plan", "--model-bytes", "64kB", "--compute-ms", "1", "--bandwidth", "100mbit")
+    assert told["model_bytes"] == 64_000
+    assert "bottleneck:" in text and "ring all-reduce" in text
 
 
 def test_links_of_virtual_hosts_are_no_shared_memory_and_each_rank_has_its_own() -> None:
