@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,13 @@ def test_a_full_disk_costs_checkpoints_and_files_but_no_step(tmp_path: Path) -> 
     made.prepare = prepare  # type: ignore[method-assign]
     result = made.fit()
     log = log_of(result)
-    assert "no checkpoint of step 4: server 0: " in log and "(No space left on device); the last one is of step 2" in log
+    full, busy = (
+        {int(step) for step in re.findall(rf"no checkpoint of step (\d+): [^;]*{why}[^;]*; ", log)}
+        for why in (re.escape("(No space left on device)"), "the one before is still being written")
+    )
+    assert full and full <= {4, 6} <= full | busy, "on a busy machine one may find the one before not written yet"
     assert "training goes on, but" in log
-    assert RunDirectory(result.path).checkpoint_versions() == [2, 8, 10, 12]
+    assert RunDirectory(result.path).checkpoint_versions() == [step for step in (2, 8, 10, 12) if step not in busy]
     assert bits_of(result) == undisturbed("adam")
     assert len((result.path / "metrics.jsonl").read_text().splitlines()) == 4
 
