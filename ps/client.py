@@ -59,6 +59,7 @@ class Client:
         segment: MemberSegment | None = None,
         locate: Locate | None = None,
         rank_state: RankState | None = None,
+        num_workers: int,
         num_stages: int = 1,
         link: Link | None = None,
     ) -> None:
@@ -73,10 +74,11 @@ class Client:
         ]
         clock = StepClock(member.rank * num_stages + member.stage, len(lines))
         frames, exchange = plan_frames(layout, lines, comm, Pacing())
-        self._state = state = MemberState(member, layout, lines, landing, NormRelay(len(lines)), clock, exchange)
+        ranks_per_server = num_workers / len(lines)
+        self._state = state = MemberState(member, layout, lines, landing, NormRelay(len(lines)), clock, exchange, ranks_per_server)
         # guards the state, the lines and everything below
         self._changed = state.changed
-        self._link_test = LinkTest(state.changed)
+        self._link_test = LinkTest(state.changed, ranks_per_server)
         self._waiter = Waiter(state.changed, lambda s, blocked: state.clock.waited(s, blocked=blocked), lambda: state.exchange.has_ready)
         self.sender = Sender(state, comm, frames, self._waiter)
         self.inbox = Inbox(state, self._waiter, self._link_test, self.sender.pump)

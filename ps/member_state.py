@@ -39,6 +39,7 @@ class MemberState:
     clock: StepClock
     exchange: Exchange
     """Of the frames as they are planned now."""
+    ranks_per_server: float
     changed: threading.Condition = field(default_factory=threading.Condition)
     """Guards everything here and the lines; notified by the receiving threads."""
     in_place: StoreView | None = None

@@ -1,7 +1,8 @@
 """How long frames are and how many of them may be on their way: from what the link to the servers is worth.
 
 Pure. A frame that takes long to travel makes everything that it carries late, a short one costs as much work as a long one: frames
-are as long as the link moves in FRAME_S. The window covers the time until a credit comes back.
+are as long as the link moves in FRAME_S. The window covers the time until a credit comes back. Where ranks outnumber servers they share the
+servers' links, and the windows of all together must not overrun the queue of one.
 """
 
 import math
@@ -17,7 +18,10 @@ FRAME_S = 0.011
 """What a frame should take on the link."""
 MIN_FRAME_BYTES = 32 << 10
 MAX_FRAME_BYTES = 1 << 20
-MIN_WINDOW = 8
+WINDOW = 8
+"""Where nothing is far away, and there are as many servers as ranks."""
+MIN_WINDOW = 3
+"""One on its way up, one of which the receipt is on its way, one to follow."""
 MAX_WINDOW = 64
 PINGS = 3
 """Empty frames that are echoed first, one after the other."""
@@ -36,7 +40,7 @@ class Pacing:
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
     frame_bytes: int = MAX_FRAME_BYTES
     """What a frame carries over the link."""
-    window_frames: int = MIN_WINDOW
+    window_frames: int = WINDOW
     """Frames on their way to all shards together."""
     link_bytes_per_s: float = math.inf
     """What the member's link to all shards together was measured to carry up."""
@@ -53,16 +57,17 @@ class Pacing:
         return f"{link}: {self.window_frames} frames of {self.frame_bytes / 1024:.0f} KiB"
 
 
-def pacing_of(link_bytes_per_s: float, delay_s: float, frame_bytes: int | None = None) -> Pacing:
-    """Frames for a link of that rate and round trip; `frame_bytes`: of a length that others have chosen."""
+def pacing_of(link_bytes_per_s: float, delay_s: float, ranks_per_server: float, frame_bytes: int | None = None) -> Pacing:
+    """Frames for a link of that rate and round trip to so many ranks per server; `frame_bytes`: of a length that others have chosen."""
     if frame_bytes is None:
         power = round(math.log2(max(1.0, link_bytes_per_s * FRAME_S)))
         frame_bytes = 1 << power
     frame_bytes = min(max(frame_bytes, MIN_FRAME_BYTES), MAX_FRAME_BYTES)
-    window = math.ceil(2 * link_bytes_per_s * delay_s / frame_bytes)
+    shared = max(MIN_WINDOW, math.ceil(WINDOW / max(1.0, ranks_per_server)))
+    covering = math.ceil(2 * link_bytes_per_s * delay_s / frame_bytes)
     return Pacing(
         frame_bytes=frame_bytes,
-        window_frames=min(max(window, MIN_WINDOW), MAX_WINDOW),
+        window_frames=min(max(covering, shared), MAX_WINDOW),
         link_bytes_per_s=link_bytes_per_s,
         delay_s=delay_s,
     )
@@ -76,7 +81,8 @@ def exact_bytes(pacing: Pacing, comm: CommConfig) -> int:
 class Probe:
     """Which echoes to ask for, and what they tell: empty ones, then of twice the size each until TRIES of one size take long enough."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks_per_server: float) -> None:
+        self._ranks_per_server = ranks_per_server
         self._delay_s = self._quickest_s = math.inf
         self._size = 0
         """Of the echoes of which `_quickest_s` is the quickest one."""
@@ -110,4 +116,4 @@ class Probe:
     @property
     def pacing(self) -> Pacing | None:
         """None before anything has been learnt."""
-        return None if self._rate is None else pacing_of(self._rate, self._delay_s)
+        return None if self._rate is None else pacing_of(self._rate, self._delay_s, self._ranks_per_server)

@@ -109,6 +109,7 @@ class Session:
             segment=segment,
             locate=self._control.locate,
             rank_state=rank_state,
+            num_workers=settings.num_workers,
             num_stages=settings.num_stages,
             link=self.links.link if self.links else None,
         )

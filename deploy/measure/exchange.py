@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deploy.measure.text import megabytes_per_s, seconds, size
 from deploy.measure.window import Window
@@ -49,7 +49,10 @@ def of_transfers(window: Window, transfer_s: float) -> Finding:
     ranks = {rank: [_rank_floor_s(window, rank, way) for way in ("push", "pull")] for rank in window.ranks}
     longest = max((sum(ways) for ways in (*shards.values(), *ranks.values())), default=0.0)
     if longest >= EXPLAINS * transfer_s:
-        return _of_links(window, {shard: max(ways) for shard, ways in shards.items()}, {rank: max(ways) for rank, ways in ranks.items()}, transfer_s)
+        busier = [{key: max(ways) for key, ways in of.items()} for of in (shards, ranks)]
+        found = _of_links(window, busier[0], busier[1], transfer_s)
+        explained = max(max(of.values(), default=0.0) for of in busier)
+        return found if explained >= EXPLAINS * transfer_s else replace(found, margin=1.0)  # each way is idle for more than half of the time
     busy = {shard: means["busy_s"] for shard, means in window.shards.items()}
     shard = _apart(busy)
     if starved := _starved(window):

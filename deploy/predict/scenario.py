@@ -146,13 +146,14 @@ class Scenario:
     @cached_property
     def pacing(self) -> Pacing:
         """Length of frames, and how many may be on their way: the config's, or what suits the link as workers find when they join, all at once."""
-        contributors = self.num_racks if self.racks and self.racks.aggregator_bytes_per_s else self.num_members
-        links = min(min(map(self.worker_link, range(self.num_members))), sum(map(self.server_link, range(self.num_servers))) / contributors)
+        summed = self.num_racks if self.racks and self.racks.aggregator_bytes_per_s else 0
+        to_all = self.num_servers * min(map(self.server_link, range(self.num_servers)))  # an echo is as late as that of the thinnest link
+        links = min(min(map(self.worker_link, range(self.num_members))), to_all / (summed or self.num_members))
         if self.racks and not self.racks.aggregator_bytes_per_s:
             links = min(links, self.racks.uplink_bytes_per_s / self.racks.size)
         elif self.racks and self.racks.aggregator_bytes_per_s:
             links = min(links, self.racks.aggregator_bytes_per_s / self.racks.size)
-        found = pacing_of(links, 2 * self.latency_s) if math.isfinite(links) else Pacing()
+        found = pacing_of(links, 2 * self.latency_s, (summed or self.num_workers) / self.num_servers) if math.isfinite(links) else Pacing()
         frame_bytes = SHARED_FRAME_BYTES if self.is_shared and self.comm.push_format == "fp32" else exact_bytes(found, self.comm)
         return replace(found, frame_bytes=self.comm.frame_bytes or frame_bytes, window_frames=self.comm.window_frames or found.window_frames)
 

@@ -209,6 +209,12 @@ def test_links_of_known_rates_are_told_apart_from_a_sixth_on(size: float, resour
     assert (found.resource, found.is_sure) == (resource, is_sure)
 
 
+def test_links_that_are_idle_for_most_of_the_transfers_are_named_without_confidence() -> None:
+    for rate, is_sure in ((10.0, True), (14.0, False)):
+        found = verdict_of(step_of(ranks(2, **THIN), [{"link_bytes_per_s": rate * MB}] * 2))
+        assert (found.resource, found.is_sure) == ("ingress of all shards", is_sure)
+
+
 def test_bytes_of_ranks_on_a_shards_own_host_use_no_link() -> None:
     """Of three ranks, each beside one shard: two thirds of its bytes travel, in 0.2 s of 0.25 s each way."""
     rows = step_of(ranks(3, compute_s=0.05, send_s=0.25, receive_s=0.1), [{"link_bytes_per_s": 10.0 * MB, "push_s": 0.25}] * 3)

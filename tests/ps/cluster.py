@@ -103,6 +103,7 @@ class Cluster:
             comm=comm,
             timeouts=TIMEOUTS,
             landing=bound.landing,
+            num_workers=self.num_workers,
             segment=segment,
             rank_state=self._rank_state(member, layout, comm),
         )

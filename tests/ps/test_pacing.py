@@ -16,19 +16,26 @@ FAST = 500e6
 
 
 @pytest.mark.parametrize(
-    ("link", "delay_s", "frame_bytes", "window_frames"),
+    ("link", "delay_s", "ranks_per_server", "frame_bytes", "window_frames"),
     [
-        (1 * MBIT, 0.001, 32 * KIB, 8),
-        (50 * MBIT, 0.0004, 64 * KIB, 8),
-        (100 * MBIT, 0.0004, 128 * KIB, 8),
-        (1000 * MBIT, 0.0002, 1024 * KIB, 8),
-        (16_000 * MBIT, 0.0001, 1024 * KIB, 8),
-        (100 * MBIT, 0.05, 128 * KIB, 10),  # twice what is on its way in a round trip
-        (10_000 * MBIT, 0.2, 1024 * KIB, 64),
+        (1 * MBIT, 0.001, 1, 32 * KIB, 8),
+        (50 * MBIT, 0.0004, 1, 64 * KIB, 8),
+        (100 * MBIT, 0.0004, 1, 128 * KIB, 8),
+        (1000 * MBIT, 0.0002, 1, 1024 * KIB, 8),
+        (16_000 * MBIT, 0.0001, 1, 1024 * KIB, 8),
+        (100 * MBIT, 0.05, 1, 128 * KIB, 10),  # twice what is on its way in a round trip
+        (10_000 * MBIT, 0.2, 1, 1024 * KIB, 64),
+        (50 / 1.25 * MBIT, 0.0004, 1.25, 64 * KIB, 7),  # ranks that share servers' links share the queues too
+        (50 / 3 * MBIT, 0.0004, 3, 32 * KIB, 3),
+        (50 / 6 * MBIT, 0.0004, 6, 32 * KIB, 3),  # fewer would leave a link idle
+        (100 / 6 * MBIT, 0.05, 6, 32 * KIB, 7),
+        (50 * MBIT, 0.0004, 0.5, 64 * KIB, 8),
     ],
 )
-def test_frames_are_short_on_thin_links_and_the_window_covers_the_delay(link: float, delay_s: float, frame_bytes: int, window_frames: int) -> None:
-    found = pacing_of(link, delay_s)
+def test_frames_are_short_on_thin_links_and_the_window_covers_the_delay(
+    link: float, delay_s: float, ranks_per_server: float, frame_bytes: int, window_frames: int
+) -> None:
+    found = pacing_of(link, delay_s, ranks_per_server)
     assert (found.frame_bytes, found.window_frames) == (frame_bytes, window_frames)
 
 
@@ -36,7 +43,7 @@ def test_frames_are_short_on_thin_links_and_the_window_covers_the_delay(link: fl
 @pytest.mark.parametrize("delay_s", [0.0004, 0.04])
 @pytest.mark.parametrize("link", [1 * MBIT, 50 * MBIT, 1000 * MBIT, 16_000 * MBIT])
 def test_a_link_is_told_from_its_echoes_in_little_time(link: float, delay_s: float, burst_bytes: int) -> None:
-    probe, spent_s = Probe(), 0.0
+    probe, spent_s = Probe(1), 0.0
     for size in probe.rounds():
         seconds = delay_s + max(0, size - burst_bytes) / link
         spent_s += seconds
@@ -50,7 +57,7 @@ def test_a_link_is_told_from_its_echoes_in_little_time(link: float, delay_s: flo
 @pytest.mark.parametrize("stalled", range(3, 9))
 def test_a_stall_is_not_taken_for_a_thin_link(stalled: int) -> None:
     """Whichever echo it keeps waiting."""
-    probe = Probe()
+    probe = Probe(1)
     for number, size in enumerate(probe.rounds()):
         probe.echoed(size, 0.001 + size / (1000 * MBIT) + (0.2 if number == stalled else 0.0))
     assert number > stalled and probe.pacing
@@ -58,18 +65,18 @@ def test_a_stall_is_not_taken_for_a_thin_link(stalled: int) -> None:
 
 
 def test_the_log_says_what_was_measured_and_chosen() -> None:
-    assert str(pacing_of(6.1e6, 0.0004)) == "link 6.1 MB/s, 0.4 ms: 8 frames of 64 KiB"
+    assert str(pacing_of(6.1e6, 0.0004, 1)) == "link 6.1 MB/s, 0.4 ms: 8 frames of 64 KiB"
 
 
 @pytest.mark.parametrize(
     ("push", "pull", "exact_kib"), [("fp32", "fp32", 64), ("bf16", "fp32", 64), ("fp32", "fp16", 64), ("bf16", "bf16", 128), ("int8", "fp16", 128)]
 )
 def test_frames_are_as_long_on_the_link_in_every_format(push: Any, pull: Any, exact_kib: int) -> None:
-    assert exact_bytes(pacing_of(50 * MBIT, 0.001), CommConfig(push_format=push, pull_format=pull)) == exact_kib * KIB
+    assert exact_bytes(pacing_of(50 * MBIT, 0.001, 1), CommConfig(push_format=push, pull_format=pull)) == exact_kib * KIB
 
 
 def test_nothing_is_known_before_the_first_echo() -> None:
-    probe = Probe()
+    probe = Probe(1)
     next(iter(probe.rounds()))
     assert probe.pacing is None
 

@@ -65,7 +65,7 @@ def test_classes_of_racks_give_what_all_hosts_give(aggregator: float | None) -> 
         num_workers=30,  # the last rack has fewer
         forward_s=0.01,
         backward_s=0.02,
-        comm=CommConfig(bandwidth="2gbit", frame_bytes=262144),
+        comm=CommConfig(bandwidth="2gbit", frame_bytes=262144, window_frames=8),
         costs=Costs(),
         cores_per_host=8,
         racks=Racks(size=4, uplink_bytes_per_s=2.5e8, aggregator_bytes_per_s=aggregator),

@@ -165,8 +165,13 @@ def test_same_inputs_give_the_same_bits() -> None:
 @pytest.mark.parametrize(
     ("workers", "servers", "model_bytes", "comm"),
     [
-        (16, 4, 4 * MB, CommConfig(bandwidth="2gbit", frame_bytes=524288)),
-        (32, 4, 4 * MB, CommConfig(bandwidth="2gbit", frame_bytes=262144)),  # as many workers in a class as servers: each begins with another one
+        (16, 4, 4 * MB, CommConfig(bandwidth="2gbit", frame_bytes=524288, window_frames=8)),
+        (
+            32,
+            4,
+            4 * MB,
+            CommConfig(bandwidth="2gbit", frame_bytes=262144, window_frames=8),
+        ),  # as many workers in a class as servers: each begins with another one
         (16, 9, 12 * MB, CommConfig(bandwidth="1gbit")),  # few, large frames: some servers have more to do than others
     ],
 )
@@ -274,3 +279,5 @@ def test_ranks_that_measure_a_link_at_once_each_find_their_part_of_it() -> None:
     links = CommConfig(bandwidth="200mbit")
     assert scenario(comm=links).pacing.frame_bytes == 256 << 10
     assert scenario(comm=links, num_servers=1).pacing.frame_bytes == 64 << 10
+    thin = replace(links, server_bandwidth={1: "40mbit"})
+    assert scenario(comm=thin).pacing.frame_bytes == 64 << 10, "an echo of all servers is as late as that of the thinnest link"
