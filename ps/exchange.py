@@ -1,11 +1,13 @@
 """A member's side of one step: which frames may leave, which answers have landed, when the next step may begin.
 
 Pure. One credit window for all shards together; a credit returns with the receipt of its frame, or when its stream
-ends. A frame may leave when all its tensors are ready, the earliest layer's first. Nothing of step t + 1 leaves before
-every chunk of version t + 1 of every shard has landed (first-push gate), so that the first push of t + 1 proves that all
-shards have reached it.
+ends. A shard whose link is thin keeps frames for longer than others and would have the whole window in the end, more
+than the queue of its link holds: none has more than its share. A frame may leave when all its tensors are ready, the
+earliest layer's first. Nothing of step t + 1 leaves before every chunk of version t + 1 of every shard has landed
+(first-push gate), so that the first push of t + 1 proves that all shards have reached it.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
@@ -13,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ps.layout import IntArray, Run
+
+LEAST_SHARE = 3
+"""Frames: one on its way up, one of which the receipt is on its way, one to follow."""
 
 
 class Exchange:
@@ -34,6 +39,8 @@ class Exchange:
         self._frames = frames
         self._tensors = tensors
         self._window = window
+        self._share = max(LEAST_SHARE, math.ceil(window / len(frames)))
+        """Frames that may be on their way to one shard."""
         self._turn = rank % len(frames)
         self._in_frame = [[frozenset(ids[run.span].tolist()) for run in runs] for runs, ids in zip(frames, tensors, strict=True)]
         self._frames_of: dict[int, list[tuple[int, int]]] = {}
@@ -51,6 +58,8 @@ class Exchange:
         """Places of the frames that are ready: a heap per shard."""
         self._sent = [[0] * len(runs) for runs in frames]
         """How often each frame is on its way: a receipt may arrive after the answer, when the next step has begun."""
+        self._in_flight = [0] * len(frames)
+        """The same of all frames of a shard."""
         own = [np.ones(len(ids), np.bool_) for ids in tensors] if own is None else own
         self._foreign = [~mine for mine in own]
         self._landed = [np.ones(len(ids), np.bool_) for ids in tensors]
@@ -61,9 +70,12 @@ class Exchange:
         """Those that are the member's."""
         for ids, mine in zip(tensors, own, strict=True):
             self._chunks_of += np.bincount(ids[mine], minlength=len(self._chunks_of))
-        self.in_flight = 0
-        """Frames whose credit has not come back."""
         self.step = -1
+
+    @property
+    def in_flight(self) -> int:
+        """Frames whose credit has not come back."""
+        return sum(self._in_flight)
 
     def prioritise(self, use: Mapping[int, int]) -> None:
         """Frames leave in the order in which the forward pass uses their tensors (`use`: first use; without one: last). Between steps."""
@@ -112,16 +124,16 @@ class Exchange:
         return self.is_done or not any(self._missing_of[tensor] for tensor in tensors)
 
     def next_frame(self) -> tuple[int, int] | None:
-        """(shard, frame) to send now, shards in turn; None if the window is full or nothing is ready."""
+        """(shard, frame) to send now, shards in turn; None if the window is full, or nothing is ready for a shard that may have more."""
         if self.in_flight >= self._window:
             return None
         for i in range(len(self._frames)):
             shard = (self._turn + i) % len(self._frames)
-            if self._queue[shard]:
+            if self._queue[shard] and self._in_flight[shard] < self._share:
                 index = self._at_place[shard][heappop(self._queue[shard])]
                 self._ready[shard][index] = False
                 self._sent[shard][index] += 1
-                self.in_flight += 1
+                self._in_flight[shard] += 1
                 self._turn = (shard + 1) % len(self._frames)
                 return shard, index
         return None
@@ -135,7 +147,7 @@ class Exchange:
         """The shard has received a frame, of this step or of the last one: its credit is back."""
         if self._sent[shard][frame]:
             self._sent[shard][frame] -= 1
-            self.in_flight -= 1
+            self._in_flight[shard] -= 1
 
     def may_land(self, shard: int, version: int, run: Run) -> bool:
         """Whether the run's bytes of `version` are wanted: late answers of other steps, or repeated ones, are not."""
@@ -153,7 +165,7 @@ class Exchange:
 
     def stream_ended(self, shard: int) -> None:
         """Credits on the stream return; what has not landed must be pushed again on the next one."""
-        self.in_flight -= sum(self._sent[shard])
+        self._in_flight[shard] = 0
         for index, run in enumerate(self._frames[shard]):
             self._sent[shard][index] = 0
             self._ready[shard][index] = not self._unready[shard][index] and not self._landed[shard][run.span].all()

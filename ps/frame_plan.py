@@ -18,7 +18,7 @@ def plan_frames(layout: Layout, lines: Sequence[Line], comm: CommConfig, pacing:
     sizes = [comm.frame_bytes or SHARED_FRAME_BYTES if line.pushes_shared else travelling for line in lines]
     frames = [[run for run in shard.frames(size, member.stage) if run.stop <= shard.num_versioned] for shard, size in zip(shards, sizes, strict=True)]
     all_shared = all(line.pushes_shared for line in lines)
-    window = sum(map(len, frames)) if all_shared else comm.window_frames or pacing.window_frames
+    window = len(frames) * max(map(len, frames)) if all_shared else comm.window_frames or pacing.window_frames
     versioned = [shard.num_versioned for shard in shards]
     tensors = [shard.tensor[:count] for shard, count in zip(shards, versioned, strict=True)]
     own = [shard.stage[:count] == member.stage for shard, count in zip(shards, versioned, strict=True)]

@@ -122,9 +122,9 @@ class ExchangeWithoutGate(Exchange):
 
 class ExchangeThatKeepsCredits(Exchange):
     def stream_ended(self, shard: int) -> None:
-        in_flight = self.in_flight
+        in_flight = self._in_flight[shard]
         super().stream_ended(shard)
-        self.in_flight = in_flight
+        self._in_flight[shard] = in_flight
 
 
 class ExchangeThatDoesNotPushAgain(Exchange):
