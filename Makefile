@@ -6,7 +6,7 @@ STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test hosts models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-codecs bench-hostile bench-formats bench-checkpoints bench-recovery plan-accuracy plan-stages plan-scale verdicts docs clean
+.PHONY: help setup train test hosts models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-streams bench-codecs bench-hostile bench-formats bench-checkpoints bench-recovery plan-accuracy plan-stages plan-scale verdicts docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,9 @@ bench-network: $(STAMP)  ## Measure exchanges over thin links beside gloo's (ARG
 
 bench-scale: $(STAMP)  ## Measure a server's CPU with 64 and 256 workers, and its memory (ARGS="--workers 128")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.scale $(ARGS)
+
+bench-streams: $(STAMP)  ## Measure steps with more streams, and more servers on one host (ARGS="--model-bytes 400MB")
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.streams $(ARGS)
 
 bench-codecs: $(STAMP)  ## Measure what the wire formats cost (ARGS="--elements N")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.codecs $(ARGS)
