@@ -10,7 +10,7 @@ from ps.config import ServerSettings, from_json
 from workers.config import WorkerSettings
 
 OURS = ("ps.server", "workers.worker", "tests.deploy.forked", "tests.deploy.broken", "tests.deploy.own_loops")
-AT_THE_FIRST_CALL = ("sklearn.datasets", "grpc._channel", "grpc._server", "grpc._interceptor", "grpc.experimental", "encodings.idna")
+AT_THE_FIRST_CALL = ("grpc._channel", "grpc._server", "grpc._interceptor", "grpc.experimental", "encodings.idna")
 for name in OURS + AT_THE_FIRST_CALL:
     import_module(name)
 for settings in (ServerSettings, WorkerSettings):

@@ -1,3 +1,4 @@
+import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 from workers.answers import mean_and_weight
@@ -14,7 +16,7 @@ from workers.data import TensorData, cast, fetch
 from workers.sampler import BatchPlan, sample_rng
 from workers.task import Task, load_task
 from workers.tasks import SHIPPED
-from workers.tasks.digits import Digits
+from workers.tasks.digits import Digits, rows
 from workers.tasks.synthetic_mlp import SyntheticMLP
 
 OWN = f"{Path(__file__).parents[2]}/examples/own_task.py:Rings"
@@ -58,6 +60,15 @@ def test_data_and_seeded_models_are_the_same_every_time(name: str) -> None:
         torch.manual_seed(1)
         states.append(task.model().state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_digits_are_scikit_learns_which_is_not_imported_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "sklearn", None)
+        without.setitem(sys.modules, "sklearn.datasets", None)
+        read = rows()
+    pixels, digits = load_digits(return_X_y=True)
+    assert np.array_equal(read, np.column_stack([pixels, digits]))
 
 
 def test_digits_reach_97_percent() -> None:
