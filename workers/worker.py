@@ -1,11 +1,14 @@
 """A worker process: one rank, from its settings to its end. Runs without Ray. `python -m workers.worker`."""
 
 import logging
+import os
+import signal
 import sys
 import threading
 import time
 import traceback
 from functools import partial
+from types import FrameType
 
 import torch
 
@@ -32,6 +35,9 @@ from workers.session import Session
 from workers.task import load_task
 
 log = logging.getLogger(__name__)
+
+_LAST_ROWS_S = 1.0
+"""Until a process that is to end gives up telling the driver of its last steps."""
 
 
 class Worker:
@@ -80,6 +86,8 @@ class Worker:
         hit("worker.registered")
         log.info("rank %d of run %s works with %d servers", settings.rank, settings.run_id, len(servers))
         self._heart.start()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._end)
         try:
             self._session = session = Session(settings, self._control, servers, self.rows, self._links)
             if self._stop_reason:
@@ -99,6 +107,7 @@ class Worker:
                 raise Stopped(self._stop_reason or "") from None
             raise
         except Exception as error:
+            self._heart.stop()  # rows first: the driver ends everybody when it hears of the failure
             self._report_failure(error)
             raise
         finally:
@@ -130,6 +139,19 @@ class Worker:
             self._control.report_failed(error_type, text, traceback.format_exc())
         except PserverError as unheard:
             log.warning("the driver does not hear of the failure: %s", unheard)
+
+    def _end(self, number: int, _: FrameType | None) -> None:
+        """Dies of the signal, when the driver has the rows of the steps that have ended. Another thread brings them: this one may hold any lock."""
+        signal.signal(number, signal.SIG_DFL)
+        last = threading.Thread(target=self._hand_on_rows, name="last-rows", daemon=True)
+        last.start()
+        last.join(_LAST_ROWS_S)
+        os.kill(os.getpid(), number)
+
+    def _hand_on_rows(self) -> None:
+        if self._session:
+            self._session.rows.hand_on()
+        self._heart.stop()
 
     def stop(self, reason: str) -> None:
         """Ends the run of this rank from any thread: calls in progress raise Stopped."""

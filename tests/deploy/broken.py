@@ -55,6 +55,8 @@ class Broken(Task):
     def _train(self) -> None:
         if self.how == "loss":
             raise ValueError("labels are\nmissing")
+        if self.how == "loss of step 5" and torch.initial_seed() == torch_seed(0, 5, 1):
+            raise ValueError("labels are missing")
         if self.how == "suicide" and torch.initial_seed() == torch_seed(0, 5, 1):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "long":

@@ -63,6 +63,15 @@ def test_a_task_that_goes_wrong_ends_the_run_by_name(how: str, options: dict[str
     assert (summary["status"], summary["error"]) == ("failed", str(result.error))
 
 
+def test_the_books_have_the_steps_before_the_one_that_fails(tmp_path: Path) -> None:
+    slow = Timeouts(heartbeat_s=60.0)  # no heartbeat comes by itself
+    result = train(tmp_path, BROKEN, {"how": "loss of step 5"}, batch_size=8, epochs=1, num_workers=2, num_servers=1, timeouts=slow)
+    assert str(result.error) == "rank 1: ValueError: labels are missing"
+    rows = [json.loads(line)["rows"] for line in (result.path / "comm.jsonl").read_text().splitlines()]
+    assert [[row["kind"] for row in of] for of in rows[:4]] == [["worker", "worker", "server"]] * 4  # what the fifth took, rank 1 had yet to see
+    assert json.loads((result.path / "summary.json").read_text())["steps"] == 5
+
+
 @pytest.mark.parametrize("count", [1, 2], ids=["none for the servers", "one for a server"])
 def test_a_range_of_too_few_ports_is_a_mistake_in_the_config(count: int, tmp_path: Path) -> None:
     ports = free_ports(count)
