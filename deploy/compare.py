@@ -1,14 +1,11 @@
 """`pserver compare`: the user's own task under pserver and under DDP, in the same processes, on the same batches."""
 
 import json
-import shutil
 import socket
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -21,6 +18,7 @@ from deploy.measure.comparison import Comparison, comparison
 from deploy.measure.verdict import verdict
 from deploy.resume import Beginning
 from deploy.rundir import RunDirectory
+from deploy.scratch import Scratch
 from ps.addresses import listen_host
 from ps.config import Timeouts
 from ps.decisions import EarlyStoppingConfig, PlateauConfig
@@ -42,27 +40,26 @@ def compare(config: Config, make_launcher: MakeLauncher, *, num_steps: int, time
     Raises ConfigError for what DDP cannot do, what ends a run, and Stopped after Ctrl-C or SIGTERM.
     """
     check(config, num_steps)
-    folder = Path(tempfile.mkdtemp(prefix="pserver-compare-"))
-    rundir = RunDirectory.create(folder, "compare", "compare")
+    scratch = Scratch()
+    rundir = RunDirectory.create(scratch.path, "compare", "compare")
     config = replace(
         config,
         early_stopping=EarlyStoppingConfig(),  # there is no validation to decide by
         plateau=PlateauConfig(),
         failure=FailureConfig(max_failures=0),  # DDP takes no restarted rank in
-        run=replace(config.run, storage_path=str(folder), shared_storage=False),
+        run=replace(config.run, storage_path=str(scratch.path), shared_storage=False),
     )
     rundir.write_config(to_toml(config))
-    has_failed = False
     try:
         return _compare(config, rundir, make_launcher, num_steps, timeouts or Timeouts())
     except KeyboardInterrupt:
         raise Stopped("interrupted: nothing is known yet") from None
     except Exception:
-        has_failed = any(rundir.logs.iterdir())
+        if any(rundir.logs.iterdir()):
+            scratch.keep()
         raise
     finally:
-        if not has_failed:
-            shutil.rmtree(folder)
+        scratch.close()
 
 
 def _compare(config: Config, rundir: RunDirectory, make_launcher: MakeLauncher, num_steps: int, timeouts: Timeouts) -> Comparison:

@@ -1,6 +1,5 @@
 """Where a measurement runs: on virtual hosts, on a Ray cluster, or in processes of this machine; its run directory goes with it."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from deploy.config import Config
 from deploy.rundir import RunDirectory
+from deploy.scratch import scratch_folder
 from deploy.simulation.run import simulate
 from deploy.simulation.wishes import Wishes
 from deploy.trainer import Trainer
@@ -22,8 +22,8 @@ def measured(config: Config, wishes: Wishes | None, address: str | None, *, here
     """
     if wishes is not None and address is not None:
         raise ConfigError(f"--address {address} is of a real cluster, whose links are what they are: leave the links of virtual hosts out")
-    with tempfile.TemporaryDirectory(prefix="pserver-bench-") as folder:
-        config = replace(config, run=replace(config.run, storage_path=folder, shared_storage=address is None))
+    with scratch_folder() as folder:
+        config = replace(config, run=replace(config.run, storage_path=str(folder), shared_storage=address is None))
         if wishes is not None:
             outcome = simulate(config, wishes, quiet=True)
             error, where, path = outcome.error, outcome.simulated, outcome.path

@@ -5,7 +5,6 @@ import contextlib
 import logging
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from deploy.launch.ray_errors import death, lost_node, refused, require_listener
 from deploy.launch.ray_head import RayHead
 from deploy.launch.ray_nodes import alive_nodes, as_text, on_node
 from deploy.launch.storage import SharedStorage
+from deploy.scratch import scratch_folder
 from ps.errors import ConfigError, ResourcesMissing
 from ps.frame import Bytes
 from ps.segments import read_segment
@@ -236,8 +236,8 @@ class RayLauncher:
         if not local and self._address != "auto":
             require_listener(self._address, self._timeout_s)
         num_cpus = sum(bundle.get("CPU", 0) for bundle in self._bundles.values())
-        with quiet_init(), tempfile.TemporaryDirectory(prefix="pserver-code-") as folder:
-            runtime_env = None if local else self._staged(Path(folder))
+        with quiet_init(), scratch_folder() as folder:
+            runtime_env = None if local else self._staged(folder)
             try:
                 if local:
                     start_local_ray(math.ceil(num_cpus))  # logical: the operating system shares the cores
