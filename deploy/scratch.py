@@ -46,7 +46,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def remove_dead_folders() -> None:
-    """This user's, whose owner is dead."""
+    """Of this user, those whose owner is dead."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):  # kept, owned, or removed meanwhile
             about = path.lstat()
