@@ -20,6 +20,8 @@ from ps.ledger import ServerRow
 
 WARMUP = 3
 """First steps that are left out."""
+LAGS = 1.15
+"""From how many times the typical compute a rank is slow."""
 STARVED = 1.5
 """From how many times the typical stretch on a server is taken to want a processor."""
 SHARES_OVER_TIMES = 1.5
@@ -27,13 +29,15 @@ SHARES_OVER_TIMES = 1.5
 
 
 def fit(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
-    """`run` with the compute of its typical rank, and costs that add up to what servers and workers spent. Raises ConfigError without steps.
+    """`run` with the compute of its typical rank, those that are slower, and costs that add up to what servers and workers spent. Raises
+    ConfigError without steps.
 
     Sums and updates are taken as measured. What else a server's processor did is divided among frames and bytes as the default costs have it,
     and so is a worker's encoding; landing is taken to cost the same multiple.
     """
     used = _whole(steps, run)
-    fitted = replace(_computing(used, run), cores_per_host=_cores(steps))
+    slow = {} if run.pipeline else slow_ranks(used)
+    fitted = replace(_computing(used, run), cores_per_host=_cores(steps), stragglers=slow)
     return replace(fitted, costs=_costs(used, fitted))
 
 
@@ -79,12 +83,14 @@ def _computing(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
         return with_stages(steps, run)
     data_s, forward_s, backward_s = (statistics.median_low(by_rank(steps, name).values()) for name in ("data_wait_s", "forward_s", "backward_s"))
     samples = statistics.fmean(row.samples for step in steps for row in step.workers)
-    return replace(
-        run,
-        forward_s=forward_s + data_s,
-        backward_s=backward_s,
-        samples=samples,
-    )
+    return replace(run, forward_s=forward_s + data_s, backward_s=backward_s, samples=samples)
+
+
+def slow_ranks(steps: Sequence[LedgerStep]) -> dict[int, float]:
+    """Ranks that compute longer than the typical one: how many times as long. Of whole ranks."""
+    compute = by_rank(steps, "compute_s")
+    typical = statistics.median_low(compute.values())
+    return {rank: value / typical for rank, value in compute.items() if typical and value > LAGS * typical}
 
 
 def slow_servers(steps: Sequence[LedgerStep]) -> dict[int, float]:

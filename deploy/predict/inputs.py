@@ -155,10 +155,12 @@ def scenario_by_hand(wishes: Wishes) -> Scenario:
 def changed(base: Scenario, wishes: Wishes) -> Scenario:
     """The scenario with what is wished, but for stages. Raises ConfigError."""
     samples = wishes.batch or base.samples
+    links = {"bandwidth": wishes.bandwidth, "server_bandwidth": {}, "worker_bandwidth": {}} if wishes.bandwidth else {}
+    num_workers = wishes.workers or base.num_workers
     try:
         comm = replace(
             base.comm,
-            bandwidth=wishes.bandwidth or base.comm.bandwidth,
+            **links,  # type: ignore[arg-type]
             push_format=wishes.push_format or base.comm.push_format,
             pull_format=wishes.pull_format or base.comm.pull_format,
         )
@@ -170,7 +172,7 @@ def changed(base: Scenario, wishes: Wishes) -> Scenario:
         samples=float(samples),
         forward_s=base.forward_s * samples / base.samples,
         backward_s=base.backward_s * samples / base.samples,
-        num_workers=wishes.workers or base.num_workers,
+        num_workers=num_workers,
         num_servers=wishes.servers or base.num_servers,
         comm=comm,
         hosts=hosts,
@@ -178,7 +180,7 @@ def changed(base: Scenario, wishes: Wishes) -> Scenario:
         cores_per_host=wishes.cores or base.cores_per_host,
         machine_cores=math.inf if wishes.cores else base.machine_cores,
         costs=replace(base.costs, kernel_byte_s=0.0) if wishes.cores else base.costs,
-        stragglers=dict(map(parse_straggler, wishes.stragglers)),
+        stragglers=dict(map(parse_straggler, wishes.stragglers)) or {rank: by for rank, by in base.stragglers.items() if rank < num_workers},
         racks=_racks(wishes),
     )
 

@@ -7,14 +7,20 @@ from typing import Any
 
 from deploy.measure.text import counted, seconds, size
 from deploy.predict import floors
+from deploy.predict.costs import wire_bytes
 from deploy.predict.pipeline import stages_floor_s
 from deploy.predict.scenario import Scenario, layers_of
 from deploy.predict.simulate import Prediction, simulate
 from ps.config import PullFormat, PushFormat
+from ps.layout import Rule
 
 BUCKET_BYTES = 25 << 20
 """Gradients that DDP reduces together."""
 FLAT, AGGREGATED = "without aggregators", "with an aggregator in each"
+FORMATS: tuple[tuple[PushFormat, PullFormat], ...] = (("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "fp16"), ("int8", "bf16"), ("topk", "bf16"))
+"""What is planned beside the formats asked for."""
+LATE: tuple[PushFormat, ...] = ("int8", "topk")
+"""Formats of pushes that leave a part of the gradient to later steps, so that training may take more of them."""
 WORTH = 0.02
 """Part of the step below which nothing is worth a change."""
 
@@ -50,6 +56,13 @@ class Plan:
 
     @property
     def best_format(self) -> str:
+        """Of those that push all of a gradient at once, the first as quick as any, but for what is not felt: a shorter step of the others may be
+        paid for with more steps."""
+        whole = {name: step_s for name, step_s in self.by_format.items() if not _is_late(name)}
+        return next(name for name, step_s in whole.items() if step_s <= (1 + WORTH) * min(whole.values()))
+
+    @property
+    def quickest_format(self) -> str:
         return min(self.by_format, key=lambda name: self.by_format[name])
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,6 +86,7 @@ class Plan:
             "best_servers": self.best_servers,
             "step_s_by_format": dict(self.by_format),
             "best_format": self.best_format,
+            "quickest_format": self.quickest_format,
             **({"step_s_by_racks": dict(self.by_racks)} if self.by_racks else {}),
             "busy": dict(self.step.busy),
         }
@@ -91,9 +105,10 @@ class Plan:
             f"bottleneck: {self.bottleneck}",
             *(f"  {'without' if name.endswith('delay') else 'half of'} {name}: {seconds(step_s)}" for name, step_s in self.halved.items()),
             "servers: " + ", ".join(f"{servers} {seconds(step_s)}" for servers, step_s in self.by_servers.items()) + f"; best {self.best_servers}",
-            f"formats with {counted(self.best_servers, 'server')}: "
-            + ", ".join(f"{name} {seconds(step_s)}" for name, step_s in self.by_format.items())
+            f"formats (push/pull) with {counted(self.best_servers, 'server')}: "
+            + ", ".join(f"{name} {seconds(step_s)}{'*' if _is_late(name) else ''}" for name, step_s in self.by_format.items())
             + f"; best {self.best_format}",
+            "  16 bits round gradients and parameters; * leaves a part of the gradient to later steps: a shorter step, perhaps more of them",
         ]
         if self.by_racks:
             lines.append(self._racks())
@@ -119,12 +134,17 @@ def plan(scenario: Scenario) -> Plan:
     at_best = replace(scenario, num_servers=found.best_servers)
     asked = (scenario.comm.push_format, scenario.comm.pull_format)
     by_format = {"/".join(asked): by_servers[found.best_servers]}
-    others: list[tuple[PushFormat, PullFormat]] = [("fp32", "fp32"), ("bf16", "bf16")]
-    for push, pull in others:
-        if (push, pull) != asked:
+    sums_in_racks = scenario.racks is not None and scenario.racks.aggregator_bytes_per_s is not None
+    for push, pull in FORMATS:
+        if (push, pull) != asked and not (push == "topk" and sums_in_racks):
             comm = replace(at_best.comm, push_format=push, pull_format=pull)
             by_format[f"{push}/{pull}"] = simulate(replace(at_best, comm=comm)).step_s
     return replace(found, by_format=by_format, by_racks=_by_racks(scenario, step.step_s))
+
+
+def _is_late(name: str) -> bool:
+    """Of formats "push/pull"."""
+    return name.partition("/")[0] in LATE
 
 
 def if_halved(scenario: Scenario) -> dict[str, float]:
@@ -183,19 +203,30 @@ def server_counts(scenario: Scenario) -> list[int]:
 
 def floor_s(scenario: Scenario) -> float:
     """Of push and pull at once, by the closed forms; wire bytes."""
-    wire = scenario.model_bytes * scenario.costs.wire_overhead
-    worker = min(map(scenario.worker_link, range(scenario.num_members)))
     if scenario.pipeline:
         return stages_floor_s(scenario)
-    server = min(map(scenario.server_link, range(scenario.num_servers)))
+    num_workers, num_servers = scenario.num_workers, scenario.num_servers
+    worker = min(map(scenario.worker_link, range(num_workers)))
+    server = min(map(scenario.server_link, range(num_servers)))
+    comm = scenario.comm
+    push, pull = (scenario.costs.wire_overhead * _travelling_bytes(scenario, wire_format) for wire_format in (comm.push_format, comm.pull_format))
     if scenario.hosts == "colocated":
-        return floors.colocated_s(wire, scenario.num_workers, scenario.num_servers, worker)
-    ways = (wire, scenario.num_workers, scenario.num_servers, worker, server)
+        here, there = num_servers - 1, num_workers - 1  # hosts that a worker pushes to, and that its server answers
+        wire = max(here * push + there * pull, here * pull + there * push) / (here + there) if here + there else 0.0
+        return floors.colocated_s(wire, num_workers, num_servers, worker)
+    ways = (max(push, pull), num_workers, num_servers, worker, server)
     if racks := scenario.racks:
         return floors.racks_s(
             *ways, rack_size=racks.size, uplink_bytes_per_s=racks.uplink_bytes_per_s, aggregator_bytes_per_s=racks.aggregator_bytes_per_s
         )
     return floors.one_way_s(*ways)
+
+
+def _travelling_bytes(scenario: Scenario, wire_format: str) -> float:
+    """Payload of the model in that format, one way; what no optimizer updates stays as it is."""
+    updated = [spec for spec in scenario.specs if spec.rule is Rule.OPTIMIZER]
+    rest = scenario.model_bytes - sum(spec.num_bytes for spec in updated)
+    return rest + sum(wire_bytes(spec.num_bytes, spec.dtype, wire_format, scenario.comm) for spec in updated)
 
 
 def ring_step_s(scenario: Scenario) -> float:

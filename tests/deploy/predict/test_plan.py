@@ -1,6 +1,7 @@
 """`pserver plan`: inputs by hand and from a ledger, the bottleneck by name, the best number of servers and format."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from deploy.measure.ledger_file import LedgerStep
 from deploy.predict import floors
 from deploy.predict.calibrate import fit
 from deploy.predict.costs import Costs
-from deploy.predict.inputs import Wishes, parse_size, parse_straggler, scenario_by_hand, tensors_named
-from deploy.predict.plan import plan, ring_step_s
+from deploy.predict.inputs import Wishes, changed, parse_size, parse_straggler, scenario_by_hand, tensors_named
+from deploy.predict.plan import floor_s, plan, ring_step_s
 from deploy.predict.scenario import Scenario, equal_tensors
 from ps.config import CommConfig
 from ps.errors import ConfigError
@@ -59,7 +60,40 @@ def test_more_servers_help_up_to_one_per_worker_and_halves_halve() -> None:
     assert found.best_servers in (4, 8) and found.by_servers[1] > 1.5 * found.by_servers[2] > 2 * found.by_servers[4]
     assert found.best_format == "bf16/bf16"
     assert found.floor_s == pytest.approx(2 * (1 << 18) / 12.5e6) and found.floor_s < found.step.step_s
+    halved = replace(BASE, comm=replace(BASE.comm, push_format="bf16", pull_format="bf16"))
+    assert floor_s(halved) == pytest.approx(found.floor_s / 2)
+    assert floor_s(replace(halved, comm=replace(halved.comm, pull_format="fp32"))) == pytest.approx(found.floor_s)
     assert found.step.samples_per_s == pytest.approx(32 / found.step.step_s)
+
+
+def test_every_format_is_planned_and_those_that_leave_gradients_to_later_steps_are_no_best() -> None:
+    found = plan(BASE)
+    assert list(found.by_format) == ["fp32/fp32", "bf16/bf16", "fp16/fp16", "int8/bf16", "topk/bf16"]
+    assert found.by_format["topk/bf16"] < found.by_format["int8/bf16"] < found.by_format["bf16/bf16"] < found.by_format["fp32/fp32"]
+    hidden = plan(replace(BASE, forward_s=1.0, backward_s=2.0))
+    assert hidden.best_format == "fp32/fp32", "where no format is felt, none is worth its rounding"
+    assert (found.best_format, found.quickest_format) == ("bf16/bf16", "topk/bf16")
+    assert re.search(r"bf16/bf16 \S+ m?s, .*int8/bf16 \S+ m?s\*, topk/bf16 \S+ m?s\*; best bf16/bf16$", found.text(), re.MULTILINE)
+    late = plan(replace(BASE, comm=replace(BASE.comm, push_format="int8")))
+    assert next(iter(late.by_format)) == "int8/fp32" and late.best_format == "bf16/bf16"
+
+
+def test_a_link_for_all_hosts_is_for_those_that_had_another_one_too() -> None:
+    comm = replace(BASE.comm, server_bandwidth={0: "1mbit"}, worker_bandwidth={1: "2mbit"})
+    run = replace(BASE, comm=comm, stragglers={1: 2.0, 3: 4.0})
+    assert changed(run, Wishes(workers=3)).comm == comm
+    found = changed(run, Wishes(bandwidth="8mbit"))
+    assert {found.worker_link(rank) for rank in range(4)} == {found.server_link(shard) for shard in range(2)} == {1e6}
+
+
+def test_a_slow_rank_of_the_run_is_slow_in_its_plan() -> None:
+    def slowed(step: LedgerStep) -> LedgerStep:
+        return replace(step, workers=[replace(row, backward_s=0.08) if row.rank == 1 else row for row in step.workers])
+
+    found = fit([slowed(ledger_step(step)) for step in range(8)], replace(BASE, costs=Costs()))
+    assert found.stragglers == {1: pytest.approx(3)} and found.compute_s == pytest.approx(0.03)
+    assert changed(found, Wishes(workers=8)).stragglers == found.stragglers and not changed(found, Wishes(workers=1)).stragglers
+    assert changed(found, Wishes(stragglers=["rank=0,factor=2"])).stragglers == {0: 2.0}
 
 
 def test_ring_step_without_compute_is_the_closed_form() -> None:
