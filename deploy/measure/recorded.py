@@ -33,6 +33,9 @@ class Series:
         self.ingress: defaultdict[int, list[int]] = defaultdict(list)
         """By shard: bytes of each step, as `egress`."""
         self.egress: defaultdict[int, list[int]] = defaultdict(list)
+        self.up: defaultdict[int, list[int]] = defaultdict(list)
+        """By rank: bytes of each step that left its host, as `down`."""
+        self.down: defaultdict[int, list[int]] = defaultdict(list)
         self.traffic: defaultdict[tuple[int, int], dict[str, int]] = defaultdict(lambda: dict.fromkeys(TRAFFIC, 0))
         """By rank and shard: bytes of all steps by the name of the way."""
         self.waits: defaultdict[tuple[int, int], float] = defaultdict(float)
@@ -48,11 +51,12 @@ class Series:
         for span, values in (*self.spans.items(), *self.between.items()):
             values.append(statistics.fmean(getattr(row, span) for row in typical) if typical else 0.0)
         for server in step.servers:
-            for ways, num_bytes in ((self.ingress, server.ingress_bytes), (self.egress, server.egress_bytes)):
-                column = ways[server.shard]
-                column.extend([0] * (known - len(column)))  # steps whose row of this server was lost
-                column.append(num_bytes)
+            _append(self.ingress[server.shard], known, server.ingress_bytes)
+            _append(self.egress[server.shard], known, server.egress_bytes)
         for worker in step.workers:
+            away = [traffic for traffic in worker.shards if not traffic.local]
+            _append(self.up[worker.rank], known, sum(traffic.push_bytes for traffic in away))
+            _append(self.down[worker.rank], known, sum(traffic.pull_bytes for traffic in away))
             for traffic in worker.shards:
                 sums = self.traffic[worker.rank, traffic.shard]
                 for name in TRAFFIC:
@@ -62,9 +66,15 @@ class Series:
 
     def close(self) -> None:
         """No step follows: all columns have the same length."""
-        for ways in (self.ingress, self.egress):
+        for ways in (self.ingress, self.egress, self.up, self.down):
             for column in ways.values():
                 column.extend([0] * (len(self.steps) - len(column)))
+
+
+def _append(column: list[int], known: int, value: int) -> None:
+    """After `known` steps, of which some rows may be lost."""
+    column.extend([0] * (known - len(column)))
+    column.append(value)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,17 @@
 """The report's figures as plotly takes them: plain dicts. Pure."""
 
-import itertools
 import math
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from deploy.measure.ledger_file import LedgerStep
 from deploy.measure.recorded import Recorded, Series, Tensor
 from deploy.measure.text import seconds, size
 from deploy.measure.window import SPANS, Window
+from deploy.report.figure import BYTES, Figure, binned, binning, colour_of
+from deploy.report.links import link_use
 from deploy.report.words import turning_point
 
-MAX_POINTS = 400
-"""Of a curve over steps: longer ones are means of neighbours."""
 USUAL, FAR = 0.98, 2.0
 """Part of the steps that a figure of their time must show, and how many times as long others are that it does not."""
 MAX_MARKS = 5
@@ -37,20 +34,6 @@ COLOURS = {
     "other_s": "#8a8f98",
 }
 _SERVER_PARTS = {"contributions": "#86bcb6", "wait for the last rank": "#e15759", "last sums and updates": "#f28e2b"}
-_BYTES = {"tickformat": "~s", "ticksuffix": "B"}
-"""An axis."""
-_PALETTE = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#b07aa1", "#edc948", "#9c755f")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure with its heading; `note` says how to read it."""
-
-    key: str
-    title: str
-    note: str
-    traces: list[dict[str, Any]]
-    layout: dict[str, Any]
 
 
 def figures(recorded: Recorded) -> list[Figure]:
@@ -157,7 +140,7 @@ def time_per_step(series: Series, recoveries: Mapping[int, float]) -> Figure:
         note += " Dotted: steps in which a process came back, which are drawn without their time; the longest ones say how long they were."
         layout["shapes"] = [_mark(step) for step in recoveries]
         layout["annotations"] = [_label(step, seconds(recoveries[step]), series.steps, row) for row, step in enumerate(shown)]
-    return Figure("time", "Time per step", note + _binning(series), traces, layout)
+    return Figure("time", "Time per step", note + binning(series), traces, layout)
 
 
 def _usual(lengths_s: Sequence[float]) -> float:
@@ -176,33 +159,6 @@ def _label(step: float, text: str, steps: Sequence[float], row: int = 0) -> dict
     return {"x": step, "y": 1 - 0.07 * row, "yref": "paper", "yanchor": "top", "xanchor": side, "showarrow": False, "text": text}
 
 
-def link_use(series: Series, window: Window) -> Figure:
-    """Payload over the time from one step's end to the next, where that is known: what leaves hosts, or all of it if nothing does."""
-    away = {shard: 1 - window.shards[shard]["local"] for shard in (*series.ingress, *series.egress)}
-    is_used = any(away.values())
-    known = [number for number, length_s in enumerate(series.step_s) if length_s]
-    steps, lengths_s = (binned([values[number] for number in known]) for values in (series.steps, series.step_s))
-    traces = []
-    for way, ways, dash in (("in", series.ingress, "solid"), ("out", series.egress, "dot")):
-        for shard, values in sorted(ways.items()):
-            sizes = binned([values[number] for number in known])
-            part = away[shard] if is_used else 1.0
-            rates = [part * num_bytes / length_s for num_bytes, length_s in zip(sizes, lengths_s, strict=True)]
-            line = {"color": _PALETTE[shard % len(_PALETTE)], "dash": dash}
-            traces.append({"type": "scatter", "mode": "lines", "name": f"shard {shard} {way}", "x": steps, "y": _rounded(rates), "line": line})
-    for shard, rate in sorted(window.links.items()):
-        if rate:
-            line = {"color": _PALETTE[shard % len(_PALETTE)], "dash": "dash"}
-            traces.append(
-                {"type": "scatter", "mode": "lines", "name": f"shard {shard}'s link", "x": [steps[0], steps[-1]], "y": [rate] * 2, "line": line}
-            )
-    layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {**_BYTES, "ticksuffix": "B/s", "rangemode": "tozero"}}
-    what = "Payload of each shard" + ("" if is_used else ", none of which leaves its host,")
-    what += " but for workers on its own host," if is_used and min(away.values()) < 1 else ""
-    note = f"{what} over the length of the step, both ways; dashes: the rate its link is shaped to, where that is known."
-    return Figure("links", "Link use", note + _binning(series), traces, layout)
-
-
 def traffic_matrix(series: Series) -> Figure:
     """Worker by shard, bytes of the run, both ways together."""
     ranks, shards = sorted({rank for rank, _ in series.traffic}), sorted({shard for _, shard in series.traffic})
@@ -218,7 +174,7 @@ def traffic_matrix(series: Series) -> Figure:
         "hovertemplate": "%{y}, %{x}: pushed %{customdata[0]:.4~s}B, pulled %{customdata[1]:.4~s}B<extra></extra>",
         "zmin": 0,
         "zmax": max(map(max, total)),
-        "colorbar": _BYTES,
+        "colorbar": BYTES,
     }
     if small:
         trace |= {"texttemplate": "%{z:.3~s}B", "xgap": 2, "ygap": 2}
@@ -232,7 +188,7 @@ def barrier_waits(series: Series, window: Window) -> Figure:
     traces = []
     for waited_for in sorted({other for _, other in series.waits}):
         means = [round(series.waits.get((rank, waited_for), 0.0) / window.num_steps * 1e3, 3) for rank in ranks]
-        colour = {"color": _PALETTE[waited_for % len(_PALETTE)]}
+        colour = {"color": colour_of(waited_for)}
         traces.append({"type": "bar", "name": f"for {window.name(waited_for)}", "x": list(map(window.name, ranks)), "y": means, "marker": colour})
     axes = {"yaxis": {"title": {"text": "ms per step"}, "rangemode": "tozero"}, "xaxis": {"type": "category"}}
     layout = {"barmode": "stack", "bargap": 0.4, "showlegend": True, **axes}
@@ -250,7 +206,7 @@ def tensors(found: Sequence[Tensor]) -> Figure:
         "x": [tensor.num_bytes for tensor in shown],
         "customdata": [["×".join(map(str, tensor.shape)) or "scalar", tensor.num_bytes / total] for tensor in shown],
         "hovertemplate": "%{y} (%{customdata[0]}): %{x:.4~s}B, %{customdata[1]:.1%} of the model<extra></extra>",
-        "marker": {"color": _PALETTE[0]},
+        "marker": {"color": colour_of(0)},
     }
     rest = sum(tensor.num_bytes for tensor in found[MAX_BARS:])
     note = "Size of each tensor: an exact push, and the answer to it, move as much per step and worker; frozen tensors do not travel."
@@ -258,7 +214,7 @@ def tensors(found: Sequence[Tensor]) -> Figure:
     layout = {
         "height": 140 + 26 * len(shown),
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
-        "xaxis": _BYTES,
+        "xaxis": BYTES,
     }
     return Figure("tensors", "Bytes by tensor", note, [trace], layout)
 
@@ -274,7 +230,7 @@ def losses(history: Sequence[dict[str, Any]]) -> Figure:
             "name": name.replace("_", " "),
             "x": [row["step"] for row in history if _is_number(row.get(name))],
             "y": [row[name] for row in history if _is_number(row.get(name))],
-            "line": {"color": _PALETTE[number % len(_PALETTE)]},
+            "line": {"color": colour_of(number)},
         }
         for number, name in enumerate(names)
     ]
@@ -288,23 +244,6 @@ def losses(history: Sequence[dict[str, Any]]) -> Figure:
 def _is_number(value: Any) -> bool:
     """Losses that have become infinite cannot be drawn."""
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def binned(values: Sequence[float]) -> list[float]:
-    """At most MAX_POINTS means of neighbours."""
-    if len(values) <= MAX_POINTS:
-        return list(values)
-    edges = [len(values) * point // MAX_POINTS for point in range(MAX_POINTS + 1)]
-    return [statistics.fmean(values[start:end]) for start, end in itertools.pairwise(edges)]
-
-
-def _binning(series: Series) -> str:
-    per_point = len(series.steps) / MAX_POINTS
-    return f" Each point is the mean of about {per_point:.0f} steps." if per_point > 1 else ""
-
-
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [round(value, 4) for value in values]
 
 
 def _words(span: str) -> str:

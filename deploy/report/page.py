@@ -18,7 +18,8 @@ from deploy.measure.table import tables
 from deploy.predict.changes import Outlook, outlook
 from deploy.predict.inputs import scenario_of_run
 from deploy.report import words
-from deploy.report.figures import Figure, figures
+from deploy.report.figure import Figure
+from deploy.report.figures import figures
 from deploy.rundir import RunDirectory
 from ps.errors import ConfigError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from deploy.config import to_toml
 from deploy.files import write_atomic
-from deploy.report.figures import Figure
+from deploy.report.figure import Figure
 from deploy.report.page import render
 from deploy.sweep.grid import Axis
 from deploy.sweep.results import Row

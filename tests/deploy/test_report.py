@@ -14,9 +14,10 @@ from deploy.measure.ledger_file import LedgerStep
 from deploy.measure.recorded import read_run
 from deploy.measure.verdict import log_line
 from deploy.measure.window import Window
-from deploy.report import figures as figures_module
+from deploy.report import figure as figure_module
 from deploy.report import words
-from deploy.report.figures import Figure, binned, figures, losses
+from deploy.report.figure import Figure, binned
+from deploy.report.figures import figures, losses
 from deploy.report.page import page, write_report
 from deploy.rundir import RunDirectory
 from ps.ledger import WorkerRow
@@ -109,7 +110,17 @@ def test_the_rate_of_a_shaped_link_is_drawn(tmp_path: Path) -> None:
     shaped = replace(step, servers=[replace(step.servers[0], link_bytes_per_s=25e6), step.servers[1]])
     traces = by_key(write_run(tmp_path, "shaped", [shaped]))["links"].traces
     assert [trace["y"] for trace in traces if trace["name"] == "shard 0's link"] == [[25e6, 25e6]]
-    assert not [trace for trace in traces if trace["name"] == "shard 1's link"]
+    assert not [trace for trace in traces if trace["name"] == "shard 1's link" or trace["name"].startswith("rank")]
+
+
+def test_the_thinnest_link_of_a_worker_is_drawn_with_what_it_carries(tmp_path: Path) -> None:
+    made = step_of(0)
+    thin = replace(made.workers[1], link_bytes_per_s=4e6, shards=[made.workers[1].shards[0], replace(made.workers[1].shards[1], local=True)])
+    shaped = replace(made, workers=[replace(made.workers[0], link_bytes_per_s=8e6), thin])
+    links = by_key(write_run(tmp_path, "thin", [shaped]))["links"]
+    drawn = {trace["name"]: trace["y"] for trace in links.traces if trace["name"].startswith("rank")}
+    assert drawn == {"rank 1 up": [1 * MB / 0.1], "rank 1 down": [1 * MB / 0.1], "rank 1's link": [4e6, 4e6]}
+    assert "of the worker with the thinnest link" in links.note
 
 
 @pytest.mark.parametrize(
@@ -173,7 +184,7 @@ def test_a_line_of_the_log_says_that_it_knows_steps_with_recoveries_only() -> No
 
 
 def test_a_long_run_is_drawn_as_means_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures_module, "MAX_POINTS", 4)
+    monkeypatch.setattr(figure_module, "MAX_POINTS", 4)
     assert binned([1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0]) == [2.0, 6.0, 10.0, 14.0]
     assert binned([1.0, 2.0]) == [1.0, 2.0]
 
