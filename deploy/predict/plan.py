@@ -16,6 +16,7 @@ from ps.layout import Rule
 
 BUCKET_BYTES = 25 << 20
 """Gradients that DDP reduces together."""
+WORKERS_LINKS, SERVERS_LINKS, ALL_LINKS = "time on workers' links", "time on servers' links", "time on links of all hosts"
 FLAT, AGGREGATED = "without aggregators", "with an aggregator in each"
 FORMATS: tuple[tuple[PushFormat, PullFormat], ...] = (("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "fp16"), ("int8", "bf16"), ("topk", "bf16"))
 """What is planned beside the formats asked for."""
@@ -126,6 +127,11 @@ def plan(scenario: Scenario) -> Plan:
     """Simulates the scenario, what halving each resource would give, and other numbers of servers and formats."""
     step = simulate(scenario)
     halved = if_halved(scenario)
+    alone = [halved[links] for links in (WORKERS_LINKS, SERVERS_LINKS) if links in halved]
+    if len(alone) == 2:
+        both_s = simulate(_wide(scenario)).step_s
+        if step.step_s - both_s > 2 * (step.step_s - min(alone)):  # equal links on both ends, of which one alone helps little
+            halved = _sorted({**halved, ALL_LINKS: both_s})
     by_servers = {
         servers: step.step_s if servers == scenario.num_servers else simulate(replace(scenario, num_servers=servers)).step_s
         for servers in server_counts(scenario)
@@ -150,6 +156,10 @@ def _is_late(name: str) -> bool:
 def if_halved(scenario: Scenario) -> dict[str, float]:
     """The step if a resource cost half as much, or without a rank's delay, by its name; the bottleneck first."""
     steps = {name: simulate(other).step_s for name, other in _halved(scenario).items()}
+    return _sorted(steps)
+
+
+def _sorted(steps: Mapping[str, float]) -> dict[str, float]:
     return dict(sorted(steps.items(), key=lambda item: item[1]))
 
 
@@ -167,18 +177,17 @@ def _by_racks(scenario: Scenario, step_s: float) -> dict[str, float]:
 
 def _halved(scenario: Scenario) -> dict[str, Scenario]:
     """The scenario with one resource at half its cost, or without one rank's delay, which can be mended whole."""
-    numbers, shards = range(scenario.num_members), range(scenario.num_servers)
-    workers = {number: 2 * scenario.worker_link(number) for number in numbers}
-    rates = {shard: f"{16 * scenario.server_link(shard) / 1e3}kbit" for shard in shards if math.isfinite(scenario.server_link(shard))}
-    wide = replace(scenario.comm, server_bandwidth=rates)
+    wide = _wide(scenario)
+    has_links = math.isfinite(min(map(scenario.worker_link, range(scenario.num_members))))
     found = {"compute": replace(scenario, forward_s=scenario.forward_s / 2, backward_s=scenario.backward_s / 2)}
-    if math.isfinite(min(workers.values())):
-        if scenario.hosts == "colocated":
-            found["time on links of all hosts"] = replace(scenario, worker_links=workers, comm=wide)
-        else:
-            found["time on workers' links"] = replace(scenario, worker_links=workers)
-    if rates and scenario.hosts != "colocated":
-        found["time on servers' links"] = replace(scenario, comm=wide)
+    if scenario.hosts == "colocated":
+        if has_links:
+            found[ALL_LINKS] = wide
+    else:
+        if has_links:
+            found[WORKERS_LINKS] = replace(scenario, worker_links=wide.worker_links)
+        if wide.comm.server_bandwidth:
+            found[SERVERS_LINKS] = replace(scenario, comm=wide.comm)
     found["work on frames, sums and updates"] = replace(scenario, costs=scenario.costs.scaled(0.5))
     if racks := scenario.racks:
         if math.isfinite(racks.uplink_bytes_per_s):
@@ -192,6 +201,14 @@ def _halved(scenario: Scenario) -> dict[str, Scenario]:
     for rank in scenario.stragglers:
         found[f"rank {rank}'s delay"] = replace(scenario, stragglers={other: by for other, by in scenario.stragglers.items() if other != rank})
     return found
+
+
+def _wide(scenario: Scenario) -> Scenario:
+    """With links of twice the rate."""
+    shards = [shard for shard in range(scenario.num_servers) if math.isfinite(scenario.server_link(shard))]
+    rates = {shard: f"{16 * scenario.server_link(shard) / 1e3}kbit" for shard in shards}
+    workers = {number: 2 * scenario.worker_link(number) for number in range(scenario.num_members)}
+    return replace(scenario, worker_links=workers, comm=replace(scenario.comm, server_bandwidth=rates))
 
 
 def server_counts(scenario: Scenario) -> list[int]:

@@ -40,6 +40,7 @@ BASE = Scenario(
         ({}, "time on servers' links"),
         ({"num_servers": 4, "worker_links": {1: 1e6}}, "time on workers' links"),
         ({"hosts": "colocated"}, "time on links of all hosts"),
+        ({"num_servers": 4}, "time on links of all hosts"),
         ({"forward_s": 1.0, "backward_s": 2.0}, "compute"),
         ({"forward_s": 0.1, "backward_s": 0.2, "stragglers": {2: 6.0}}, "rank 2's delay"),
         ({"costs": replace(FREE, apply_byte_s=1e-5)}, "work on frames, sums and updates"),
