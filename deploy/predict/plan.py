@@ -17,6 +17,8 @@ from ps.layout import Rule
 BUCKET_BYTES = 25 << 20
 """Gradients that DDP reduces together."""
 WORKERS_LINKS, SERVERS_LINKS, ALL_LINKS = "time on workers' links", "time on servers' links", "time on links of all hosts"
+THIN = 0.9
+"""Below how many times the next one a link is named by itself."""
 FLAT, AGGREGATED = "without aggregators", "with an aggregator in each"
 FORMATS: tuple[tuple[PushFormat, PullFormat], ...] = (("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "fp16"), ("int8", "bf16"), ("topk", "bf16"))
 """What is planned beside the formats asked for."""
@@ -185,9 +187,15 @@ def _halved(scenario: Scenario) -> dict[str, Scenario]:
             found[ALL_LINKS] = wide
     else:
         if has_links:
-            found[WORKERS_LINKS] = replace(scenario, worker_links=wide.worker_links)
-        if wide.comm.server_bandwidth:
-            found[SERVERS_LINKS] = replace(scenario, comm=wide.comm)
+            alone = _alone({number: scenario.worker_link(number) for number in range(scenario.num_members)})
+            name = WORKERS_LINKS if alone is None else f"time on {'worker' if scenario.pipeline else 'rank'} {alone}'s link"
+            widened = wide.worker_links if alone is None else {**scenario.worker_links, alone: wide.worker_links[alone]}
+            found[name] = replace(scenario, worker_links=widened)
+        if rates := wide.comm.server_bandwidth:
+            alone = _alone({shard: scenario.server_link(shard) for shard in range(scenario.num_servers)})
+            name = SERVERS_LINKS if alone is None else f"time on shard {alone}'s link"
+            mended = rates if alone is None else {**scenario.comm.server_bandwidth, alone: rates[alone]}
+            found[name] = replace(scenario, comm=replace(scenario.comm, server_bandwidth=mended))
     found["work on frames, sums and updates"] = replace(scenario, costs=scenario.costs.scaled(0.5))
     if racks := scenario.racks:
         if math.isfinite(racks.uplink_bytes_per_s):
@@ -201,6 +209,12 @@ def _halved(scenario: Scenario) -> dict[str, Scenario]:
     for rank in scenario.stragglers:
         found[f"rank {rank}'s delay"] = replace(scenario, stragglers={other: by for other, by in scenario.stragglers.items() if other != rank})
     return found
+
+
+def _alone(rates: Mapping[int, float]) -> int | None:
+    """Whose link is much thinner than all the others'; None if there is no such, or no other."""
+    thinnest, *others = sorted(rates, key=lambda number: rates[number])
+    return thinnest if others and rates[thinnest] < THIN * rates[others[0]] else None
 
 
 def _wide(scenario: Scenario) -> Scenario:

@@ -38,7 +38,9 @@ BASE = Scenario(
     ("changes", "bottleneck"),
     [
         ({}, "time on servers' links"),
-        ({"num_servers": 4, "worker_links": {1: 1e6}}, "time on workers' links"),
+        ({"num_servers": 4, "worker_links": {1: 1e6}}, "time on rank 1's link"),
+        ({"num_servers": 4, "worker_links": {1: 1e6, 2: 1e6}}, "time on workers' links"),
+        ({"num_servers": 4, "comm": replace(BASE.comm, server_bandwidth={2: "8mbit"})}, "time on shard 2's link"),
         ({"hosts": "colocated"}, "time on links of all hosts"),
         ({"num_servers": 4}, "time on links of all hosts"),
         ({"forward_s": 1.0, "backward_s": 2.0}, "compute"),
