@@ -129,7 +129,8 @@ class Control:
     @property
     def applied(self) -> int:
         """The largest version that is known to be complete on all shards: there may be a newer one."""
-        return min(self.landed.get(stage, 0) for stage in range(self.num_stages))
+        by_workers = min(self.landed.get(stage, 0) for stage in range(self.num_stages))
+        return max(by_workers, min(self.steps.get(("server", shard), 0) for shard in range(self.num_servers)))
 
     def lose(self, role: str, index: int) -> None:
         """The process has ended; a successor will register, and end anew."""

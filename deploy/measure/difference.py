@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deploy.measure.recorded import Recorded, how_ended
+from deploy.measure.recorded import Recorded, Series, how_ended
 from deploy.measure.table import Table, left_out
 from deploy.measure.text import seconds, size
 from deploy.measure.verdict import verdict
@@ -122,7 +122,9 @@ def _seconds(first: Recorded, second: Recorded, names: Sequence[str]) -> Table:
 
 
 def _bytes(first: Recorded, second: Recorded, names: Sequence[str]) -> Table:
-    both = [_bytes_per_step(recorded) for recorded in (first, second)]
+    if not (first.series.rows and second.series.rows):
+        return Table("", [], [])
+    both = [_bytes_per_step(recorded.series) for recorded in (first, second)]
     rows = []
     for name in TRAFFIC:
         one, other = (its[name] for its in both)
@@ -132,8 +134,9 @@ def _bytes(first: Recorded, second: Recorded, names: Sequence[str]) -> Table:
     return Table("Bytes per step of all workers (wire: on links, with headers and, once, what joining takes)", ["", *names, ""], rows)
 
 
-def _bytes_per_step(recorded: Recorded) -> dict[str, float]:
-    return {name: sum(its[name] for its in recorded.series.traffic.values()) / max(1, recorded.window.num_all) for name in TRAFFIC}
+def _bytes_per_step(series: Series) -> dict[str, float]:
+    """By each rank's own steps: of the last one of a run that failed, some ranks have told and some have not."""
+    return {name: sum(its[name] / series.rows[rank] for (rank, _), its in series.traffic.items()) for name in TRAFFIC}
 
 
 def _curves(first: Recorded, second: Recorded, names: Sequence[str]) -> Table:

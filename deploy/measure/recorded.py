@@ -36,6 +36,8 @@ class Series:
         self.up: defaultdict[int, list[int]] = defaultdict(list)
         """By rank: bytes of each step that left its host, as `down`."""
         self.down: defaultdict[int, list[int]] = defaultdict(list)
+        self.rows: defaultdict[int, int] = defaultdict(int)
+        """By rank: steps that it has told of."""
         self.traffic: defaultdict[tuple[int, int], dict[str, int]] = defaultdict(lambda: dict.fromkeys(TRAFFIC, 0))
         """By rank and shard: bytes of all steps by the name of the way."""
         self.waits: defaultdict[tuple[int, int], float] = defaultdict(float)
@@ -54,6 +56,7 @@ class Series:
             _append(self.ingress[server.shard], known, server.ingress_bytes)
             _append(self.egress[server.shard], known, server.egress_bytes)
         for worker in step.workers:
+            self.rows[worker.rank] += 1
             away = [traffic for traffic in worker.shards if not traffic.local]
             _append(self.up[worker.rank], known, sum(traffic.push_bytes for traffic in away))
             _append(self.down[worker.rank], known, sum(traffic.pull_bytes for traffic in away))

@@ -91,7 +91,16 @@ def test_a_run_that_failed_before_its_first_step_is_compared_as_far_as_it_goes(t
     )
     text = difference(recorded(tmp_path, "one", 0.0, 0.9), failed)
     assert text.splitlines()[:2] == ["failed has failed after 0 steps and 1.00 s: NonFinite: x", "no step has ended in failed: no times to compare"]
-    assert "comm.push_format" in text and "Seconds" not in text and "Metrics" not in text
+    assert "comm.push_format" in text and not any(title in text for title in ("Seconds", "Bytes per step", "Metrics"))
+
+
+def test_a_last_step_that_not_all_ranks_have_told_of_makes_no_bytes_fewer(tmp_path: Path) -> None:
+    steps = [step_of(step) for step in range(4)]
+    whole, cut = (
+        read_run(write_run(tmp_path, name, [*steps[:3], last]))
+        for name, last in (("whole", steps[3]), ("cut", replace(steps[3], workers=steps[3].workers[:1])))
+    )
+    assert [line.split()[-1] for line in difference(whole, cut).splitlines() if line.split()[:1] in (["push"], ["pull"])] == ["+0%"] * 4
 
 
 def test_versions_are_compared_only_where_both_are_known(tmp_path: Path) -> None:

@@ -105,15 +105,17 @@ def test_signs_of_life_are_the_newest_incarnations() -> None:
     assert (control.beats, control.steps, control.newest_step) == ({("worker", 1): 1}, {("worker", 1): 0}, 7)
 
 
-def test_what_is_applied_is_what_a_worker_of_every_stage_has_landed_whatever_one_server_has() -> None:
-    control = Control(num_workers=2, num_servers=1, num_stages=2)
+def test_what_is_applied_is_what_a_worker_of_every_stage_has_landed_or_every_server_has() -> None:
+    control = Control(num_workers=2, num_servers=2, num_stages=2)
     control.beat("server", 0, 9)
     control.beat("worker", 0, 7)
     assert control.applied == 0, "nobody of stage 1 has told"
     control.beat("worker", 3, 6)
     control.beat("worker", 1, 5)
     control.lose("worker", 3)
-    assert control.applied == 6
+    assert control.applied == 6, "server 1 has not told"
+    control.beat("server", 1, 8)
+    assert control.applied == 8
 
 
 def test_a_server_without_chunks_is_as_far_as_the_others() -> None:
