@@ -58,9 +58,10 @@ class Batches:
         while not last:
             with spans.span("data_wait"):
                 micro = next(self._stream)
-            last = micro.index + 1 >= micro.num_in_step
-            if micro.num_in_step:
-                yield replace(micro, batch=move(micro.batch, self._device))
+                last = micro.index + 1 >= micro.num_in_step
+                moved = replace(micro, batch=move(micro.batch, self._device)) if micro.num_in_step else None
+            if moved:
+                yield moved
         self._next_step = step + 1
 
     def close(self) -> None:

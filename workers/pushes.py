@@ -116,10 +116,10 @@ class Pushes:
         with self._spans.span("copy"):
             self._check_buffers()
             rest = self._bound.gather(self._weight, divide=self._divisor is not None, sums=self._sums)
-        self._push_copied()  # `gather` has waited for the copies
-        for present in (True, False):
-            if chosen := [i for i in rest if self._bound.is_present(i) is present]:
-                self._exchange.ready(chosen, present=present)
+            self._push_copied()  # `gather` has waited for the copies
+            for present in (True, False):
+                if chosen := [i for i in rest if self._bound.is_present(i) is present]:
+                    self._exchange.ready(chosen, present=present)
 
     def _check_buffers(self) -> None:
         """What backward changes (by activation checkpointing) may not leave before it. Torch's kernel of BatchNorm counts no versions."""

@@ -29,7 +29,7 @@ from workers.device import check_device, prepare_device
 from workers.layers import Layers
 from workers.pushes import Pushes
 from workers.rows import StepRows
-from workers.spans import Spans
+from workers.spans import UNNAMED, Spans
 from workers.step import Contribution
 
 log = logging.getLogger(__name__)
@@ -183,8 +183,9 @@ class Session:
 
     def begin(self, step: int, weight: float) -> None:
         """A step of which nothing is ready; returns when all of its version has landed and is installed."""
-        self.settle()
-        self.rows.hand_on()
+        with self.spans.span(UNNAMED):
+            self.settle()
+            self.rows.hand_on()
         self._progress = step, True
         with self.spans.span("exchange"):
             self.client.begin(step, weight, self.bound.gradients)
@@ -224,7 +225,8 @@ class Session:
         """The step's contribution is on its way: the session goes on to the version that it makes."""
         self._unsettled = contribution
         self.version += 1
-        self.layers.next(self.version)
+        with self.spans.span("install"):
+            self.layers.next(self.version)
 
     def settle(self) -> None:
         """Returns when all of the session's version has landed and is installed."""

@@ -60,32 +60,33 @@ class GradientStep:
 
     def compute(self, step: int, spans: Spans) -> Contribution:
         """Forward and backward over the rank's micro-batches; gradients leave meanwhile. Raises NonFinite where that ends the run."""
-        with spans.span("forward"):
+        done = Contribution(0.0, 0, 0.0)
+        with spans.span("forward"):  # and what no span within names
             self._bound.model.train()
             self._bound.model.zero_grad(set_to_none=True)
-        done = Contribution(0.0, 0, 0.0)
-        several = False
-        for micro in self._batches.of_step(step, spans):
-            several = micro.num_in_step > 1
-            with spans.span("copy"):
-                self._bound.mover.wait()
-            with spans.span("forward"), self._layers.traced():
-                mean, weight = self._forward(step, micro)
-            with spans.span("forward"):
+            for micro in self._batches.of_step(step, spans):
+                several = micro.num_in_step > 1
+                with spans.span("copy"):
+                    self._bound.mover.wait()
+                with self._layers.traced():
+                    mean, weight = self._forward(step, micro)
                 if weight:
                     check_gradient(mean)
                     value = float(mean.detach())  # on a GPU this waits for all of the above
                     self._check(step, value, micro)
                     done = Contribution(done.weight + weight, done.samples, done.loss + value * weight)
                 done = replace(done, samples=done.samples + micro.num_samples)
-                if micro.index + 1 == micro.num_in_step:
+                is_last = micro.index + 1 == micro.num_in_step
+                if is_last:
                     self._begin(step, done, several)
-            with spans.span("backward"):
-                if weight:
-                    (mean * weight if several else mean).backward()  # type: ignore[no-untyped-call]
-        if not several and not done.samples:
-            self._begin(step, done, several)
-        self._pushes.end()
+                with spans.span("backward"):
+                    if weight:
+                        (mean * weight if several else mean).backward()  # type: ignore[no-untyped-call]
+                    if is_last:
+                        self._pushes.end()
+            if not done.samples:
+                self._begin(step, done, several=False)
+                self._pushes.end()
         return replace(done, loss=done.loss / done.weight if done.weight else math.nan)
 
     def _begin(self, step: int, done: Contribution, several: bool) -> None:

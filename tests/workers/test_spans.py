@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from workers.spans import Spans
+from workers.spans import UNNAMED, Spans
 
 
 def busy(seconds: float) -> None:
@@ -40,6 +40,14 @@ def test_an_own_loop_is_slow_in_all_that_has_no_name() -> None:
         busy(0.005)
     spans.rest("backward")
     assert spans.take()[1]["backward"] >= 0.02 - 5e-4
+
+
+def test_time_may_be_kept_out_of_the_span_around_it() -> None:
+    spans = Spans()
+    with spans.span("forward"), spans.span(UNNAMED):
+        busy(0.01)
+    total_s, seconds = spans.take()
+    assert total_s >= 0.01 > 0.005 > seconds["forward"] and len(seconds) == 1
 
 
 def test_without_a_slowdown_nobody_waits() -> None:

@@ -1,5 +1,6 @@
 import math
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,15 @@ def test_a_contribution_is_a_function_of_parameters_seed_step_and_rank() -> None
     assert computed(second, 3) == wanted, "nor of the process"
     assert computed(second, 4) != wanted
     assert computed(made(Line(), rank=1, num_workers=2), 3) != wanted
+
+
+@pytest.mark.parametrize(("num_workers", "accumulate"), [(1, 1), (1, 3), (16, 1)], ids=["one", "micro-batches", "no samples"])
+def test_no_time_between_a_steps_parts_is_without_a_name(num_workers: int, accumulate: int) -> None:
+    ticks = count()
+    spans = Spans(clock=lambda: float(next(ticks)))
+    made(Line(), rank=num_workers - 1, num_workers=num_workers, accumulate=accumulate).compute(0, spans)
+    total, named = spans.take()
+    assert total - sum(named.values()) == 2, "before the first part and after the last"
 
 
 def test_a_rank_without_samples_contributes_nothing() -> None:
