@@ -183,8 +183,8 @@ class Session:
 
     def begin(self, step: int, weight: float) -> None:
         """A step of which nothing is ready; returns when all of its version has landed and is installed."""
+        self.settle()
         with self.spans.span(UNNAMED):
-            self.settle()
             self.rows.hand_on()
         self._progress = step, True
         with self.spans.span("exchange"):
@@ -238,11 +238,12 @@ class Session:
         if self._residuals:
             with self.spans.span("checkpoint"):
                 self._residuals.settled(self.version, self.plan)
-        self._end_step(self._unsettled, timing)
-        self._unsettled = None
-        self._progress = self.version, False
-        if not self.plan.own_loop and not self.plan.decides(self.version):
-            self.rows.hand_on()
+        with self.spans.span(UNNAMED):
+            self._end_step(self._unsettled, timing)
+            self._unsettled = None
+            self._progress = self.version, False
+            if not self.plan.own_loop and not self.plan.decides(self.version):
+                self.rows.hand_on()
 
     def _end_step(self, contribution: Contribution, timing: StepTiming) -> None:
         is_first = self.version - 1 == self.started_at
