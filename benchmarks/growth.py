@@ -12,7 +12,7 @@ from pathlib import Path
 from deploy.measure.text import seconds, size
 from deploy.predict import floors
 from deploy.predict.inputs import Wishes, scenario_by_hand
-from deploy.predict.plan import WORTH, Plan, floor_s, if_halved, ring_step_s
+from deploy.predict.plan import WORTH, Plan, changed_steps, floor_s, if_halved, ring_step_s
 from deploy.predict.scenario import Scenario
 from deploy.predict.simulate import simulate
 from ps.config import PullFormat
@@ -85,7 +85,8 @@ def _planned(scenario: Scenario, by_servers: Mapping[int, float], formats: Seque
     """`formats`: of both ways; the first one is the plan's."""
     steps = {name: simulate(replace(scenario, comm=replace(scenario.comm, push_format=name, pull_format=name))) for name in formats}
     by_format = {f"{name}/{name}": step.step_s for name, step in steps.items()}
-    return Plan(scenario, steps["fp32"], floor_s(scenario), ring_step_s(scenario), if_halved(scenario), by_servers, by_format)
+    halved = if_halved(scenario, changed_steps(scenario, steps["fp32"]))
+    return Plan(scenario, steps["fp32"], floor_s(scenario), ring_step_s(scenario), halved, by_servers, by_format)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -39,7 +39,8 @@ class MemberState:
     clock: StepClock
     exchange: Exchange
     """Of the frames as they are planned now."""
-    ranks_per_server: float
+    least_window: int
+    """Of frames on their way, on a link without delay."""
     changed: threading.Condition = field(default_factory=threading.Condition)
     """Guards everything here and the lines; notified by the receiving threads."""
     in_place: StoreView | None = None

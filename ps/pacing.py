@@ -1,8 +1,7 @@
 """How long frames are and how many of them may be on their way: from what the link to the servers is worth.
 
 Pure. A frame that takes long to travel makes everything that it carries late, a short one costs as much work as a long one: frames
-are as long as the link moves in FRAME_S. The window covers the time until a credit comes back. Where ranks outnumber servers they share the
-servers' links, and the windows of all together must not overrun the queue of one.
+are as long as the link moves in FRAME_S. The window covers the time until a credit comes back: on the way down it queues behind answers.
 """
 
 import math
@@ -19,7 +18,7 @@ FRAME_S = 0.011
 MIN_FRAME_BYTES = 32 << 10
 MAX_FRAME_BYTES = 1 << 20
 WINDOW = 8
-"""Where nothing is far away, and there are as many servers as ranks."""
+"""At least, where nobody shares a server's link."""
 MIN_WINDOW = 3
 """One on its way up, one of which the receipt is on its way, one to follow."""
 MAX_WINDOW = 64
@@ -57,17 +56,22 @@ class Pacing:
         return f"{link}: {self.window_frames} frames of {self.frame_bytes / 1024:.0f} KiB"
 
 
-def pacing_of(link_bytes_per_s: float, delay_s: float, ranks_per_server: float, frame_bytes: int | None = None) -> Pacing:
-    """Frames for a link of that rate and round trip to so many ranks per server; `frame_bytes`: of a length that others have chosen."""
+def least_window(num_ranks: int, num_servers: int) -> int:
+    """Frames on their way at least: for every server one that it takes and one of which the receipt is on its way. Windows of ranks that
+    outnumber the servers queue for the servers' links, and longer ones overrun the queue."""
+    return min(max(2 * num_servers, WINDOW if num_ranks <= num_servers else MIN_WINDOW), MAX_WINDOW)
+
+
+def pacing_of(link_bytes_per_s: float, delay_s: float, least: int, frame_bytes: int | None = None) -> Pacing:
+    """Frames for a link of that rate and round trip. `least`: of the window; `frame_bytes`: of a length that others have chosen."""
     if frame_bytes is None:
         power = round(math.log2(max(1.0, link_bytes_per_s * FRAME_S)))
         frame_bytes = 1 << power
     frame_bytes = min(max(frame_bytes, MIN_FRAME_BYTES), MAX_FRAME_BYTES)
-    shared = max(MIN_WINDOW, math.ceil(WINDOW / max(1.0, ranks_per_server)))
     covering = math.ceil(2 * link_bytes_per_s * delay_s / frame_bytes)
     return Pacing(
         frame_bytes=frame_bytes,
-        window_frames=min(max(covering, shared), MAX_WINDOW),
+        window_frames=min(max(covering, least), MAX_WINDOW),
         link_bytes_per_s=link_bytes_per_s,
         delay_s=delay_s,
     )
@@ -81,8 +85,8 @@ def exact_bytes(pacing: Pacing, comm: CommConfig) -> int:
 class Probe:
     """Which echoes to ask for, and what they tell: empty ones, then of twice the size each until TRIES of one size take long enough."""
 
-    def __init__(self, ranks_per_server: float) -> None:
-        self._ranks_per_server = ranks_per_server
+    def __init__(self, least_window: int) -> None:
+        self._least_window = least_window
         self._delay_s = self._quickest_s = math.inf
         self._size = 0
         """Of the echoes of which `_quickest_s` is the quickest one."""
@@ -116,4 +120,4 @@ class Probe:
     @property
     def pacing(self) -> Pacing | None:
         """None before anything has been learnt."""
-        return None if self._rate is None else pacing_of(self._rate, self._delay_s, self._ranks_per_server)
+        return None if self._rate is None else pacing_of(self._rate, self._delay_s, self._least_window)

@@ -19,6 +19,9 @@ PARTS_OF_WORKERS, PARTS_OF_SERVERS = 8, 4
 """Classes that equal workers, and equal servers, are divided into, if there are so many."""
 MOST_FRAMES = 128
 """Of a server, about: more than these are simulated several at a time."""
+MOST_PAIRS, MOST_PUSHED = 64 * 16, 1 << 15
+"""Workers times servers, and frames that all workers push in a step. Up to so many, every member is simulated alone: servers of a class have their
+frames complete at one time, those of real ones drift apart, and how long windows wait for credits depends on it."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Classes:
 
 
 def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> Classes:
-    """`together` False: every member alone, which takes longer and must give the same."""
+    """`together` False: every member alone."""
     colocated = scenario.hosts == "colocated"
     num_stages = scenario.num_stages
 
@@ -158,6 +161,14 @@ def _numbered(racks: Sequence[tuple[list[tuple[int, int]], tuple[int, int]]]) ->
         found.append(RackClass(first, count, tuple(range(number, number + len(groups)))))
         number += len(groups)
     return tuple(found)
+
+
+def are_few(scenario: Scenario) -> bool:
+    """Whether all members can be simulated one by one, in about a minute at most."""
+    if scenario.num_members * scenario.num_servers > MOST_PAIRS:
+        return False
+    frames = sum(len(shard.frames(scenario.pacing.frame_bytes)) for shard in scenario.layout.shards)
+    return scenario.num_workers * frames <= MOST_PUSHED
 
 
 def coarse(classes: Classes) -> Classes:

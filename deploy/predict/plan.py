@@ -1,12 +1,13 @@
 """What a scenario's step takes, what limits it, and what would help: `pserver plan`. Pure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deploy.measure.text import counted, seconds, size
 from deploy.predict import floors
+from deploy.predict.classes import are_few
 from deploy.predict.costs import wire_bytes
 from deploy.predict.pipeline import stages_floor_s
 from deploy.predict.scenario import Scenario, layers_of
@@ -128,14 +129,15 @@ class Plan:
 def plan(scenario: Scenario) -> Plan:
     """Simulates the scenario, what halving each resource would give, and other numbers of servers and formats."""
     step = simulate(scenario)
-    halved = if_halved(scenario)
+    step_s = changed_steps(scenario, step)
+    halved = if_halved(scenario, step_s)
     alone = [halved[links] for links in (WORKERS_LINKS, SERVERS_LINKS) if links in halved]
     if len(alone) == 2:
-        both_s = simulate(_wide(scenario)).step_s
+        both_s = step_s(_wide(scenario))
         if step.step_s - both_s > 2 * (step.step_s - min(alone)):  # equal links on both ends, of which one alone helps little
             halved = _sorted({**halved, ALL_LINKS: both_s})
     by_servers = {
-        servers: step.step_s if servers == scenario.num_servers else simulate(replace(scenario, num_servers=servers)).step_s
+        servers: step.step_s if servers == scenario.num_servers else step_s(replace(scenario, num_servers=servers))
         for servers in server_counts(scenario)
     }
     found = Plan(scenario, step, floor_s(scenario), ring_step_s(scenario), halved, by_servers, {})
@@ -146,8 +148,8 @@ def plan(scenario: Scenario) -> Plan:
     for push, pull in FORMATS:
         if (push, pull) != asked and not (push == "topk" and sums_in_racks):
             comm = replace(at_best.comm, push_format=push, pull_format=pull)
-            by_format[f"{push}/{pull}"] = simulate(replace(at_best, comm=comm)).step_s
-    return replace(found, by_format=by_format, by_racks=_by_racks(scenario, step.step_s))
+            by_format[f"{push}/{pull}"] = step_s(replace(at_best, comm=comm))
+    return replace(found, by_format=by_format, by_racks=_by_racks(scenario, step.step_s, step_s))
 
 
 def _is_late(name: str) -> bool:
@@ -155,26 +157,32 @@ def _is_late(name: str) -> bool:
     return name.partition("/")[0] in LATE
 
 
-def if_halved(scenario: Scenario) -> dict[str, float]:
-    """The step if a resource cost half as much, or without a rank's delay, by its name; the bottleneck first."""
-    steps = {name: simulate(other).step_s for name, other in _halved(scenario).items()}
-    return _sorted(steps)
+def changed_steps(scenario: Scenario, step: Prediction) -> Callable[[Scenario], float]:
+    """What the step of another scenario takes. If all members were simulated for `step`, which takes long where they are many, classes of them
+    say how many times as long the other's is."""
+    factor = step.step_s / simulate(scenario, together=True).step_s if are_few(scenario) else 1.0
+    return lambda other: factor * simulate(other, together=True).step_s
+
+
+def if_halved(scenario: Scenario, step_s: Callable[[Scenario], float]) -> dict[str, float]:
+    """The step if a resource cost half as much, or without a rank's delay, by its name; the bottleneck first. `step_s`: of a scenario."""
+    return _sorted({name: step_s(other) for name, other in _halved(scenario).items()})
 
 
 def _sorted(steps: Mapping[str, float]) -> dict[str, float]:
     return dict(sorted(steps.items(), key=lambda item: item[1]))
 
 
-def _by_racks(scenario: Scenario, step_s: float) -> dict[str, float]:
+def _by_racks(scenario: Scenario, here_s: float, step_s: Callable[[Scenario], float]) -> dict[str, float]:
     racks = scenario.racks
     if racks is None:
         return {}
     if racks.aggregator_bytes_per_s is not None:
-        return {FLAT: simulate(replace(scenario, racks=replace(racks, aggregator_bytes_per_s=None))).step_s, AGGREGATED: step_s}
+        return {FLAT: step_s(replace(scenario, racks=replace(racks, aggregator_bytes_per_s=None))), AGGREGATED: here_s}
     link = min(map(scenario.worker_link, range(scenario.num_workers)))
     if scenario.comm.push_format == "topk" or not math.isfinite(link):
         return {}
-    return {FLAT: step_s, AGGREGATED: simulate(replace(scenario, racks=replace(racks, aggregator_bytes_per_s=link))).step_s}
+    return {FLAT: here_s, AGGREGATED: step_s(replace(scenario, racks=replace(racks, aggregator_bytes_per_s=link)))}
 
 
 def _halved(scenario: Scenario) -> dict[str, Scenario]:

@@ -10,7 +10,7 @@ from deploy.predict.costs import Costs
 from ps.config import SHARED_FRAME_BYTES, CommConfig
 from ps.errors import ConfigError
 from ps.layout import Layout, Rule, TensorSpec
-from ps.pacing import Pacing, exact_bytes, pacing_of
+from ps.pacing import Pacing, exact_bytes, least_window, pacing_of
 from workers.stages.schedule import Schedule
 
 Hosts = Literal["apart", "colocated", "one"]
@@ -153,7 +153,7 @@ class Scenario:
             links = min(links, self.racks.uplink_bytes_per_s / self.racks.size)
         elif self.racks and self.racks.aggregator_bytes_per_s:
             links = min(links, self.racks.aggregator_bytes_per_s / self.racks.size)
-        found = pacing_of(links, 2 * self.latency_s, (summed or self.num_workers) / self.num_servers) if math.isfinite(links) else Pacing()
+        found = pacing_of(links, 2 * self.latency_s, least_window(summed or self.num_workers, self.num_servers)) if math.isfinite(links) else Pacing()
         frame_bytes = SHARED_FRAME_BYTES if self.is_shared and self.comm.push_format == "fp32" else exact_bytes(found, self.comm)
         return replace(found, frame_bytes=self.comm.frame_bytes or frame_bytes, window_frames=self.comm.window_frames or found.window_frames)
 

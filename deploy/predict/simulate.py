@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from deploy.predict.classes import Classes, RackClass, ServerClass, WorkerClass, classes_of, coarse
+from deploy.predict.classes import Classes, RackClass, ServerClass, WorkerClass, are_few, classes_of, coarse
 from deploy.predict.events import Call, Clock, Cores, Machine
 from deploy.predict.links import Direction, Links
 from deploy.predict.members import Server, Worker
@@ -52,11 +52,13 @@ class Prediction:
         return self.step_s - self.compute_s
 
 
-def simulate(scenario: Scenario, *, together: bool = True) -> Prediction:
-    """`together` False simulates every member by itself in place of classes of equal ones: for small numbers."""
+def simulate(scenario: Scenario, *, together: bool | None = None) -> Prediction:
+    """`together` False simulates every member and every frame by itself, True classes of equal members; None classes where members are many."""
     layers = layers_of(scenario.specs)
     num_steps = NUM_UNFAIR_STEPS if scenario.costs.unfairness else NUM_STEPS
-    classes = coarse(classes_of(scenario, layers)) if together else classes_of(scenario, layers, together=False)
+    classes = classes_of(scenario, layers, together=not are_few(scenario) if together is None else together)
+    if together is not False:
+        classes = coarse(classes)
     clock = Clock()
     machine = Machine(scenario.machine_cores) if math.isfinite(scenario.machine_cores) else None
     cores = [Cores(clock, per_host, count, machine) for per_host, count in zip(classes.cores, classes.hosts, strict=True)]

@@ -100,7 +100,7 @@ def test_ranks_whose_links_differ_push_frames_of_one_length_and_the_same_bits(ca
         with cluster(2, 2, optimizer=JOB.optimizer, comm=comm, plan=plan) as servers:
             (zero, one), _ = trained(servers)
             found.append(servers.sha256(JOB.steps))
-    assert zero.client.pacing.frame_bytes == one.client.pacing.frame_bytes > pacing_of(one.client.pacing.link_bytes_per_s, 0, 1).frame_bytes
+    assert zero.client.pacing.frame_bytes == one.client.pacing.frame_bytes > pacing_of(one.client.pacing.link_bytes_per_s, 0, 8).frame_bytes
     assert zero.client.sender.frames == one.client.sender.frames
     assert "rank 1: as rank 0, 8 frames of " in caplog.text
     assert found[0] == found[1]

@@ -162,43 +162,6 @@ def test_same_inputs_give_the_same_bits() -> None:
     assert first == second
 
 
-@pytest.mark.parametrize(
-    ("workers", "servers", "model_bytes", "comm"),
-    [
-        (16, 4, 4 * MB, CommConfig(bandwidth="2gbit", frame_bytes=524288, window_frames=8)),
-        (
-            32,
-            4,
-            4 * MB,
-            CommConfig(bandwidth="2gbit", frame_bytes=262144, window_frames=8),
-        ),  # as many workers in a class as servers: each begins with another one
-        (16, 9, 12 * MB, CommConfig(bandwidth="1gbit")),  # few, large frames: some servers have more to do than others
-    ],
-)
-def test_classes_of_equal_hosts_give_what_all_hosts_give(workers: int, servers: int, model_bytes: int, comm: CommConfig) -> None:
-    all_of_them = scenario(
-        specs=equal_tensors(model_bytes, 16),
-        num_workers=workers,
-        num_servers=servers,
-        forward_s=0.05,
-        backward_s=0.1,
-        comm=comm,
-        latency_s=50e-6,
-        costs=Costs(),
-        cores_per_host=8,
-    )
-    assert simulate(all_of_them).step_s == pytest.approx(simulate(all_of_them, together=False).step_s, rel=0.01)
-
-
-def test_ten_thousand_workers_are_few_events() -> None:
-    many = scenario(
-        specs=equal_tensors(40 * MB, 4), num_workers=10_000, num_servers=1_000, comm=CommConfig(bandwidth="25gbit"), costs=Costs(), cores_per_host=16
-    )
-    found = simulate(many)
-    assert found.num_events < 120_000  # some 50 microseconds each
-    assert found.step_s > floors.one_way_s(many.model_bytes, 10_000, 1_000, 25e9 / 8, 25e9 / 8)
-
-
 @settings(max_examples=6, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 3), st.sampled_from(["apart", "one"]), st.sampled_from([0.0, 0.05]))
 def test_thinner_links_slower_ranks_and_fewer_cores_never_help(workers: int, servers: int, hosts: str, compute_s: float) -> None:

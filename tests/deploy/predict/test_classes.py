@@ -1,0 +1,83 @@
+"""Classes of equal members against every member by itself, and where they are not needed."""
+
+import pytest
+
+from deploy.predict import floors
+from deploy.predict.classes import are_few
+from deploy.predict.costs import Costs
+from deploy.predict.plan import changed_steps
+from deploy.predict.scenario import Racks, equal_tensors
+from deploy.predict.simulate import simulate
+from ps.config import CommConfig
+from tests.deploy.predict.test_simulate import MB, scenario
+
+
+@pytest.mark.parametrize(
+    ("workers", "servers", "model_bytes", "comm"),
+    [
+        (16, 4, 4 * MB, CommConfig(bandwidth="2gbit", frame_bytes=524288, window_frames=8)),
+        (
+            32,
+            4,
+            4 * MB,
+            CommConfig(bandwidth="2gbit", frame_bytes=262144, window_frames=8),
+        ),  # as many workers in a class as servers: each begins with another one
+        (16, 9, 12 * MB, CommConfig(bandwidth="1gbit")),  # few, large frames: some servers have more to do than others
+    ],
+)
+def test_classes_of_equal_hosts_give_what_all_hosts_give(workers: int, servers: int, model_bytes: int, comm: CommConfig) -> None:
+    all_of_them = scenario(
+        specs=equal_tensors(model_bytes, 16),
+        num_workers=workers,
+        num_servers=servers,
+        forward_s=0.05,
+        backward_s=0.1,
+        comm=comm,
+        latency_s=50e-6,
+        costs=Costs(),
+        cores_per_host=8,
+    )
+    assert simulate(all_of_them, together=True).step_s == pytest.approx(simulate(all_of_them, together=False).step_s, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"latency_s": 0.005},
+        {"stragglers": {1: 1.5, 10: 1.7}, "worker_links": {2: 5e7}},
+        {"comm": CommConfig(bandwidth="1gbit", server_bandwidth=dict.fromkeys(range(6), "25gbit"), frame_bytes=262144)},
+        {"comm": CommConfig(bandwidth="10gbit", server_bandwidth=dict.fromkeys(range(6), "1gbit"), frame_bytes=262144), "slow_servers": {1: 4.0}},
+        {"racks": Racks(size=3, uplink_bytes_per_s=2.5e8), "cores_per_host": 1},
+    ],
+    ids=["latency", "slow and thin workers", "workers' links", "servers' links", "racks"],
+)
+def test_members_of_which_there_are_few_are_not_taken_together(changes: dict[str, object]) -> None:
+    """Classes are off by 2% to 14% in these: members of one drift apart."""
+    usual = {"forward_s": 0.01, "backward_s": 0.02, "latency_s": 50e-6, "comm": CommConfig(bandwidth="1gbit", frame_bytes=262144)}
+    of = scenario(specs=equal_tensors(6 * MB, 8), num_workers=20, num_servers=6, costs=Costs(), **({"cores_per_host": 8} | usual | changes))
+    assert simulate(of).step_s == pytest.approx(simulate(of, together=False).step_s, rel=0.01)
+
+
+def test_what_are_few_members() -> None:
+    assert are_few(scenario(num_workers=64, num_servers=16))
+    assert not are_few(scenario(num_workers=65, num_servers=16))
+    short = {"num_workers": 64, "num_servers": 2, "comm": CommConfig(frame_bytes=32768)}
+    assert are_few(scenario(specs=equal_tensors(16 * MB, 1), **short))  # 512 frames of each worker
+    assert not are_few(scenario(specs=equal_tensors(17 * MB, 1), **short))
+
+
+def test_ten_thousand_workers_are_few_events() -> None:
+    many = scenario(
+        specs=equal_tensors(40 * MB, 4), num_workers=10_000, num_servers=1_000, comm=CommConfig(bandwidth="25gbit"), costs=Costs(), cores_per_host=16
+    )
+    found = simulate(many)
+    assert found.num_events < 120_000  # some 50 microseconds each
+    assert found.step_s > floors.one_way_s(many.model_bytes, 10_000, 1_000, 25e9 / 8, 25e9 / 8)
+
+
+def test_changes_are_so_many_times_the_step_as_classes_say() -> None:
+    of = scenario(specs=equal_tensors(2 * MB, 8), num_workers=20, num_servers=6, latency_s=0.005, costs=Costs())
+    step = simulate(of)
+    step_s = changed_steps(of, step)
+    assert step_s(of) == pytest.approx(step.step_s) != simulate(of, together=True).step_s
+    assert simulate(of, together=True).num_events < step.num_events
