@@ -1,14 +1,13 @@
 """Contenders on virtual hosts: worker-0 ... and server-0 ..., each with a link of its own, and the driver's, which is not shaped."""
 
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO
 
 from benchmarks.harness import Start
+from benchmarks.places import Places, host_of
 from deploy.config import Config
 from deploy.console import Console
 from deploy.driver import Driver
@@ -16,11 +15,8 @@ from deploy.launch.base import ProcessKey
 from deploy.launch.hosts import DRIVER, HostsLauncher, Place
 from deploy.resume import begin
 from deploy.virtual.cluster import VirtualCluster
-from deploy.virtual.plan import HostSpec, enter
+from deploy.virtual.plan import HostSpec
 from ps.config import Timeouts
-
-Places = Mapping[str, tuple[int, str]]
-"""Virtual hosts by name: pid of the holder, address."""
 
 
 @contextmanager
@@ -35,11 +31,6 @@ def hosts(rates: Mapping[str, str]) -> Iterator[tuple[Start, dict[str, tuple[int
         yield start, {spec.name: (cluster.holder_pid(spec.name), cluster.address(spec.name)) for spec in specs}
 
 
-def command_in(places: Places, host: str, module: str, *arguments: str) -> list[str]:
-    """`python -m MODULE` in a host."""
-    return enter(places[host][0], [sys.executable, "-m", module, *arguments], str(Path.cwd()), None)
-
-
 def run_in_hosts(config: Config, places: Places) -> None:
     """A whole run whose processes are spread over the hosts; its driver is this process."""
     beginning = begin(config, "network")
@@ -50,8 +41,3 @@ def run_in_hosts(config: Config, places: Places) -> None:
     launcher = HostsLauncher(lambda key: rundir.process_log(key.role, key.index), there, {key: host_of(key.role, key.index) for key in keys})
     with launcher, Console(quiet=True, stderr=True) as console:
         Driver(config, beginning, launcher, console, Timeouts()).run(threading.Event())
-
-
-def host_of(role: str, index: int) -> str:
-    """Name of the host of a process."""
-    return f"{role}-{index}"

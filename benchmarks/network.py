@@ -5,8 +5,9 @@ import signal
 import sys
 
 from benchmarks.harness import Entry, Row, Samples, compete, report
-from benchmarks.hosts import host_of, hosts
+from benchmarks.hosts import hosts
 from benchmarks.peers import gloo, ours
+from benchmarks.places import host_of
 from benchmarks.workload import parse_size
 from deploy.virtual.cluster import check_machine
 from ps.config import parse_rate

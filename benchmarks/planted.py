@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.workload import Idle
+from benchmarks.idle import Idle
 from workers.data import TensorData
 from workers.device import Mover
 from workers.sampler import Indices

@@ -1,4 +1,9 @@
-"""What every contender of a benchmark trains, and how its members take part: they wait at a gate and step when told to."""
+"""What every contender of a benchmark trains, and how its members take part: they wait at a gate and step when told to.
+
+Torch is imported where a model is made: not all members have one.
+"""
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -9,11 +14,10 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 VARIABLE = "PSERVER_BENCHMARK"
 """Environment variable that brings the workload to every process of a contender."""
@@ -48,7 +52,7 @@ class Workload:
     """Virtual hosts by name: pid of the holder, address. Empty: this host alone."""
 
     @classmethod
-    def here(cls) -> "Workload":
+    def here(cls) -> Workload:
         """The workload of this process."""
         return cls(**json.loads(os.environ[VARIABLE]))
 
@@ -58,6 +62,11 @@ class Workload:
 
     def model(self) -> nn.Module:
         """The same on every member."""
+        import torch
+        from torch import nn
+
+        from benchmarks.idle import Idle
+
         torch.manual_seed(0)
         if self.layer_s:
             return nn.Sequential(*(Idle(size, self.layer_s) for size in self.sizes()))
@@ -73,11 +82,15 @@ class Workload:
 
     def loss(self, model: nn.Module, rank: int) -> Tensor:
         """On the rank's batch, which is the same in every step: making it is no part of what is measured."""
+        from torch.nn import functional
+
         inputs, classes = self.batch_of(rank)
         return functional.cross_entropy(model(inputs), classes)
 
     def batch_of(self, rank: int) -> tuple[Tensor, Tensor]:
         """Inputs and classes of a rank."""
+        import torch
+
         if rank not in _batches:
             generator = torch.Generator().manual_seed(rank)
             inputs = torch.randn(self.batch, ENDS, generator=generator)
@@ -86,32 +99,6 @@ class Workload:
 
 
 _batches: dict[int, tuple[Tensor, Tensor]] = {}
-
-
-class Idle(nn.Module):
-    """A layer that takes time and gives back its input, as one does that computes on another device."""
-
-    def __init__(self, elements: int, seconds: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(elements))
-        self._seconds = seconds
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = _Idle.apply(inputs, self.weight, self._seconds)
-        return outputs
-
-
-class _Idle(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, seconds: float) -> Tensor:
-        ctx.size, ctx.seconds = len(weight), seconds
-        time.sleep(seconds)
-        return inputs.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        time.sleep(2 * ctx.seconds)
-        return gradients[0], torch.zeros(ctx.size), None
 
 
 def width_of(model_bytes: float) -> int:

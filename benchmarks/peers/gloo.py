@@ -6,7 +6,7 @@ import subprocess
 import torch
 from torch import distributed
 
-from benchmarks.hosts import command_in, host_of
+from benchmarks.places import command_in, host_of
 from benchmarks.workload import Step, Workload, take_part
 
 VARIANTS = ["1", "5", "25"]

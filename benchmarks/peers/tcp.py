@@ -4,7 +4,7 @@ import socket
 import subprocess
 import sys
 
-from benchmarks.hosts import command_in, host_of
+from benchmarks.places import command_in, host_of
 from benchmarks.workload import Workload, take_part
 
 PORT = 7002
