@@ -16,7 +16,11 @@ settings.register_profile("pserver", deadline=None, derandomize=True, max_exampl
 settings.load_profile("pserver")
 
 
-_FIRST = ("ray", "hosts")
+_RAY, _HOSTS = "ray", "hosts"
+_LONG = ("chaos/test_chaos.py", "deploy/test_faults.py", "deploy/test_stages.py", "deploy/test_resume.py", "deploy/test_server_deaths.py")
+_FIRST = (_RAY, _HOSTS, *_LONG)
+_NO_HOSTS = ("chaos/test_chaos.py", "ps/test_shared.py")
+"""Files whose tests need root for something else than virtual hosts."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,7 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """How processes share the tests (`--dist loadgroup`): one has all that need Ray, for the only one; one makes all virtual hosts, since
-    tests look whether any is left; these begin with those. The tests of any other file stay together, for what they share."""
+    tests look whether any is left; these begin with those. The tests of any other file stay together, for what they share; the longest of
+    them come next, that all processes end at about the same time."""
     groups = {item: _group(item) for item in items}
     items.sort(key=lambda item: _FIRST.index(groups[item]) if groups[item] in _FIRST else len(_FIRST))
     for item in items:
@@ -36,8 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _group(item: pytest.Item) -> str:
     if "local_ray" in getattr(item, "fixturenames", ()):
-        return "ray"
-    return "hosts" if item.get_closest_marker("root") else item.path.relative_to(Path(__file__).parent).as_posix()
+        return _RAY
+    file = item.path.relative_to(Path(__file__).parent).as_posix()
+    return _HOSTS if item.get_closest_marker("root") and file not in _NO_HOSTS else file
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
