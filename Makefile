@@ -4,6 +4,8 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.pserver-setup
 CODE := ps workers deploy protos/generate.py
+# Tests start hundreds of processes: each would compile all that it imports where nobody may keep it.
+COMPILED := env -u PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test hosts models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-streams bench-codecs bench-hostile bench-formats bench-checkpoints bench-recovery plan-accuracy plan-stages plan-scale verdicts docs clean
@@ -17,8 +19,8 @@ train: $(STAMP)  ## Train a model on scikit-learn's digits: 2 Ray workers, 2 ser
 	@$(VENV)/bin/pserver run examples/digits.toml
 
 test: $(STAMP)  ## Run all tests but those of `make hosts`: three at a time, then those that measure time
-	@$(PYTHON) -m pytest -m "not hosts and not alone" -n 3 --dist loadgroup --no-loadscope-reorder
-	@$(PYTHON) -m pytest -m alone $$(grep -rl --include='*.py' 'mark\.alone' tests)
+	@$(COMPILED) $(PYTHON) -m pytest -m "not hosts and not alone" -n 3 --dist loadgroup --no-loadscope-reorder
+	@$(COMPILED) $(PYTHON) -m pytest -m alone $$(grep -rl --include='*.py' 'mark\.alone' tests)
 
 hosts: $(STAMP)  ## Run the tests on several Ray nodes, on virtual hosts (as root, some minutes)
 	@$(PYTHON) -m pytest -m hosts
