@@ -21,11 +21,13 @@ from deploy.launch.ray import RayLauncher
 from deploy.result import Result
 from deploy.rundir import RunDirectory
 from deploy.trainer import Trainer
+from ps.config import Timeouts
 from ps.errors import ProcessDied, Stopped
 from tests.deploy.broken import Broken
 from tests.deploy.conftest import gone
-from tests.deploy.forked import ForkedLauncher, ForkedTrainer, train, trainer
+from tests.deploy.forked import CONTEXT, ForkedLauncher, ForkedTrainer, train, trainer
 from tests.deploy.leftovers import nothing_left, segments_of
+from tests.deploy.waiting import until
 from workers.config import TrainConfig
 
 BROKEN = "tests.deploy.broken:Broken"
@@ -93,77 +95,52 @@ def test_a_worker_that_dies_in_the_middle_of_a_step_is_named(tmp_path: Path) -> 
     assert {death["process"] for death in json.loads((result.path / "summary.json").read_text())["failures"]} == {"worker 1"}
 
 
-def test_an_actor_that_is_killed_is_named(tmp_path: Path, ray_cluster: str) -> None:
-    made = Trainer(
-        Broken(how="suicide"),
-        train_config=TrainConfig(**ENDLESS),
-        scaling_config=ScalingConfig(num_workers=2, num_servers=1),
-        failure=FailureConfig(max_failures=0),
-        run_config=RunConfig(storage_path=str(tmp_path)),
-        quiet=True,
-    )
-    with nothing_left():
-        result = made.fit()
-    assert str(result.error).startswith("worker 1 was killed or has crashed; its last words: ")
-    assert ray.is_initialized()
-
-
-class ServerKiller(Trainer):
-    """On Ray; kills the server once in mid-training."""
-
-    killed: psutil.Process | None = None
+class Killer(Trainer):
+    """On Ray; kills the worker in mid-training, and the server when the worker is back."""
 
     def _make_launcher(self, rundir: RunDirectory, console: Console) -> RayLauncher:
         launcher = super()._make_launcher(rundir, console)
         assert isinstance(launcher, RayLauncher)
         ended = launcher.ended
+        self.killed: list[psutil.Process] = []
 
         def kill_first() -> dict[ProcessKey, Ending]:
-            if self.killed is None and in_training(rundir):
-                self.killed = launcher._process(ProcessKey("server", 0))
-                assert self.killed
-                self.killed.kill()
+            if not self.killed and in_training(rundir):
+                self._kill(launcher, ProcessKey("worker", 0))
+            elif len(self.killed) == 1 and "worker 0 is back at step" in rundir.driver_log().read_text():
+                self._kill(launcher, ProcessKey("server", 0))
             return ended()
 
         launcher.ended = kill_first  # type: ignore[method-assign]
         return launcher
 
+    def _kill(self, launcher: RayLauncher, key: ProcessKey) -> None:
+        process = launcher._process(key)
+        assert process
+        process.kill()
+        self.killed.append(process)
 
-def test_a_servers_actor_that_is_killed_ends_the_run_and_is_named(tmp_path: Path, ray_cluster: str) -> None:
-    made = ServerKiller(
+
+def test_actors_that_are_killed_are_named_and_one_too_many_ends_the_run(tmp_path: Path, ray_cluster: str) -> None:
+    made = Killer(
         Broken(how="long"),
         train_config=TrainConfig(**ENDLESS),
         scaling_config=ScalingConfig(num_workers=1, num_servers=1),
-        failure=FailureConfig(max_failures=0),
+        failure=FailureConfig(max_failures=1),
         run_config=RunConfig(storage_path=str(tmp_path)),
         quiet=True,
     )
     with nothing_left():
         result = made.fit()
-    assert made.killed and not made.killed.is_running()
+    assert len(made.killed) == 2 and not any(process.is_running() for process in made.killed)
+    log = (result.path / "logs" / "driver.log").read_text()
+    assert "worker 0 was killed or has crashed at step " in log
     assert isinstance(result.error, ProcessDied)
     assert str(result.error).startswith("server 0 was killed or has crashed; its last words: ")
     assert not segments_of(result.path)
     assert ray.is_initialized()
 
 
-PROGRAM = """
-import sys
-from deploy.config import FailureConfig, RunConfig, ScalingConfig
-from deploy.trainer import Trainer
-from ps.config import Timeouts
-from tests.deploy.broken import Broken
-from workers.config import TrainConfig
-
-Trainer(
-    Broken(how="long"),
-    train_config=TrainConfig(batch_size=8, epochs=1_000_000),
-    scaling_config=ScalingConfig(num_workers=1, num_servers=1),
-    run_config=RunConfig(storage_path=sys.argv[1], name="run"),
-    launcher="process",
-    timeouts=Timeouts(heartbeat_s=0.2, orphan_after_s=1.0),
-).fit()
-"""
 JOB = """
 [task]
 name = "tests.deploy.broken:Broken"
@@ -297,18 +274,21 @@ def test_sigterm_ends_a_run_on_ray(tmp_path: Path, ray_cluster: str) -> None:
     assert "Traceback" not in driver.output
 
 
+def _drive(storage: Path) -> None:
+    """A driver in a process of its own, with none of our pytest."""
+    sizes = {**ENDLESS, "num_workers": 1, "num_servers": 1}
+    train(storage, BROKEN, {"how": "long"}, **sizes, name="run", timeouts=Timeouts(heartbeat_s=0.2, orphan_after_s=1.0))
+
+
 def test_processes_whose_driver_was_killed_end_and_remove_their_memory(tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir()
-    driver = Driver(tmp_path, "-c", PROGRAM, str(tmp_path / "runs"))
-    try:
-        with nothing_left():
-            driver.wait_for(lambda: in_training(driver.rundir))
-            children = driver.children()
-            assert len(children) == 2
-            driver.process.kill()
-            driver.process.wait()
-            assert segments_of(driver.rundir.path)
-            assert all(gone(pid) for pid in children)
-            assert not segments_of(driver.rundir.path)
-    finally:
-        driver.end()
+    rundir = RunDirectory(tmp_path / "run")
+    with nothing_left(within_s=10):
+        driver = CONTEXT.Process(target=_drive, args=(tmp_path,))
+        driver.start()
+        try:
+            until(lambda: in_training(rundir), 60)
+        finally:
+            driver.kill()
+            driver.join()
+        assert segments_of(rundir.path)
+    assert not segments_of(rundir.path)
