@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,21 @@ def failed(storage: Path, victim: ProcessKey, place: Point, **options: Any) -> R
     result = run(storage, "adam", Faults().kill(victim, place), **{**FAILS, **options})
     assert isinstance(result.error, ProcessDied), result.error
     return result
+
+
+@pytest.fixture(scope="module")
+def first_failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run has failed after its last checkpoints but one."""
+    storage = tmp_path_factory.mktemp("failed")
+    failed(storage, W0, ("worker.landed", 60))
+    return storage
+
+
+@pytest.fixture
+def dead(first_failed: Path, tmp_path: Path) -> RunDirectory:
+    """A copy of it, in the storage of the test."""
+    shutil.copytree(first_failed, tmp_path, dirs_exist_ok=True)
+    return RunDirectory(tmp_path / "run")
 
 
 def log_of(result: Result) -> str:
@@ -74,23 +90,21 @@ def test_a_ledger_that_cannot_be_written_says_so_and_counts_on() -> None:
     assert writer.close().num_steps == 2
 
 
-def test_a_damaged_checkpoint_is_named_put_aside_and_the_one_before_it_used(tmp_path: Path) -> None:
-    rundir = RunDirectory(failed(tmp_path, W0, ("worker.landed", 60)).path)
-    *_, before, newest = rundir.checkpoint_versions()
-    part = rundir.checkpoint(newest) / rundir.part_name("server", 1)
+def test_a_damaged_checkpoint_is_named_put_aside_and_the_one_before_it_used(dead: RunDirectory, tmp_path: Path) -> None:
+    *_, before, newest = dead.checkpoint_versions()
+    part = dead.checkpoint(newest) / dead.part_name("server", 1)
     part.write_bytes(part.read_bytes()[:-1])
     result = resumed(tmp_path)
     log = log_of(result)
     assert f"{part} has " in log and f"the checkpoint of step {newest} is not used" in log
     assert f"resumed from step {before}, generation 2" in log
     assert bits_of(result) == undisturbed("adam")
-    assert (rundir.checkpoints_folder / f"{newest}.damaged-1").is_dir()
+    assert (dead.checkpoints_folder / f"{newest}.damaged-1").is_dir()
 
 
-def test_without_any_good_checkpoint_the_run_begins_anew_in_its_directory(tmp_path: Path) -> None:
-    rundir = RunDirectory(failed(tmp_path, W0, ("worker.landed", 60)).path)
-    for version in rundir.checkpoint_versions():
-        rundir.manifest(rundir.checkpoint(version)).unlink()
+def test_without_any_good_checkpoint_the_run_begins_anew_in_its_directory(dead: RunDirectory, tmp_path: Path) -> None:
+    for version in dead.checkpoint_versions():
+        dead.manifest(dead.checkpoint(version)).unlink()
     result = resumed(tmp_path)
     assert "resumed from step 0: there is no checkpoint that can be used, generation 2" in log_of(result)
     assert bits_of(result) == undisturbed("adam")
@@ -127,8 +141,7 @@ def test_a_server_killed_while_it_cuts_costs_a_checkpoint_and_no_bit(tmp_path: P
     assert lost and all(f"no checkpoint of step {version}: " in log_of(result) for version in lost)
 
 
-def test_servers_killed_while_they_are_given_a_checkpoint_get_it_again(tmp_path: Path) -> None:
-    failed(tmp_path, W0, ("worker.landed", 60))
+def test_servers_killed_while_they_are_given_a_checkpoint_get_it_again(dead: RunDirectory, tmp_path: Path) -> None:
     faults = Faults().kill(S0, ("store.restored", 1)).kill(S1, ("shard.made", 1), ("store.restored", 1))
     result = run(tmp_path, "adam", faults, **{**FAILS, "max_failures": None, "resume": "auto"})
     assert deaths_of(result) == ["server 0", "server 1", "server 1"]
