@@ -274,16 +274,11 @@ def test_sigterm_ends_a_run_on_ray(tmp_path: Path, ray_cluster: str) -> None:
     assert "Traceback" not in driver.output
 
 
-def _drive(storage: Path) -> None:
-    """A driver in a process of its own, with none of our pytest."""
-    sizes = {**ENDLESS, "num_workers": 1, "num_servers": 1}
-    train(storage, BROKEN, {"how": "long"}, **sizes, name="run", timeouts=Timeouts(heartbeat_s=0.2, orphan_after_s=1.0))
-
-
 def test_processes_whose_driver_was_killed_end_and_remove_their_memory(tmp_path: Path) -> None:
     rundir = RunDirectory(tmp_path / "run")
+    options = {**ENDLESS, "num_workers": 1, "num_servers": 1, "name": "run", "timeouts": Timeouts(heartbeat_s=0.2, orphan_after_s=1.0)}
     with nothing_left(within_s=10):
-        driver = CONTEXT.Process(target=_drive, args=(tmp_path,))
+        driver = CONTEXT.Process(target=train, args=(tmp_path, BROKEN, {"how": "long"}), kwargs=options)
         driver.start()
         try:
             until(lambda: in_training(rundir), 60)
