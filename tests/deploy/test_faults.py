@@ -277,13 +277,15 @@ def test_sigterm_ends_a_run_on_ray(tmp_path: Path, ray_cluster: str) -> None:
 def test_processes_whose_driver_was_killed_end_and_remove_their_memory(tmp_path: Path) -> None:
     rundir = RunDirectory(tmp_path / "run")
     options = {**ENDLESS, "num_workers": 1, "num_servers": 1, "name": "run", "timeouts": Timeouts(heartbeat_s=0.2, orphan_after_s=1.0)}
-    with nothing_left(within_s=10):
-        driver = CONTEXT.Process(target=train, args=(tmp_path, BROKEN, {"how": "long"}), kwargs=options)
-        driver.start()
-        try:
-            until(lambda: in_training(rundir), 60)
-        finally:
-            driver.kill()
-            driver.join()
-        assert segments_of(rundir.path)
+    driver = CONTEXT.Process(target=train, args=(tmp_path, BROKEN, {"how": "long"}), kwargs=options)
+    driver.start()
+    try:
+        until(lambda: in_training(rundir), 60)
+        children = [child.pid for child in psutil.Process(driver.pid).children(recursive=True)]
+        assert len(children) >= 2
+    finally:
+        driver.kill()
+        driver.join()
+    assert segments_of(rundir.path)
+    assert all(gone(pid) for pid in children)
     assert not segments_of(rundir.path)
