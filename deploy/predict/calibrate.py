@@ -3,6 +3,7 @@
 import math
 import os
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -86,9 +87,11 @@ def _computing(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
     return replace(run, forward_s=forward_s + data_s, backward_s=backward_s, samples=samples)
 
 
-def slow_ranks(steps: Sequence[LedgerStep]) -> dict[int, float]:
-    """Ranks that compute longer than the typical one: how many times as long. Of whole ranks."""
-    compute = by_rank(steps, "compute_s")
+def slow_ranks(steps: Sequence[LedgerStep], num_stages: int = 1) -> dict[int, float]:
+    """Ranks that compute longer than the typical one, all their stages together: how many times as long."""
+    compute: defaultdict[int, float] = defaultdict(float)
+    for number, seconds in by_rank(steps, "compute_s").items():
+        compute[number // num_stages] += seconds
     typical = statistics.median_low(compute.values())
     return {rank: value / typical for rank, value in compute.items() if typical and value > LAGS * typical}
 

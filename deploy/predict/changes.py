@@ -6,12 +6,11 @@ what the model does not know of the machine is in both.
 
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from deploy.measure.ledger_file import LedgerStep
-from deploy.predict.calibrate import by_rank, slow_servers, steady
+from deploy.predict.calibrate import slow_ranks, slow_servers, steady
 from deploy.predict.plan import WORTH, floor_s, ring_step_s, server_counts
 from deploy.predict.scenario import Scenario
 from deploy.predict.simulate import simulate
@@ -22,8 +21,6 @@ MOST_FRAMES = 128
 MOST_LOADERS = 8
 LOADED = 0.8
 """Part of the time that threads which load data may be busy."""
-LAGS = 1.15
-"""How many times the others' compute a rank's must be to be a straggler."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def outlook(scenario: Scenario, steps: Sequence[LedgerStep]) -> Outlook | None:
     data_s = statistics.median(statistics.median(row.data_wait_s for row in step.workers) for step in whole)
     quotas = _quotas(whole, scenario)
     slow = {shard: factor for shard, factor in slow_servers(whole).items() if shard not in quotas}
-    scenario = replace(scenario, stragglers=_stragglers(whole, scenario.num_stages), slow_servers=slow, server_cores=quotas)
+    scenario = replace(scenario, stragglers=slow_ranks(whole, scenario.num_stages), slow_servers=slow, server_cores=quotas)
     scenario = _coarse(_on_links(scenario, steps, measured_s))
     model_s = simulate(scenario).step_s
     candidates = _candidates(scenario, data_s)
@@ -99,14 +96,6 @@ def _coarse(scenario: Scenario) -> Scenario:
         return scenario
     frame_bytes = min(least, LONGEST_FRAME_BYTES)
     return replace(scenario, comm=replace(scenario.comm, frame_bytes=frame_bytes))
-
-
-def _stragglers(steps: Sequence[LedgerStep], num_stages: int) -> Mapping[int, float]:
-    compute: defaultdict[int, float] = defaultdict(float)
-    for number, seconds in by_rank(steps, "compute_s").items():
-        compute[number // num_stages] += seconds
-    typical = statistics.median_low(compute.values())
-    return {rank: value / typical for rank, value in compute.items() if typical and value > LAGS * typical}
 
 
 def _quotas(steps: Sequence[LedgerStep], scenario: Scenario) -> Mapping[int, float]:
