@@ -58,11 +58,7 @@ def fit_together(runs: Sequence[tuple[Sequence[LedgerStep], Scenario]]) -> list[
     factors |= {"push_frame_s": worker[0], "push_byte_s": worker[1], "land_frame_s": worker[0], "land_byte_s": worker[1]}
     factors |= {"sum_byte_s": threads[1], "apply_byte_s": threads[1]}
     typical |= {"work_frame_s": threads[0], "server_step_s": loop[2], "worker_step_s": worker[2]}
-    links = {
-        "wire_overhead": statistics.median(map(_overhead, used)),
-        "unfairness": statistics.median([_unfairness(s) for s in used if len(s[0].workers) > 1] or [0.0]),
-    }
-    costs = replace(usual, **typical, **links, **{name: getattr(usual, name) * factor for name, factor in factors.items()})
+    costs = replace(usual, **typical, **_on_wire(used, usual), **{name: getattr(usual, name) * factor for name, factor in factors.items()})
     return [replace(run, costs=costs) for run in fitted]
 
 
@@ -139,22 +135,40 @@ def by_rank(steps: Sequence[LedgerStep], name: str) -> dict[int, float]:
     return {rank: statistics.median(its) for rank, its in values.items()}
 
 
-def _overhead(steps: Sequence[LedgerStep]) -> float:
-    """Bytes on the wire for a byte of payload, in the direction that has more of them."""
-    traffics = [traffic for step in steps for row in step.workers for traffic in row.shards]
+def _on_wire(runs: Sequence[Sequence[LedgerStep]], usual: Costs) -> dict[str, float]:
+    """What links do to the bytes of these runs: the usual where none travelled."""
+    overheads = [overhead for steps in runs if (overhead := _overhead(steps))]
+    return {
+        "wire_overhead": statistics.median(overheads or [usual.wire_overhead]),
+        "unfairness": statistics.median([_unfairness(steps) for steps in runs if len(steps[0].workers) > 1] or [0.0]),
+    }
+
+
+def _overhead(steps: Sequence[LedgerStep]) -> float | None:
+    """Bytes on the wire for a byte of payload, in the direction that has more of them; None where payload stayed on hosts."""
+    traffics = [traffic for step in steps for row in step.workers for traffic in row.shards if not traffic.local]
     sums = {name: sum(getattr(traffic, name) for traffic in traffics) for name in TRAFFIC}
+    if not sums["push_bytes"] or not sums["pull_bytes"]:
+        return None
     return float(max(sums["push_wire_bytes"] / sums["push_bytes"], sums["pull_wire_bytes"] / sums["pull_bytes"]))
 
 
 def _unfairness(steps: Sequence[LedgerStep]) -> float:
-    """How differently ranks have fared that pushed to the same shard, from the times it took them. Who is left behind has the link for
-    itself at the end: shares differ more than times."""
-    logs: dict[tuple[int, int], list[float]] = {}
+    """How differently ranks have fared that pushed to the same shard over equal links, from the times it took them. Who is left behind has
+    the link for itself at the end: shares differ more than times. Ranks that compute longer push for longer anyway: they are left out."""
+    slow = slow_ranks(steps)
+    logs: dict[tuple[int, int, float | None], list[float]] = {}
     for step in steps:
         for row in step.workers:
-            for traffic in row.shards:
-                if traffic.push_from_s is not None and traffic.push_to_s is not None and traffic.push_from_s > traffic.push_to_s:
-                    logs.setdefault((step.step, traffic.shard), []).append(math.log(traffic.push_from_s - traffic.push_to_s))
+            for traffic in row.shards if row.rank not in slow else ():
+                if (
+                    not traffic.local
+                    and traffic.push_from_s is not None
+                    and traffic.push_to_s is not None
+                    and traffic.push_from_s > traffic.push_to_s
+                ):
+                    key = step.step, traffic.shard, row.link_bytes_per_s
+                    logs.setdefault(key, []).append(math.log(traffic.push_from_s - traffic.push_to_s))
     spreads = [statistics.stdev(values) for values in logs.values() if len(values) > 1]
     return SHARES_OVER_TIMES * sum(spreads) / max(1, len(spreads))
 
@@ -247,6 +261,7 @@ def _costs(steps: Sequence[LedgerStep], run: Scenario) -> Costs:
         copy_byte_s=copy_s / run.model_bytes,
         install_byte_s=install_s / run.model_bytes,
         step_s=_per_step([[row.other_s for row in step.workers] for step in steps]) / run.num_members,
+        **_on_wire([steps], usual),
         **{name: getattr(usual, name) * factor for name, factor in names.items()},
     )
 

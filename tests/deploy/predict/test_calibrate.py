@@ -1,13 +1,13 @@
 """Costs from ledgers of several runs, and the hosts that a ledger shows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 
 from deploy.config import Config, ScalingConfig, TaskConfig
 from deploy.measure.ledger_file import LedgerStep
-from deploy.predict.calibrate import fit_together
+from deploy.predict.calibrate import fit, fit_together
 from deploy.predict.classes import classes_of
 from deploy.predict.costs import Costs
 from deploy.predict.inputs import scenario_of_config
@@ -74,9 +74,30 @@ def test_what_frames_bytes_and_steps_cost_is_told_apart_by_three_runs() -> None:
     assert short.costs.wire_overhead == pytest.approx(1.03)
 
 
-def test_shares_of_a_link_are_uneven_if_pushes_take_some_ranks_longer() -> None:
-    even, uneven = (fit_together([run_of(32 << 10, push_s)])[0].costs.unfairness for push_s in ((0.1, 0.1), (0.1, 0.2)))
-    assert even == pytest.approx(0.0, abs=1e-9) and uneven > 0.3
+@pytest.mark.parametrize("fitted", [lambda *run: fit_together([run])[0], fit], ids=["together", "alone"])
+def test_shares_of_a_link_are_uneven_if_pushes_take_some_ranks_longer(fitted: Callable[..., Scenario]) -> None:
+    even, uneven = (fitted(*run_of(32 << 10, push_s)).costs for push_s in ((0.1, 0.1), (0.1, 0.2)))
+    assert even.unfairness == pytest.approx(0.0, abs=1e-9) and uneven.unfairness > 0.3
+    assert even.wire_overhead == pytest.approx(1.03)
+
+
+@pytest.mark.parametrize(
+    "why", [{"link_bytes_per_s": 1e6}, {"backward_s": 0.12}], ids=["its link is thinner", "it computes longer and pushes meanwhile"]
+)
+def test_a_rank_that_pushes_for_longer_for_a_reason_has_no_smaller_share(why: dict[str, float]) -> None:
+    steps, scenario = run_of(32 << 10, (0.1, 0.2))
+    reasoned = [replace(step, workers=[step.workers[0], replace(step.workers[1], **why)]) for step in steps]  # type: ignore[arg-type]
+    assert fit(reasoned, scenario).costs.unfairness == pytest.approx(0.0, abs=1e-9)
+
+
+def test_payload_that_stays_on_a_host_tells_nothing_of_links() -> None:
+    steps, scenario = run_of(32 << 10, (0.1, 0.2))
+
+    def at_home(row: WorkerRow) -> WorkerRow:
+        return replace(row, shards=[replace(traffic, local=True, push_wire_bytes=9, pull_wire_bytes=9) for traffic in row.shards])
+
+    costs = fit([replace(step, workers=[at_home(row) for row in step.workers]) for step in steps], scenario).costs
+    assert (costs.wire_overhead, costs.unfairness) == (Costs().wire_overhead, 0.0)
 
 
 @pytest.mark.parametrize(
