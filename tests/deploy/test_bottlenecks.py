@@ -17,7 +17,14 @@ from tests.deploy.own_loops import HERE, fit
 PLANTED = "tests.deploy.planted:Planted"
 
 CASES = [
-    pytest.param("synthetic-mlp", {"inputs": 512, "width": 512, "depth": 3}, {"batch_size": 1024, "num_servers": 1}, "compute", id="compute-bound"),
+    pytest.param(
+        "synthetic-mlp",
+        {"inputs": 512, "width": 512, "depth": 3},
+        {"batch_size": 1024, "num_servers": 1},
+        "compute",
+        id="compute-bound",
+        marks=pytest.mark.alone,
+    ),
     pytest.param(PLANTED, {"slow_rank": 1, "slow_loss_s": 0.06}, {"batch_size": 32}, "rank 1's compute", id="slow rank"),
     pytest.param(
         PLANTED, {"slow_rank": 0, "slow_data_s": 0.12}, {"batch_size": 16, "num_workers": 3}, "rank 0's data loading", id="slow loader of a rank"
@@ -49,6 +56,7 @@ def test_the_planted_bottleneck_is_named(task: str, fields: dict[str, Any], opti
     assert_trace_has_all_steps(result.path)
 
 
+@pytest.mark.alone
 def test_all_time_of_a_training_thread_has_a_name(tmp_path: Path) -> None:
     """Validation, the report, and the parts of a step, of an own loop: rows follow each other without a gap."""
     result = fit(tmp_path, f"{HERE}:takes_its_time", train={"batch_size": 5, "epochs": 2})
