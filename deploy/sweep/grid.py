@@ -104,15 +104,20 @@ def points_of(axes: Sequence[Axis]) -> list[Point]:
 def changes(point: Point, base: Config, scaling: Scaling | None, axes: Sequence[Axis]) -> list[str]:
     """What `--set` must say for the point. `scaling`: "strong" keeps the base's global batch, "weak" a worker's; None: what the base says."""
     sets = [f"{SHORT.get(name, name)}={_text(value)}" for name, value in point.values.items() if name not in LINKS and name != "batch"]
-    reference = base.optimizer.reference_batch_size
     if "lr_scaling" in point.values:
-        known = min(_global_batch(base, each.values.get("batch")) for each in points_of(axes))
-        sets.append("optimizer.reference_batch_size=" + ("" if point.values["lr_scaling"] == "none" else str(reference or known)))
+        sets.append(f"optimizer.reference_batch_size={reference_batch_size(point, base, axes) or ''}")
     batch = point.values.get("batch")
     if scaling == "strong" or (scaling is None and base.train.batch_size is None and batch is None):
         return [*sets, "train.batch_size=", f"train.global_batch_size={_global_batch(base, batch)}"]
     per_worker = batch or base.train.batch_size or max(1, _global_batch(base, None) // base.scaling.num_workers // base.train.accumulate)
     return [*sets, "train.global_batch_size=", f"train.batch_size={per_worker}"]
+
+
+def reference_batch_size(point: Point, base: Config, axes: Sequence[Axis]) -> int | None:
+    """Samples of a step that the point's batch rule counts from: the base's, else the smallest of the grid. None: the grid gives it no rule."""
+    if point.values.get("lr_scaling", "none") == "none":
+        return None
+    return base.optimizer.reference_batch_size or min(_global_batch(base, each.values.get("batch")) for each in points_of(axes))
 
 
 def wishes_of(point: Point) -> Wishes | None:

@@ -26,6 +26,8 @@ class Row:
     """Name of its run directory."""
     error: str | None = None
     """Why its run failed; None if it finished."""
+    reference_batch_size: int | None = None
+    """Samples of a step that the batch rule has counted from; None: the grid gave it no rule."""
     simulated: str | None = None
     steps: int = 0
     step_s: float | None = None

@@ -15,7 +15,7 @@ from deploy.measure.target import steps_to
 from deploy.rundir import RunDirectory
 from deploy.simulation.run import simulate
 from deploy.simulation.wishes import hosts_of
-from deploy.sweep.grid import Axis, Point, Scaling, changes, points_of, wishes_of
+from deploy.sweep.grid import Axis, Point, Scaling, changes, points_of, reference_batch_size, wishes_of
 from deploy.sweep.results import Results, Row, measured
 from deploy.trainer import Trainer
 from ps.errors import ConfigError, Stopped
@@ -57,6 +57,14 @@ class Sweep:
         found = load(self.config_file, [*self.sets, *changes(point, self.base, self.scaling, self.axes)])
         return replace(found, run=replace(found.run, name=point.name, storage_path=str(self.folder / "points")))
 
+    def reference(self, point: Point) -> int | None:
+        """See `reference_batch_size`."""
+        return reference_batch_size(point, self.base, self.axes)
+
+    def holds(self, row: Row, point: Point) -> bool:
+        """Whether the row of a former sweep is what the point would be now: a smaller batch in the grid is another one to count k from."""
+        return row.error is None and row.reference_batch_size == self.reference(point)
+
     @property
     def learns(self) -> bool:
         """Whether points are trained otherwise, so that what they learn is compared."""
@@ -70,12 +78,13 @@ def sweep(wanted: Sweep, say: Callable[[str], None]) -> list[Row]:
     """
     results = Results(wanted.folder)
     results.folder.mkdir(parents=True, exist_ok=True)
-    known = results.read()
     points = points_of(wanted.axes)
-    if done := sum(1 for point in points if point.key in known and known[point.key].error is None):
-        say(f"{done} of {len(points)} points are there already: {results.folder}")
+    found = results.read()
+    known = {point.key: found[point.key] for point in points if point.key in found and wanted.holds(found[point.key], point)}
+    if known:
+        say(f"{len(known)} of {len(points)} points are there already: {results.folder}")
     for number, point in enumerate(points, start=1):
-        if point.key in known and known[point.key].error is None:
+        if point.key in known:
             continue
         row = _run(wanted, point)
         results.add(row)
@@ -108,7 +117,7 @@ def _run(wanted: Sweep, point: Point) -> Row:
 
 def _row(wanted: Sweep, point: Point, config: Config, run: RunDirectory) -> Row:
     recorded = read_run(run)
-    row = Row(point=point.values, run=point.name, **measured(recorded))
+    row = Row(point=point.values, run=point.name, reference_batch_size=wanted.reference(point), **measured(recorded))
     if wanted.target:
         row = replace(row, steps_to_target=steps_to(recorded.history, *wanted.target))
     if not wanted.learns or config.task is None:

@@ -68,7 +68,8 @@ def _batch_rule(rows: Sequence[Row], target: tuple[str, float] | None) -> list[s
     better, worse = sum(vote > 0 for vote in votes), sum(vote < 0 for vote in votes)
     even = len(votes) - better - worse
     verdict = "helped" if better > worse else "did harm" if worse > better else "made no difference that counts"
-    return [f"√k {verdict}: better at {better}, worse at {worse}, the same at {even} of {counted(len(votes), 'batch size')}", *lines]
+    what = "batch size" if len({row.point.get("batch") for row, _ in pairs}) == len(pairs) else "comparison"
+    return [f"√k {verdict}: better at {better}, worse at {worse}, the same at {even} of {counted(len(votes), what)}", *lines]
 
 
 def _vote(plain: Row, scaled: Row, target: tuple[str, float] | None) -> int:

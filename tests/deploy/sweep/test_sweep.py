@@ -85,6 +85,13 @@ def test_the_batch_rule_is_judged_by_steps_then_by_accuracy(scaled: dict[str, An
     assert "steps to target" in table(axes, rows).columns
 
 
+def test_seeds_do_not_count_as_batch_sizes() -> None:
+    axes = parse_axes(["batch=512", "seed=0,1", "lr_scaling=none,sqrt"])
+    rows = [row({"batch": 512, "seed": seed, "lr_scaling": rule}, validation_loss=0.3) for seed in (0, 1) for rule in ("none", "sqrt")]
+    assert findings(axes, rows, None)[1].endswith("better at 0, worse at 0, the same at 2 of 2 comparisons")
+    assert findings(axes[::2], rows[:2], None)[1].endswith("of 1 batch size")
+
+
 def test_a_failed_point_is_in_the_table_and_in_the_words() -> None:
     axes = parse_axes(["workers=1,2"])
     rows = [row({"workers": 1}), Row(point={"workers": 2}, run="r", error="a server died")]
@@ -179,6 +186,22 @@ def test_a_point_that_failed_is_tried_again_and_wrong_points_are_refused_before_
     monkeypatch.setattr(ForkedTrainer, "fit", fit)
     (row,) = sweep(wanted, lambda _: None)
     assert row.error is None and row.steps == 2 and row.rise is None
+
+
+def test_a_smaller_batch_in_the_grid_trains_those_again_that_counted_from_the_smallest_one(config_file: Path) -> None:
+    def swept(batches: str) -> tuple[list[Row], list[str]]:
+        said: list[str] = []
+        axes = parse_axes([f"batch={batches}", "lr_scaling=none,sqrt"])
+        return sweep(Sweep(config_file=config_file, sets=["train.max_steps=1"], axes=axes), said.append), said
+
+    rows, _ = swept("256")
+    assert [row.reference_batch_size for row in rows] == [None, 256]
+    assert rows[0].metrics == rows[1].metrics  # k = 1
+    rows, said = swept("64,256")
+    assert said[0].startswith("1 of 4 points are there already") and len(said) == 4
+    assert [row.reference_batch_size for row in rows] == [None, 64, None, 64]
+    assert rows[2].metrics != rows[3].metrics
+    assert swept("64,256")[1][0].startswith("4 of 4 points")
 
 
 @pytest.mark.root
