@@ -12,12 +12,21 @@ from ps.layout import Layout, Run, TensorSpec
 from ps.ledger import ServerRow, from_line
 from ps.noise import NormSamples, square
 from tests.deploy.ledgers import step_of
+from tests.deploy.waiting import until
 from tests.ps.cluster import Cluster, cluster, exchange, in_threads, start
 
 
-def rows_of(servers: Cluster) -> list[ServerRow]:
-    rows = [from_line(line) for server in servers.servers for line in server.rows.take()]
-    return [row for row in rows if isinstance(row, ServerRow)]
+def rows_until(step: int, servers: Cluster) -> list[ServerRow]:
+    """All rows to that of `step`, which servers make when they have answered."""
+    rows: list[ServerRow] = []
+
+    def is_there() -> bool:
+        found = [from_line(line) for server in servers.servers for line in server.rows.take()]
+        rows.extend(row for row in found if isinstance(row, ServerRow))
+        return sum(row.step == step for row in rows) == len(servers.servers)
+
+    until(is_there, timeout_s=20)
+    return rows
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -35,7 +44,7 @@ def test_norms_of_all_ranks_and_of_the_weighted_mean_are_in_the_rows_of_every_te
                 flat[at : at + count] = np.random.default_rng(member.rank).standard_normal(count, dtype=np.float32)
             gradients.append(flat[:21190].astype(np.float64).copy())
         in_threads([lambda m=m, w=w: [exchange(m, step, w) for step in range(11)] for m, w in zip(members, weights, strict=True)])
-        rows = rows_of(servers)
+        rows = rows_until(10, servers)
     mean = (gradients[0] + 3 * gradients[1]) / 4
     for step in (0, 10):
         of_step = [row for row in rows if row.step == step]
