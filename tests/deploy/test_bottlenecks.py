@@ -17,14 +17,7 @@ from tests.deploy.own_loops import HERE, fit
 PLANTED = "tests.deploy.planted:Planted"
 
 CASES = [
-    pytest.param(
-        "synthetic-mlp",
-        {"inputs": 512, "width": 512, "depth": 3},
-        {"batch_size": 1024, "num_servers": 1},
-        "compute",
-        id="compute-bound",
-        marks=pytest.mark.alone,
-    ),
+    pytest.param(PLANTED, {"loss_s": 0.12}, {"batch_size": 32, "num_servers": 1}, "compute", id="compute-bound"),
     pytest.param(PLANTED, {"slow_rank": 1, "slow_loss_s": 0.06}, {"batch_size": 32}, "rank 1's compute", id="slow rank"),
     pytest.param(
         PLANTED, {"slow_rank": 0, "slow_data_s": 0.12}, {"batch_size": 16, "num_workers": 3}, "rank 0's data loading", id="slow loader of a rank"
