@@ -136,7 +136,7 @@ class Contender:
 def compete(
     entries: Mapping[str, Entry], *, rounds: int, warmup: int, steps: int, title: str, start: Start = start_here, **work: object
 ) -> dict[tuple[str, str], Samples]:
-    """All contenders live at once and take turns, round by round; samples by name and variant."""
+    """All contenders live at once and take turns, round by round, every second one backwards; samples by name and variant."""
     samples = {(name, variant): Samples() for name, entry in entries.items() for variant in entry.variants}
     contenders: dict[str, Contender] = {}
     with gate() as at:
@@ -144,8 +144,9 @@ def compete(
             for name, entry in entries.items():
                 print(f"starting {name}", file=sys.stderr, flush=True)
                 contenders[name] = Contender(at, name, entry, start, **work)
-            for _ in range(rounds):
-                for name, variant in samples:
+            for number in range(rounds):
+                turns = list(samples)
+                for name, variant in reversed(turns) if number % 2 else turns:  # who comes after whom is no advantage
                     contenders[name].run(samples[name, variant], warmup=warmup, steps=steps, variant=variant)
         finally:
             for contender in contenders.values():

@@ -51,7 +51,7 @@ def sweep(
         kept: Scaling | None = scaling.value if scaling else None
         reach = parse_target(target) if target else None
         wanted = Sweep(config_file=config_file, sets=[*(sets or []), *names], axes=axes, scaling=kept, target=reach)
-        rows = run_sweep(wanted, say=lambda text: print(text, file=shown, flush=True))
+        rows = run_sweep(wanted, say=lambda text: print(text, file=shown, flush=True), show=lambda rows: write_page(wanted, rows))
         page = write_page(wanted, rows)
     if json:
         typer.echo(json_text.dumps([asdict(row) for row in rows], indent=2))

@@ -38,9 +38,7 @@ def conclusions(first: Recorded, second: Recorded, names: Sequence[str]) -> list
         limits = [str(verdict(recorded.window)) for recorded in (first, second)]
         said += [f"{name} is limited by {limit}" for name, limit in zip(names, limits, strict=True)]
     else:
-        said.append(
-            f"no step has ended in {' and '.join(name for name, steps in zip(names, (one, other), strict=True) if not steps)}: no times to compare"
-        )
+        said.append(f"no step to compare in {' and '.join(name for name, steps in zip(names, (one, other), strict=True) if not steps)}")
     simulated = [(recorded.summary or {}).get("simulated") for recorded in (first, second)]
     if simulated[0] != simulated[1]:
         said += [f"{name} was {text or 'not simulated'}" for name, text in zip(names, simulated, strict=True)]

@@ -55,9 +55,17 @@ def closing_line(window: Window) -> str:
     found = verdict(window)
     shares = ", ".join(f"{part} {share:.0%}" for part, share in sorted(found.shares.items(), key=lambda item: -item[1]) if share >= 0.01)
     if not found.resource:
-        return "no step has ended"
+        return without_verdict(window)
     steps = f"{counted(window.num_steps, 'step')} of {seconds(window.steps['step_s'])}, exposed comm {window.exposed_share:.0%}"
     return f"{steps}{left_out(window)} | bottleneck: {found} | slowest rank: {shares}"
+
+
+def without_verdict(window: Window) -> str:
+    """Why there is nothing to say about the time of a step."""
+    if not window.recoveries:
+        return "no step has ended"
+    ended = counted(len(window.recoveries), "step")
+    return f"a process came back in every step that has ended: {ended}, {seconds(sum(window.recoveries.values()))} in all"
 
 
 def left_out(window: Window) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deploy.measure.recorded import Recorded, how_ended
-from deploy.measure.table import left_out
+from deploy.measure.table import left_out, without_verdict
 from deploy.measure.text import counted, seconds, size
 from deploy.measure.verdict import verdict
 from deploy.measure.window import TRAFFIC, Window
@@ -34,9 +34,10 @@ def outcome(recorded: Recorded) -> str:
 
 
 def headline(window: Window) -> str:
-    """The verdict; of a run without steps, that there is none."""
+    """The verdict; or why there is none."""
     if not window.steps["step_s"]:
-        return "No step has ended, so there is nothing to say about its time."
+        why = without_verdict(window)
+        return f"{why[0].upper()}{why[1:]}. So there is nothing to say about the time of one."
     found = verdict(window)
     return (
         f"A step takes {seconds(window.steps['step_s'])}{left_out(window)}; "

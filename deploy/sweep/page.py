@@ -9,7 +9,7 @@ from deploy.config import to_toml
 from deploy.files import write_atomic
 from deploy.report.figure import Figure
 from deploy.report.page import render
-from deploy.sweep.grid import Axis
+from deploy.sweep.grid import Axis, points_of
 from deploy.sweep.results import Row
 from deploy.sweep.run import Sweep
 from deploy.sweep.words import findings, table, values
@@ -29,16 +29,18 @@ _TITLES = {
 
 
 def write_page(wanted: Sweep, rows: Sequence[Row]) -> Path:
-    """`sweep.html` in the sweep's folder, anew."""
+    """`sweep.html` in the sweep's folder, anew; says so if not all points are there yet."""
     path = wanted.folder / "sweep.html"
-    said = findings(wanted.axes, rows, wanted.target)
+    said = findings(wanted.axes, rows, wanted.target) or ["No point has taken a step."]
+    if len(rows) < (num := len(points_of(wanted.axes))):
+        said.insert(0, f"{len(rows)} of {num} points so far: the same command goes on with the others")
     text = render(
         "sweep.html.j2",
         figures(wanted.axes, rows),
         name=f"Sweep {wanted.folder.name}",
         path=wanted.folder,
         status="failed" if any(row.error for row in rows) else "finished",
-        findings=said or ["No point has taken a step."],
+        findings=said,
         tables=[table(wanted.axes, rows)],
         config=to_toml(wanted.base),
     )

@@ -71,10 +71,10 @@ class Sweep:
         return self.target is not None or any(axis.learns for axis in self.axes)
 
 
-def sweep(wanted: Sweep, say: Callable[[str], None]) -> list[Row]:
+def sweep(wanted: Sweep, say: Callable[[str], None], show: Callable[[Sequence[Row]], object]) -> list[Row]:
     """Runs what has not been run, and returns all rows in the order of the grid. Raises Stopped after Ctrl-C: the same call goes on.
 
-    A run that fails is a row with its error; the next call tries it again.
+    A run that fails is a row with its error; the next call tries it again. `show` is given the rows that are there, after every one that is new.
     """
     results = Results(wanted.folder)
     results.folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +91,7 @@ def sweep(wanted: Sweep, say: Callable[[str], None]) -> list[Row]:
         known[point.key] = row
         step = f"{row.step_s * 1e3:.1f} ms a step, {row.bottleneck}" if row.step_s else "no step"
         say(f"{number}/{len(points)} {point}: {row.error or step}")
+        show([known[point.key] for point in points if point.key in known])
     return [known[point.key] for point in points]
 
 

@@ -9,6 +9,7 @@ import pytest
 from deploy.measure.table import closing_line, tables
 from deploy.measure.verdict import Verdict, log_line, verdict
 from deploy.measure.window import Window
+from deploy.report.words import headline
 from ps.ledger import ServerRow, ShardTraffic, WorkerRow
 
 MB = 1_000_000
@@ -312,6 +313,15 @@ def test_tables_tell_seconds_by_worker_and_bytes_by_shard() -> None:
     assert [list(row[:3]) for row in shards.rows] == [["shard 0", "4.0 MB", "4.0 MB"], ["shard 1", "4.0 MB", "4.0 MB"], ["total", "8.0 MB", "8.0 MB"]]
     assert len({len(line) for line in workers.plain().splitlines()[1:]}) == 1
     assert closing_line(window_of(step_of(ranks(2, **COMPUTE)))).startswith("1 step of 0.37 s, exposed comm 16% | bottleneck: compute")
+
+
+def test_a_run_whose_steps_are_all_recoveries_says_so() -> None:
+    rows = step_of(ranks(2, **COMPUTE))
+    assert isinstance(rows[0], WorkerRow)
+    rows[0].rejoined = True
+    said = "process came back in every step that has ended: 1 step, 0.37 s in all"
+    assert closing_line(window_of(rows)) == f"a {said}"
+    assert headline(window_of(rows)).startswith(f"A {said}. ")
 
 
 def staged(*stages: dict[str, float], num_workers: int = 2, micro_batches: int = 2, samples: int = 64) -> list[WorkerRow | ServerRow]:

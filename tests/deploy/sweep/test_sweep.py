@@ -148,6 +148,8 @@ def test_an_interrupted_sweep_goes_on_where_it_was_and_says_what_was_learnt(
     monkeypatch.setattr(ForkedTrainer, "fit", counted)
     assert code_of(arguments) == 130
     assert "the sweep was interrupted at batch=256 lr_scaling=none: the same command goes on there" in capsys.readouterr().err
+    (page,) = config_file.parent.glob("runs/sweeps/*/sweep.html")
+    assert "2 of 4 points so far" in page.read_text()
     assert code_of([*arguments, "--json"]) == 0
     assert fitted[3:] == [fitted[2], "batch-256_lr_scaling-sqrt"]
     rows = json.loads(capsys.readouterr().out)
@@ -158,9 +160,8 @@ def test_an_interrupted_sweep_goes_on_where_it_was_and_says_what_was_learnt(
     assert code_of(arguments) == 0 and len(fitted) == 5
     printed = capsys.readouterr().out
     assert "4 of 4 points are there already" in printed and "√k " in printed
-    (page,) = config_file.parent.glob("runs/sweeps/*/sweep.html")
     assert printed.splitlines()[-1] == str(page)
-    assert "√k " in page.read_text() and "Flatness" in page.read_text()
+    assert "so far" not in page.read_text() and "√k " in page.read_text() and "Flatness" in page.read_text()
 
 
 def test_a_point_that_failed_is_tried_again_and_wrong_points_are_refused_before_the_first_run(
@@ -182,9 +183,9 @@ def test_a_point_that_failed_is_tried_again_and_wrong_points_are_refused_before_
         return result
 
     monkeypatch.setattr(ForkedTrainer, "fit", failing)
-    assert [row.error for row in sweep(wanted, lambda _: None)] == ["no space left"]
+    assert [row.error for row in sweep(wanted, say=print, show=print)] == ["no space left"]
     monkeypatch.setattr(ForkedTrainer, "fit", fit)
-    (row,) = sweep(wanted, lambda _: None)
+    (row,) = sweep(wanted, say=print, show=print)
     assert row.error is None and row.steps == 2 and row.rise is None
 
 
@@ -192,7 +193,7 @@ def test_a_smaller_batch_in_the_grid_trains_those_again_that_counted_from_the_sm
     def swept(batches: str) -> tuple[list[Row], list[str]]:
         said: list[str] = []
         axes = parse_axes([f"batch={batches}", "lr_scaling=none,sqrt"])
-        return sweep(Sweep(config_file=config_file, sets=["train.max_steps=1"], axes=axes), said.append), said
+        return sweep(Sweep(config_file=config_file, sets=["train.max_steps=1"], axes=axes), said.append, show=print), said
 
     rows, _ = swept("256")
     assert [row.reference_batch_size for row in rows] == [None, 256]
