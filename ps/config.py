@@ -50,7 +50,7 @@ class CommConfig:
 
     frame_bytes: int | None = None
     """Payload of a frame, 4 KiB to 12 MiB; rounded down to whole chunks, at least one. None: 16 MiB where it stays in shared memory, else
-    what suits the link: 32 KiB to 1 MiB, from its rate as each worker measures it when it joins."""
+    what suits the link: 32 KiB to 4 MiB, from its rate as each worker measures it when it joins."""
     window_frames: int | None = None
     """Frames a worker may have on their way to all shards together, >= 1; where all payload stays in shared memory there is no bound.
     None: what suits the link, 8 to 64, from its rate and delay."""

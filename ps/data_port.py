@@ -25,7 +25,7 @@ from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.host import ShardHost
 from ps.layout import Run
-from ps.pacing import MAX_FRAME_BYTES
+from ps.pacing import USUAL_FRAME_BYTES
 from ps.receipts import HeldReceipts, Receipt
 from ps.security import member_of
 from ps.shard import Shard
@@ -118,7 +118,7 @@ class DataPort:
             if wire not in CASTS:
                 raise MalformedFrame(f"a pull in format {wire!r}, which is not one of {', '.join(CASTS)}")
             stop = request.first_chunk + request.num_chunks if request.num_chunks else len(shard.layout)
-            for frame_run in shard.layout.frames(self._comm.frame_bytes or MAX_FRAME_BYTES):
+            for frame_run in shard.layout.frames(self._comm.frame_bytes or USUAL_FRAME_BYTES):
                 run = Run(max(frame_run.first, request.first_chunk), min(frame_run.stop, stop))
                 if run.first < run.stop:
                     data = await self._in_thread(shard.answers.encode_params, version, run, wire)

@@ -16,7 +16,11 @@ from ps.config import CAST_BYTES, EXACT, CommConfig
 FRAME_S = 0.011
 """What a frame should take on the link."""
 MIN_FRAME_BYTES = 32 << 10
-MAX_FRAME_BYTES = 1 << 20
+USUAL_FRAME_BYTES = 1 << 20
+"""Of frames on a link that nothing is known of, and of those that have no window."""
+MAX_FRAME_BYTES = 4 << 20
+MAX_WINDOW_BYTES = 32 << 20
+"""Frames are longer than the usual ones only as far as the least window holds no more than this."""
 WINDOW = 8
 """At least, where nobody shares a server's link."""
 MIN_WINDOW = 3
@@ -37,7 +41,7 @@ class Pacing:
     """Frames of a member, and why they are so; by default those of a link that nothing is known of."""
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
-    frame_bytes: int = MAX_FRAME_BYTES
+    frame_bytes: int = USUAL_FRAME_BYTES
     """What a frame carries over the link."""
     window_frames: int = WINDOW
     """Frames on their way to all shards together."""
@@ -65,8 +69,7 @@ def least_window(num_ranks: int, num_servers: int) -> int:
 def pacing_of(link_bytes_per_s: float, delay_s: float, least: int, frame_bytes: int | None = None) -> Pacing:
     """Frames for a link of that rate and round trip. `least`: of the window; `frame_bytes`: of a length that others have chosen."""
     if frame_bytes is None:
-        power = round(math.log2(max(1.0, link_bytes_per_s * FRAME_S)))
-        frame_bytes = 1 << power
+        frame_bytes = min(1 << round(math.log2(max(1.0, link_bytes_per_s * FRAME_S))), _longest(least))
     frame_bytes = min(max(frame_bytes, MIN_FRAME_BYTES), MAX_FRAME_BYTES)
     covering = math.ceil(2 * link_bytes_per_s * delay_s / frame_bytes)
     return Pacing(
@@ -75,6 +78,12 @@ def pacing_of(link_bytes_per_s: float, delay_s: float, least: int, frame_bytes: 
         link_bytes_per_s=link_bytes_per_s,
         delay_s=delay_s,
     )
+
+
+def _longest(least: int) -> int:
+    """Frame, of which so many are on their way: a power of two."""
+    fitting = 1 << (MAX_WINDOW_BYTES // least).bit_length() - 1
+    return min(max(fitting, USUAL_FRAME_BYTES), MAX_FRAME_BYTES)
 
 
 def exact_bytes(pacing: Pacing, comm: CommConfig) -> int:
