@@ -12,6 +12,7 @@ from protos import pserver_pb2 as pb
 from ps.agreement import spec_messages
 from ps.config import CommConfig, Timeouts
 from ps.connections import Connections
+from ps.contribution import KnownDigests
 from ps.control import ServerAddress
 from ps.credentials import Credentials
 from ps.errors import Stopped
@@ -169,9 +170,10 @@ class Client:
         """
         self.sender.prioritise(use)
 
-    def begin(self, step: int, weight: float, gradients: Bytes) -> None:
-        """A step of which nothing is ready yet; its version has landed (`settle`). `gradients` is a flat layout."""
-        self.sender.begin(step, weight, gradients)
+    def begin(self, step: int, weight: float, gradients: Bytes, digests: KnownDigests | None = None) -> None:
+        """A step of which nothing is ready yet; its version has landed (`settle`). `gradients` is a flat layout; `digests`: of what is ready there,
+        if they are known."""
+        self.sender.begin(step, weight, gradients, digests)
 
     def ready(self, tensors: Sequence[int], *, present: bool) -> None:
         """The contributions to these tensors lie in `gradients`, and stay as they are until `settle` returns; or they are absent.

@@ -1,5 +1,6 @@
 """What a member pushes in a step, and the frames that bring it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,8 +12,33 @@ from protos import pserver_pb2 as pb
 from ps import frame
 from ps.config import EXACT
 from ps.frame import Bytes
-from ps.layout import Run, ShardLayout
+from ps.layout import Layout, Run, ShardLayout
 from ps.rank_state import RankState
+
+
+class KnownDigests:
+    """xxh3-64 of chunks of a flat layout, as far as somebody had them in the cache: what is not known is read again."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._known = np.zeros(len(layout.specs), np.bool_)
+        self._digests = np.zeros(len(layout), np.uint64)
+
+    def keep(self, tensor: int, digests: Sequence[int]) -> None:
+        """All of the tensor's, whose bytes stay as they are until `forget`."""
+        first = self._layout.first_chunk(tensor)
+        self._digests[first : first + len(digests)] = digests
+        self._known[tensor] = True
+
+    def forget(self, tensor: int) -> None:
+        """Its bytes change."""
+        self._known[tensor] = False
+
+    def of(self, layout: ShardLayout, run: Run) -> list[int] | None:
+        """Of a shard's run; None unless all are known."""
+        if not self._known[layout.tensor[run.span]].all():
+            return None
+        return self._digests[layout.chunks[run.span]].tolist()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -25,6 +51,8 @@ class Contribution:
     """A flat layout."""
     present: npt.NDArray[np.bool_]
     """By tensor; others are absent, or not ready yet."""
+    digests: KnownDigests | None = None
+    """Of `values`."""
 
     def parts(self, layout: ShardLayout, run: Run) -> list[tuple[pb.Kind, Run]]:
         """The run, cut where present and absent tensors meet."""
@@ -70,9 +98,10 @@ class Encoder:
             return Encoded(frame.encode_coded(header, payload, layout, run, self._push_format), len(payload))
         wire = self._push_format if kind == pb.PUSH else EXACT
         size = frame.payload_bytes(layout, run, wire)
+        digests = contribution.digests.of(layout, run) if contribution.digests else None
         if kind != pb.PUSH or not shared:
-            return Encoded(frame.encode_run(header, values, layout, run, flat=True, wire=wire), size)
+            return Encoded(frame.encode_run(header, values, layout, run, flat=True, wire=wire, digests=digests), size)
         header.dtype = layout.block_of(run).dtype
-        header.digests.extend(frame.chunk_digests(values, layout, run, flat=True))
+        header.digests.extend(digests or frame.chunk_digests(values, layout, run, flat=True))
         header.shared = True
         return Encoded(frame.encode(header), size)

@@ -46,13 +46,17 @@ def encode(header: pb.FrameHeader, payload: Iterable[Bytes] = ()) -> bytes:
     return b"".join([front, _PADDING_TAG, bytes([padding]), bytes(padding), lead, *parts])
 
 
-def encode_run(header: pb.FrameHeader, memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool, wire: str = EXACT) -> bytes:
-    """The frame of a run whose elements lie in `memory`; `wire` is the format configured for the direction."""
+def encode_run(
+    header: pb.FrameHeader, memory: Bytes, layout: ShardLayout, run: Run, *, flat: bool, wire: str = EXACT, digests: Sequence[int] | None = None
+) -> bytes:
+    """The frame of a run whose elements lie in `memory`; `wire` is the format configured for the direction. `digests`: of its chunks as they lie
+    there, if they are known.
+    """
     block = layout.block_of(run)
     header.dtype = block.dtype
     parts = payload_parts(memory, layout, run, flat=flat)
     if (name := format_of(wire, block)) == EXACT:
-        header.digests.extend(chunk_digests(memory, layout, run, flat=flat))
+        header.digests.extend(digests or chunk_digests(memory, layout, run, flat=flat))
         return encode(header, parts)
     values = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return encode_coded(header, CASTS[name].encode(values.view(block.dtype), chunks_of(layout, run), Seed()), layout, run, name)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ps.config import CommConfig
-from ps.contribution import Contribution
+from ps.contribution import Contribution, KnownDigests
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.frame_plan import Frames, plan_frames
@@ -71,7 +71,7 @@ class Sender:
 
     # -- a step ----------------------------------------------------------------------------------------------
 
-    def begin(self, step: int, weight: float, gradients: Bytes) -> None:
+    def begin(self, step: int, weight: float, gradients: Bytes, digests: KnownDigests | None = None) -> None:
         """What `Client.begin` says."""
         state = self._state
         with self._changed:
@@ -82,7 +82,7 @@ class Sender:
             state.exchange.begin(step)
             state.relay.begin()
             state.clock.begin()
-            self._contribution = Contribution(step, weight, gradients, np.zeros(len(self._state.layout.specs), np.bool_))
+            self._contribution = Contribution(step, weight, gradients, np.zeros(len(self._state.layout.specs), np.bool_), digests)
 
     def ready(self, tensors: Sequence[int], *, present: bool) -> None:
         """What `Client.ready` says."""

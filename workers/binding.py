@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ps.contribution import KnownDigests
 from ps.errors import ConfigError
 from ps.frame import Bytes, chunk_digests, tensor_digests
 from ps.groups import GroupConfig, assign_groups
@@ -18,6 +19,8 @@ from workers.device import Mover
 
 SUM_NAMES = ("loss", "weight", "samples", "steps")
 """What the versioned epoch sums hold, in order: weighted loss, weights, samples, and 1 per step."""
+DIGESTED_BYTES = 1 << 20
+"""Copied in one go before its digests are made: a multiple of every type's chunk, and short enough to be in the cache still."""
 
 
 def specs_of(model: nn.Module, groups: Sequence[GroupConfig] = (), stages: Mapping[str, int] | None = None) -> tuple[TensorSpec, ...]:
@@ -48,9 +51,24 @@ def _spec(name: str, tensor: torch.Tensor, rule: Rule, group: int = 0) -> Tensor
     return TensorSpec(name=name, shape=tuple(tensor.shape), dtype=dtype, rule=rule, group=group)
 
 
+def _copy_digested(source: torch.Tensor, view: torch.Tensor) -> list[int]:
+    """Copies contiguous tensors on the CPU; xxh3-64 of every chunk. As memcpy does: torch's copies go through the cache."""
+    to, values, dtype = _bytes(view), _bytes(source), str(source.dtype).removeprefix("torch.")
+    digests: list[int] = []
+    for at in range(0, len(values), DIGESTED_BYTES):
+        part = slice(at, at + DIGESTED_BYTES)
+        to[part] = values[part]
+        digests += tensor_digests(to[part], dtype)
+    return digests
+
+
+def _bytes(tensor: torch.Tensor) -> Bytes:
+    return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
 def digests_of(tensor: torch.Tensor) -> list[int]:
     """xxh3-64 of every chunk of a tensor on the CPU."""
-    return tensor_digests(tensor.reshape(-1).view(torch.uint8).numpy(), str(tensor.dtype).removeprefix("torch."))
+    return tensor_digests(_bytes(tensor), str(tensor.dtype).removeprefix("torch."))
 
 
 class BoundModel:
@@ -69,12 +87,14 @@ class BoundModel:
         gradients: Bytes | None = None,
         stage: int | None = None,
         digests: Mapping[str, Sequence[int]] | None = None,
+        digests_gradients: bool = False,
     ) -> None:
         """`copies`: whether parameters keep their own memory. None: unless they are on the CPU.
 
         `gradients`: memory of a flat layout, zeroed, that servers read too; its own (pinned) if there is none. `stage`: whose tensors the model
         computes with: those of others are given up, and their places take no memory. None: it computes with all. `digests`: of the chunks of
-        others' tensors that have no values, by name.
+        others' tensors that have no values, by name. `digests_gradients`: contributions are pushed as they lie in memory, with digests, which cost
+        less while a copy is in the cache.
         """
         self.model = model
         self.layout = layout
@@ -91,6 +111,9 @@ class BoundModel:
         self.landing: tuple[Bytes, Bytes] = (memory(layout.flat_bytes), memory(layout.flat_bytes))
         self.gradients: Bytes = memory(layout.flat_bytes) if gradients is None else gradients
         """Contributions of the step: mean gradients, buffers, sums."""
+        self.digests = KnownDigests(layout)
+        """Of `gradients`."""
+        self._digests_gradients = digests_gradients
         self._views = [self._views_of(memory) for memory in (*self.landing, self.gradients)]
         self._present = [False] * len(layout.specs)
         self._collected = [False] * len(layout.specs)
@@ -200,10 +223,14 @@ class BoundModel:
         source = tensor.grad if tensor is not None and is_parameter else tensor
         self._collected[index] = True
         self._present[index] = source is not None
+        self.digests.forget(index)
         if source is None or (source is view and divisor is None):
             return
         if divisor is None or not is_parameter:
-            self._copy(source, view)
+            if self._digests_gradients and not self.copies and source.is_contiguous():
+                self.digests.keep(index, _copy_digested(source.detach(), view))
+            else:
+                self._copy(source, view)
         elif self.copies:
             view.copy_(source / divisor, non_blocking=True)
         else:

@@ -8,6 +8,7 @@ from torch import nn
 from ps.checkpoints.of_rank import SavedResiduals, restore
 from ps.client import Client
 from ps.codecs import is_lossy
+from ps.config import EXACT
 from ps.control import EpochSums, ServerAddress
 from ps.control_client import ControlClient, Progress
 from ps.errors import NeighbourLost, Stopped, VersionGone
@@ -96,7 +97,14 @@ class Session:
         own = None if stages is None else layout.spans_of_stage(member.stage)
         segment = member_segment(settings.run_id, member, layout.flat_bytes, own) if settings.comm.may_share else None
         stage = None if stages is None else member.stage
-        self.bound = bound = BoundModel(model, layout, gradients=segment.contributions if segment else None, stage=stage, digests=digests)
+        self.bound = bound = BoundModel(
+            model,
+            layout,
+            gradients=segment.contributions if segment else None,
+            stage=stage,
+            digests=digests,
+            digests_gradients=settings.comm.push_format == EXACT,
+        )
         initial = bound.initial_digests()
         self._client = client = Client(
             member=member,
@@ -188,7 +196,7 @@ class Session:
             self.rows.hand_on()
         self._progress = step, True
         with self.spans.span("exchange"):
-            self.client.begin(step, weight, self.bound.gradients)
+            self.client.begin(step, weight, self.bound.gradients, self.bound.digests)
 
     def ready(self, tensors: Sequence[int], *, present: bool) -> None:
         """These contributions are in the bound model's gradients, or absent."""

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from protos import pserver_pb2 as pb
 from ps import frame
+from ps.contribution import Contribution, Encoder, KnownDigests
 from ps.errors import MalformedFrame
 from ps.frame import Bytes
 from ps.layout import Layout, Rule, Run, TensorSpec
@@ -195,3 +196,25 @@ def test_receipts_that_end_too_soon_are_malformed(length: int) -> None:
 
 def test_a_frame_without_receipts_has_none() -> None:
     assert frame.receipts_of(frame.encode(*push_of_one_chunk())) == ([], 0)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_known_digests_are_taken_and_others_are_made(shared: bool) -> None:
+    layout = Layout(SPECS, 1)
+    memory = np.random.default_rng(0).integers(0, 256, layout.flat_bytes, np.uint8)
+    known = KnownDigests(layout)
+    contribution = Contribution(3, 2.0, memory, np.ones(len(SPECS), np.bool_), known)
+    tensors = {spec.name: i for i, spec in enumerate(SPECS)}
+    runs = [Run(i, i + 1) for i in range(len(SHARD))]
+    of_w = [run for run in runs if SHARD.tensor[run.first] == tensors["w"]]
+    assert len(of_w) == 3
+    known.keep(tensors["w"], [7, 8, 9])
+
+    def digests(run: Run) -> list[int]:
+        data = Encoder(SHARD, "fp32").encode(pb.Member(), pb.PUSH, run, contribution, 1, shared=shared).data
+        return list(frame.decode(data)[0].digests)
+
+    for run in runs:
+        assert digests(run) == ([7 + of_w.index(run)] if run in of_w else frame.chunk_digests(memory, SHARD, run, flat=True))
+    known.forget(tensors["w"])
+    assert digests(of_w[0]) == frame.chunk_digests(memory, SHARD, of_w[0], flat=True)

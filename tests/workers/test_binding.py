@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ps.errors import ConfigError
-from ps.layout import ALIGN_BYTES, Layout, Rule
+from ps.frame import chunk_digests
+from ps.layout import ALIGN_BYTES, CHUNK_ELEMENTS, Layout, Rule, Run
 from ps.weights import SUMS
 from workers.binding import SUM_NAMES, BoundModel, specs_of
 
@@ -166,6 +167,48 @@ def test_gradients_of_micro_batches_are_divided_buffers_are_not(copies: bool) ->
     made.gather(8.0, divide=True, sums=(1.0, 8.0, 8.0, 1.0))
     assert torch.equal(view(made, 2, "inner.weight"), made.model.inner.weight.grad / 8)
     assert torch.equal(view(made, 2, "norm.running_mean"), made.model.norm.running_mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_digests_are_made_of_what_is_copied_and_forgotten_when_it_changes(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(700, 3 * 2**10, dtype=dtype), nn.BatchNorm1d(3 * 2**10, dtype=dtype))
+    layout = Layout(specs_of(model), 2)
+    made = BoundModel(model, layout, digests_gradients=True)
+    made.install(0)
+    weight = next(i for i, spec in enumerate(layout.specs) if spec.name == "0.weight")
+    assert layout.specs[weight].num_elements % CHUNK_ELEMENTS and layout.specs[weight].num_bytes > 8 << 20
+    for number in range(2):
+        model.zero_grad()
+        model(torch.randn(4, 700, dtype=dtype)).square().sum().backward()
+        made.gather(4.0, divide=False, sums=(1.0, 4.0, 4.0, 1.0))
+        for shard in layout.shards:
+            known = [made.digests.of(shard, Run(i, i + 1)) for i in range(len(shard))]
+            true = chunk_digests(made.gradients, shard, Run(0, len(shard)), flat=True)
+            of_sums = [layout.specs[tensor].name == SUMS for tensor in shard.tensor]
+            assert known == [None if sums else [digest] for digest, sums in zip(true, of_sums, strict=True)], number
+
+
+def test_digests_are_forgotten_when_what_they_are_of_changes() -> None:
+    model = nn.Linear(3, 5)
+    layout = Layout(specs_of(model), 1)
+    made = BoundModel(model, layout, digests_gradients=True)
+    made.install(0)
+    weight = [spec.name for spec in layout.specs].index("weight")
+    run = Run(first := layout.shards[0].tensor.tolist().index(weight), first + 1)
+
+    def is_known(divisor: float | None) -> bool:
+        made.collect(weight, divisor)
+        return made.digests.of(layout.shards[0], run) is not None
+
+    model(torch.ones(4, 3)).sum().backward()
+    assert is_known(None) and not is_known(2.0), "divided on its way"
+    assert is_known(None)
+    made.keep_gradient(weight)
+    assert not is_known(None), "added up in place"
+    model.weight.grad = torch.ones(5, 3)
+    assert is_known(None)
+    model.zero_grad()
+    assert not is_known(None), "absent"
 
 
 def test_without_samples_everything_is_absent() -> None:
