@@ -23,6 +23,9 @@ VARIABLE = "PSERVER_BENCHMARK"
 """Environment variable that brings the workload to every process of a contender."""
 ENDS = 1024
 """Inputs and outputs of the perceptron."""
+LEARNING_RATE = 1e-6
+"""So small that the model stays as it is: with 1e-3 it has learnt its one batch by heart after ten steps, gradients and Adam's state become denormal
+numbers, and processors need twice the time for everything."""
 Step = Callable[[], object]
 
 

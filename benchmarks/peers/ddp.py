@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.workload import Step, Workload, take_part
+from benchmarks.workload import LEARNING_RATE, Step, Workload, take_part
 
 VARIANTS = [f"{bucket_mb}:{views}" for bucket_mb in (5, 25, 100) for views in ("views", "copies")]
 
@@ -46,7 +46,7 @@ def member() -> None:
 def _variant(workload: Workload, rank: int, variant: str) -> tuple[object, Step]:
     bucket_mb, views = variant.split(":")
     model = DistributedDataParallel(workload.model(), bucket_cap_mb=int(bucket_mb), gradient_as_bucket_view=views == "views")
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()

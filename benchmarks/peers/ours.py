@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.hosts import run_in_hosts
-from benchmarks.workload import Step, Workload, take_part
+from benchmarks.workload import LEARNING_RATE, Step, Workload, take_part
 from deploy.config import Config, RunConfig, ScalingConfig
 from deploy.trainer import Trainer
 from ps.config import CommConfig, OptimizerConfig, SecurityConfig
@@ -39,7 +39,7 @@ def config_of(workload: Workload, folder: str, loop: str = "benchmarks.peers.our
     """`loop`: trains a worker."""
     return Config(
         train=TrainConfig(loop=loop, batch_size=workload.batch, max_steps=1_000_000),
-        optimizer=OptimizerConfig(name="adam", lr=1e-3),
+        optimizer=OptimizerConfig(name="adam", lr=LEARNING_RATE),
         scaling=ScalingConfig(num_workers=workload.workers, num_servers=workload.servers),
         comm=CommConfig(**workload.comm),
         security=SecurityConfig(allow_plaintext=bool(workload.places)),

@@ -4,7 +4,7 @@ import numpy as np
 import ray
 import torch
 
-from benchmarks.workload import Workload, model_bytes_of, take_part
+from benchmarks.workload import LEARNING_RATE, Workload, model_bytes_of, take_part
 
 
 class ParameterServer:
@@ -13,7 +13,7 @@ class ParameterServer:
     def __init__(self, workload: Workload) -> None:
         torch.set_num_threads(1)
         self.model = workload.model()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, fused=True)
 
     def apply_gradients(self, *gradients: list[np.ndarray]) -> list[np.ndarray]:
         for parameter, parts in zip(self.model.parameters(), zip(*gradients, strict=True), strict=True):
