@@ -61,7 +61,7 @@ bench-network: $(STAMP)  ## Measure exchanges over thin links beside gloo's (ARG
 bench-scale: $(STAMP)  ## Measure a server's CPU with 64 and 256 workers, and its memory (ARGS="--workers 128")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.scale $(ARGS)
 
-bench-streams: $(STAMP)  ## Measure steps with more streams, and more servers on one host (ARGS="--model-bytes 400MB")
+bench-streams: $(STAMP)  ## Measure steps with more streams, more servers on one host, and other frames (ARGS="--model-bytes 400MB")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.streams $(ARGS)
 
 bench-codecs: $(STAMP)  ## Measure what the wire formats cost (ARGS="--elements N")

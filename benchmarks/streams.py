@@ -1,4 +1,6 @@
-"""Why a worker has one stream to a server, and a host one server: more of either, in the same run. `make bench-streams`."""
+"""Why a worker has one stream to a server, a host one server, and a quick link frames of 4 MiB: others beside them, in the same run.
+`make bench-streams`.
+"""
 
 import argparse
 import signal
@@ -9,9 +11,11 @@ from benchmarks.peers import raw
 from benchmarks.workload import model_bytes_of, parse_size, width_of
 
 SERVERS = (1, 2, 4)
+FRAMES_MIB = (1, 2, 4, 8)
 MUST = 1.05
 """How many times as long as with the best number a step may take with the one that is the default."""
 WARMUP = 3
+REMOTE: dict[str, object] = {"compute": False, "comm": {"shared_memory": False}}
 
 
 def main() -> None:
@@ -20,20 +24,23 @@ def main() -> None:
     print(f"{arguments.workers} workers on one host, a model of {model_bytes_of(arguments.width) / 1e6:.0f} MB")
     common = {"workers": arguments.workers, "width": arguments.width, "rounds": arguments.rounds, "warmup": WARMUP, "steps": arguments.steps}
     raws = compete({"raw": Entry(module="raw", members=1, variants=raw.SEVERAL)}, title="bare gRPC, MiB of a message x streams", **common)
-    shared = _by_servers(arguments.workers, "whole steps in shared memory", {}, common)
-    remote = _by_servers(arguments.workers, "gRPC only, no compute", {"compute": False, "comm": {"shared_memory": False}}, common)
+    shared = _compared("whole steps in shared memory", {f"{n} servers": {"servers": n} for n in SERVERS}, common)
+    remote = _compared("gRPC only, no compute", {f"{n} servers": {**REMOTE, "servers": n} for n in SERVERS}, common)
+    frames = {f"{n} MiB": {**REMOTE, "comm": {"shared_memory": False, "frame_bytes": n << 20}} for n in FRAMES_MIB}
+    by_frames = _compared("gRPC only, no compute, 2 servers, frames of", frames, common)
     by_streams = {variant: samples for (_, variant), samples in raws.items()}
     report([
         _row("bare gRPC: 1 stream / best number", by_streams, raw.SEVERAL[0]),
-        _row("shared memory: 1 server / best number", shared, "1"),
-        _row("gRPC only: 1 server / best number", remote, "1"),
+        _row("shared memory: 1 server / best number", shared, "1 servers"),
+        _row("gRPC only: 1 server / best number", remote, "1 servers"),
+        _row("gRPC only: frames of 4 MiB / best length", by_frames, "4 MiB"),
     ])  # fmt: skip
 
 
-def _by_servers(workers: int, title: str, work: dict[str, object], common: dict[str, int]) -> dict[str, Samples]:
-    entries = {f"{count} servers": Entry(module="ours", members=workers, work={**work, "servers": count}) for count in SERVERS}
-    samples = compete(entries, title=title, **common)
-    return {str(count): samples[f"{count} servers", ""] for count in SERVERS}
+def _compared(title: str, works: dict[str, dict[str, object]], common: dict[str, int]) -> dict[str, Samples]:
+    """Of ours with each of these workloads."""
+    samples = compete({name: Entry(module="ours", members=common["workers"], work=work) for name, work in works.items()}, title=title, **common)
+    return {name: samples[name, ""] for name in works}
 
 
 def _row(measure: str, samples: dict[str, Samples], default: str) -> Row:
