@@ -96,8 +96,10 @@ class WorkerRow:
     install_s: float = 0.0
     checkpoint_s: float = 0.0
     """What the rank has yet to send copied for a checkpoint of the version that the step makes."""
+    ledger_s: float = 0.0
+    """On this row: what the ledger costs the training thread."""
     other_s: float = 0.0
-    """The rest of the step: the loop itself and its bookkeeping."""
+    """The rest of the step: the loop itself."""
     validation_s: float = 0.0
     """After the step, until the report of its version: validation. Of an own loop: whatever it does until `ctx.report`."""
     report_s: float = 0.0
@@ -213,8 +215,8 @@ class RowBuffer:
     """Rows on their way to the driver. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _lines
-        self._lines: list[str] = []
+        self._lock = threading.Lock()  # guards _rows
+        self._rows: list[WorkerRow | ServerRow] = []
         self.on_row: Callable[[WorkerRow | ServerRow], None] = lambda row: None
         """Told every row, in the thread that adds it."""
         self.clocks = ClockOffset()
@@ -223,16 +225,17 @@ class RowBuffer:
         """Set to have the rows sent at once: an epoch has ended."""
 
     def add(self, row: WorkerRow | ServerRow) -> None:
+        """The row stays as it is from now on: whoever takes it writes it, not the thread that it is of."""
         row.clock_offset_s, row.clock_error_s = self.clocks.at(row.time_s)
         self.on_row(row)
         with self._lock:
-            self._lines.append(to_line(row))
+            self._rows.append(row)
 
     def take(self) -> list[str]:
         """All rows added since the last call."""
         with self._lock:
-            lines, self._lines = self._lines, []
-        return lines
+            rows, self._rows = self._rows, []
+        return [to_line(row) for row in rows]
 
 
 def aligned(row: WorkerRow | ServerRow) -> WorkerRow | ServerRow:

@@ -9,7 +9,8 @@ from ps.config import MetricsConfig
 from ps.ledger import ServerRow, WorkerRow
 
 SPANS = (
-    "data_wait", "forward", "backward", "bubble", "copy", "encode", "send", "barrier_wait", "apply", "receive", "install", "checkpoint", "other",
+    "data_wait", "forward", "backward", "bubble", "copy", "encode", "send", "barrier_wait", "apply", "receive", "install", "checkpoint", "ledger",
+    "other",
 )  # fmt: skip
 """Of a worker's row: they add up to the step."""
 BETWEEN = ("validation", "report")

@@ -13,7 +13,7 @@ from workers.config import WorkerSettings
 from workers.spans import Spans
 from workers.step import Contribution
 
-OWN = ("data_wait", "forward", "backward", "bubble", "copy", "install", "checkpoint")
+OWN = ("data_wait", "forward", "backward", "bubble", "copy", "install", "checkpoint", "ledger")
 """Spans of the training thread that are in the row as they are."""
 WAITS = ("send", "barrier_wait", "apply", "receive")
 """What the exchange waited for; the rest of it is encoding."""

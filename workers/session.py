@@ -30,7 +30,7 @@ from workers.device import check_device, prepare_device
 from workers.layers import Layers
 from workers.pushes import Pushes
 from workers.rows import StepRows
-from workers.spans import UNNAMED, Spans
+from workers.spans import Spans
 from workers.step import Contribution
 
 log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class Session:
     def begin(self, step: int, weight: float) -> None:
         """A step of which nothing is ready; returns when all of its version has landed and is installed."""
         self.settle()
-        with self.spans.span(UNNAMED):
+        with self.spans.span("ledger"):
             self.rows.hand_on()
         self._progress = step, True
         with self.spans.span("exchange"):
@@ -246,7 +246,7 @@ class Session:
         if self._residuals:
             with self.spans.span("checkpoint"):
                 self._residuals.settled(self.version, self.plan)
-        with self.spans.span(UNNAMED):
+        with self.spans.span("ledger"):
             self._end_step(self._unsettled, timing)
             self._unsettled = None
             self._progress = self.version, False

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 COMPUTE = ("forward", "backward")
 """Spans in which the rank computes."""
-UNNAMED = ""
-"""A span of this name is of none: time in it is unnamed whatever it is in."""
+_UNNAMED = ""
+"""What is in no span."""
 _LEAST_S = 5e-4
 """A shorter wait would last longer than it should."""
 
@@ -45,7 +45,7 @@ class Spans:
     def _mark(self) -> None:
         """Counts the time since the last mark for the innermost open span, or as unnamed."""
         now, cpu_now = self._clock(), time.thread_time()
-        name = self._open[-1] if self._open else UNNAMED
+        name = self._open[-1] if self._open else _UNNAMED
         if name in COMPUTE:
             now = self._stretched(now, now - self._marked)
         self._seconds[name] = self._seconds.get(name, 0.0) + now - self._marked
@@ -65,7 +65,7 @@ class Spans:
     def rest(self, name: str) -> None:
         """Counts all time since the last take, or rest, that belongs to no span as `name`."""
         self._mark()
-        seconds, cpu_s = self._seconds.pop(UNNAMED, 0.0), self._cpu_s.pop(UNNAMED, 0.0)
+        seconds, cpu_s = self._seconds.pop(_UNNAMED, 0.0), self._cpu_s.pop(_UNNAMED, 0.0)
         if name in COMPUTE:
             seconds += (waited := self._stretched(self._marked, seconds)) - self._marked
             self._marked = waited
@@ -76,7 +76,7 @@ class Spans:
         """Seconds since the last take, and those of each span; starts anew, in the middle of spans too."""
         self._mark()
         total, seconds = self._marked - self._started, self._seconds
-        seconds.pop(UNNAMED, None)
+        seconds.pop(_UNNAMED, None)
         self.compute_cpu_s = sum(self._cpu_s.get(name, 0.0) for name in COMPUTE)
         self._started, self._seconds, self._cpu_s = self._marked, {}, {}
         return total, seconds

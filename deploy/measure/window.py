@@ -23,7 +23,7 @@ PARTS = {
     "copies and encoding": ("copy_s", "encode_s", "install_s"),
     "transfers": ("send_s", "receive_s"),
     "apply": ("apply_s",),
-    "bookkeeping": ("checkpoint_s", "other_s"),
+    "bookkeeping": ("checkpoint_s", "ledger_s", "other_s"),
 }
 """What a step of a rank that waits for nobody is made of."""
 OWN_PARTS = ("data loading", "compute", "copies and encoding")

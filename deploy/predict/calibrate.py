@@ -187,7 +187,10 @@ def _worker_rest_s(steps: Sequence[LedgerStep]) -> float:
     """Processor seconds of all workers in a step beside compute, copies and bookkeeping."""
     data_s = statistics.median_low(by_rank(steps, "data_wait_s").values())
     return _per_step(
-        [[max(0.0, row.cpu_s - row.compute_cpu_s - data_s - row.copy_s - row.install_s - row.other_s) for row in step.workers] for step in steps]
+        [
+            [max(0.0, row.cpu_s - row.compute_cpu_s - data_s - row.copy_s - row.install_s - row.ledger_s - row.other_s) for row in step.workers]
+            for step in steps
+        ]
     )
 
 
@@ -260,7 +263,7 @@ def _costs(steps: Sequence[LedgerStep], run: Scenario) -> Costs:
         apply_byte_s=max(0.0, apply_s / exact - cast_s),
         copy_byte_s=copy_s / run.model_bytes,
         install_byte_s=install_s / run.model_bytes,
-        step_s=_per_step([[row.other_s for row in step.workers] for step in steps]) / run.num_members,
+        step_s=_per_step([[row.ledger_s + row.other_s for row in step.workers] for step in steps]) / run.num_members,
         **_on_wire([steps], usual),
         **{name: getattr(usual, name) * factor for name, factor in names.items()},
     )

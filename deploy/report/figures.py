@@ -31,6 +31,7 @@ COLOURS = {
     "receive_s": "#ff9da7",
     "install_s": "#9c755f",
     "checkpoint_s": "#d4a6c8",
+    "ledger_s": "#5f6b6d",
     "other_s": "#8a8f98",
 }
 _SERVER_PARTS = {"contributions": "#86bcb6", "wait for the last rank": "#e15759", "last sums and updates": "#f28e2b"}

@@ -70,11 +70,12 @@ def test_all_time_of_a_training_thread_has_a_name(tmp_path: Path) -> None:
 
 
 def assert_spans_add_up(ledger: Path) -> None:
-    """To the step. What has no name is small: 2% on an idle machine, where a thread that is woken runs at once."""
+    """To the step. What has no name is small: 2% on an idle machine, where a thread that is woken runs at once. What the ledger costs has one."""
     rows = [row for step in read_ledger(ledger) for row in step.workers]
     total_s = sum(row.step_s for row in rows)
     assert sum(getattr(row, span) for row in rows for span in SPANS) == pytest.approx(total_s)
     assert sum(row.other_s for row in rows) < 0.1 * total_s
+    assert all(row.ledger_s > 0 for row in rows)
     assert statistics.median(row.other_s / row.step_s for row in rows) < 0.02 or total_s / len(rows) < 0.02
 
 

@@ -120,7 +120,7 @@ def test_a_long_run_shows_its_last_steps_or_those_from_a_given_one(monkeypatch: 
     def shown(**options: int) -> set[int]:
         return {event["args"]["step"] for event in trace((step_of(step) for step in range(50)), **options)["traceEvents"] if event["ph"] == "X"}
 
-    monkeypatch.setattr(trace_module, "MAX_EVENTS", 3 * 76)
+    monkeypatch.setattr(trace_module, "MAX_EVENTS", 3 * trace_module._num_events(step_of(0)))
     assert shown() == {47, 48, 49}
     assert shown(first=20) == {20, 21, 22}
     monkeypatch.setattr(trace_module, "MAX_EVENTS", 1)

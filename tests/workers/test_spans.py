@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from workers.spans import UNNAMED, Spans
+from workers.spans import Spans
 
 
 class Hours:
@@ -66,16 +66,6 @@ def test_an_own_loop_is_slow_in_all_that_has_no_name(hours: Hours, spans_of: Cal
         hours.go(0.005)
     spans.rest("backward")
     assert spans.take()[1] == pytest.approx({"backward": 0.02, "copy": 0.005})
-
-
-def test_time_may_be_kept_out_of_the_span_around_it(hours: Hours, spans_of: Callable[[float], Spans]) -> None:
-    spans = spans_of(1.0)
-    with spans.span("forward"):
-        hours.go(0.002)
-        with spans.span(UNNAMED):
-            hours.go(0.01)
-    total_s, seconds = spans.take()
-    assert total_s == pytest.approx(0.012) and seconds == pytest.approx({"forward": 0.002})
 
 
 def test_without_a_slowdown_nobody_waits(hours: Hours, spans_of: Callable[[float], Spans]) -> None:
