@@ -31,8 +31,8 @@ BATCHES = {"wide": 8, "busy": 4096}
 """Samples of a worker in a step: of a perceptron with little compute for its bytes, and of one with much."""
 INPUTS = {"wide": 512, "busy": 128}
 RATES = ("50mbit", "100mbit", "200mbit")
-REPEATED = 6
-"""Every so many-th case is run twice."""
+REPEATED = 3
+"""Every so many-th case is run again when all have been run."""
 EXPOSED, BUSY = 0.3, 0.75
 """From which part of a step exposed communication, and of all cores' time work, rules a case."""
 
@@ -166,10 +166,11 @@ def main() -> None:
     ledgers = {name: measure(case, arguments.folder) for name, case in CALIBRATION.items()}
     fitted = fit_together([(steps[SETTLED - WARMUP : -1], on_hosts(CALIBRATION[name].config("."), steps)) for name, steps in ledgers.items()])
     calibrated = dict(zip(ledgers, fitted, strict=True))
-    found = []
-    for number, case in enumerate(draw(arguments.cases, arguments.seed)):
-        runs = [measure(case, arguments.folder, repeat) for repeat in range(1 + (number % REPEATED == 0))]
-        found.append(_found(case, runs, calibrated))
+    cases = draw(arguments.cases, arguments.seed)
+    runs = [[measure(case, arguments.folder)] for case in cases]
+    for case, its in list(zip(cases, runs, strict=True))[::REPEATED]:  # when some time has passed: machines have slow minutes
+        its.append(measure(case, arguments.folder, repeat=1))
+    found = [_found(case, its, calibrated) for case, its in zip(cases, runs, strict=True)]
     print(f"costs: {calibrated['frames'].costs}", file=sys.stderr)
     print(text := table(found))
     errors = [abs(one.error) for one in found]
