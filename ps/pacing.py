@@ -83,7 +83,7 @@ def pacing_of(link_bytes_per_s: float, delay_s: float, least: int, frame_bytes: 
 def _longest(least: int) -> int:
     """Frame, of which so many are on their way: a power of two."""
     fitting = 1 << (MAX_WINDOW_BYTES // least).bit_length() - 1
-    return min(max(fitting, USUAL_FRAME_BYTES), MAX_FRAME_BYTES)
+    return max(fitting, USUAL_FRAME_BYTES)
 
 
 def exact_bytes(pacing: Pacing, comm: CommConfig) -> int:

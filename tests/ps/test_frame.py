@@ -216,5 +216,7 @@ def test_known_digests_are_taken_and_others_are_made(shared: bool) -> None:
 
     for run in runs:
         assert digests(run) == ([7 + of_w.index(run)] if run in of_w else frame.chunk_digests(memory, SHARD, run, flat=True))
+    across = Run(of_w[-1].first, of_w[-1].stop + 1)
+    assert digests(across) == frame.chunk_digests(memory, SHARD, across, flat=True), "of one tensor they are not known"
     known.forget(tensors["w"])
     assert digests(of_w[0]) == frame.chunk_digests(memory, SHARD, of_w[0], flat=True)

@@ -24,6 +24,7 @@ FAST = 500e6
         (1000 * MBIT, 0.0002, 8, 1024 * KIB, 8),
         (2500 * MBIT, 0.0002, 8, 4096 * KIB, 8),
         (16_000 * MBIT, 0.0001, 8, 4096 * KIB, 8),
+        (16_000 * MBIT, 0.0001, 3, 4096 * KIB, 3),  # no longer, however few there are
         (16_000 * MBIT, 0.0001, 12, 2048 * KIB, 12),  # no more than 32 MiB on their way
         (16_000 * MBIT, 0.0001, 64, 1024 * KIB, 64),
         (100 * MBIT, 0.05, 8, 128 * KIB, 10),  # twice what is on its way in a round trip

@@ -211,6 +211,22 @@ def test_digests_are_forgotten_when_what_they_are_of_changes() -> None:
     assert not is_known(None), "absent"
 
 
+@pytest.mark.parametrize(("copies", "digests_gradients", "transposed"), [(True, True, False), (False, False, False), (False, True, True)])
+def test_digests_are_made_only_of_host_copies_of_what_lies_row_by_row_and_is_pushed_exactly(
+    copies: bool, digests_gradients: bool, transposed: bool
+) -> None:
+    model = nn.Linear(3, 5)
+    layout = Layout(specs_of(model), 1)
+    made = BoundModel(model, layout, copies=copies, digests_gradients=digests_gradients)
+    gradient = torch.arange(15.0).view(3, 5).t() if transposed else torch.arange(15.0).view(5, 3)
+    model.weight.grad = gradient
+    weight = [spec.name for spec in layout.specs].index("weight")
+    made.collect(weight, None)
+    assert torch.equal(view(made, 2, "weight"), gradient)
+    run = Run(first := layout.shards[0].tensor.tolist().index(weight), first + 1)
+    assert made.digests.of(layout.shards[0], run) is None
+
+
 def test_without_samples_everything_is_absent() -> None:
     made = bound()
     made.model(torch.ones(4, 3)).sum().backward()

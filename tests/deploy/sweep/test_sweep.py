@@ -1,6 +1,7 @@
 """Results that outlive a sweep, what they say, and real sweeps that are interrupted and go on."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,10 +191,12 @@ def test_a_point_that_failed_is_tried_again_and_wrong_points_are_refused_before_
 
 
 def test_a_smaller_batch_in_the_grid_trains_those_again_that_counted_from_the_smallest_one(config_file: Path) -> None:
+    shown: list[Sequence[Row]] = []
+
     def swept(batches: str) -> tuple[list[Row], list[str]]:
         said: list[str] = []
         axes = parse_axes([f"batch={batches}", "lr_scaling=none,sqrt"])
-        return sweep(Sweep(config_file=config_file, sets=["train.max_steps=1"], axes=axes), said.append, show=print), said
+        return sweep(Sweep(config_file=config_file, sets=["train.max_steps=1"], axes=axes), said.append, show=shown.append), said
 
     rows, _ = swept("256")
     assert [row.reference_batch_size for row in rows] == [None, 256]
@@ -201,6 +204,7 @@ def test_a_smaller_batch_in_the_grid_trains_those_again_that_counted_from_the_sm
     rows, said = swept("64,256")
     assert said[0].startswith("1 of 4 points are there already") and len(said) == 4
     assert [row.reference_batch_size for row in rows] == [None, 64, None, 64]
+    assert shown[-1] == rows, "in the order of the grid"
     assert rows[2].metrics != rows[3].metrics
     assert swept("64,256")[1][0].startswith("4 of 4 points")
 
