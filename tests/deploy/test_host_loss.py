@@ -21,7 +21,7 @@ from deploy.virtual.plan import HostSpec
 from deploy.virtual.ray_nodes import RAY_FOLDER, RayNodes
 from tests.deploy.forked import ForkedTrainer
 from tests.deploy.killing import bits_of
-from tests.deploy.test_launch_ray_nodes import Done, ended, error_of, pserver
+from tests.deploy.test_launch_ray_nodes import Done, ended, error_of, run_of
 from tests.deploy.waiting import until
 
 CONFIG = """
@@ -59,7 +59,7 @@ def disturbed(base: Path, driver_on: str, harm: Callable[[VirtualCluster, RunDir
     gate.touch()
     with ray_on_hosts() as (cluster, nodes):
         sets = [part for option in [*settings(base), *options, 'comm.interface="10.77.0.0/16"'] for part in ("--set", option)]
-        run = cluster.popen(driver_on, pserver(config, *sets, "--name", "lost"), env=nodes, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        run = cluster.popen(driver_on, run_of(config, *sets, "--name", "lost"), env=nodes, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         until(lambda: rundir.checkpoint_versions() != [], timeout_s=60)
         harm(cluster, rundir)
         started = time.monotonic()
@@ -137,7 +137,7 @@ def test_a_ray_head_that_is_lost_ends_the_run_which_goes_on_in_another_cluster_t
     assert lost.left == []
     with ray_on_hosts() as (cluster, env):
         sets = [part for option in [*settings(tmp_path), 'comm.interface="10.77.0.0/16"'] for part in ("--set", option)]
-        again = pserver(tmp_path / "config.toml", *sets, "--name", "lost", "--resume")
+        again = run_of(tmp_path / "config.toml", *sets, "--name", "lost", "--resume")
         done = ended(cluster.popen("head", again, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     assert done.returncode == 0, done.stderr
     resumed, alone = RunDirectory(tmp_path / "lost").read_summary(), bits(tmp_path, "alone")
