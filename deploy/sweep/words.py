@@ -88,8 +88,8 @@ def _vote(plain: Row, scaled: Row, target: tuple[str, float] | None) -> int:
 def _compared(plain: Row, scaled: Row, target: tuple[str, float] | None) -> str:
     parts = []
     if target:
-        steps = [str(row.steps_to_target) if row.steps_to_target is not None else "not" for row in (plain, scaled)]
-        parts.append(f"{target[0]} {target[1]:g} after {steps[0]} steps, with √k {steps[1]}")
+        steps = ["not reached" if row.steps_to_target is None else f"after {counted(row.steps_to_target, 'step')}" for row in (plain, scaled)]
+        parts.append(f"{target[0]} {target[1]:g} {steps[0]}, with √k {steps[1]}")
     what: list[tuple[str, Callable[[Row], float | None]]] = [
         ("accuracy", lambda row: row.metrics.get("validation_accuracy")),
         ("gap", lambda row: row.gap),
