@@ -12,7 +12,7 @@ from rich.text import Text
 from deploy.books import metrics_of
 from deploy.console import drawn, numbers
 from deploy.measure.ledger_file import LedgerStep, LedgerTail
-from deploy.measure.table import tables
+from deploy.measure.table import tables, without_verdict
 from deploy.measure.text import seconds
 from deploy.measure.verdict import log_line
 from deploy.measure.window import Window
@@ -56,7 +56,7 @@ class Top:
             lines.append(f"epoch {history[-1].get('epoch')}, step {history[-1].get('step')} | {numbers(metrics_of(history[-1]))}")
         if self._recent:
             told = [step.step + 1 for step in self._recent if step.workers]
-            lines.append(log_line(told[-1] if told else self._recent[0].step, window))
+            lines.append(log_line(told[-1], window) if told else without_verdict(window))
         if width is None:
             return Text("\n".join([*lines, *(table.plain() for table in tables(window))]))
         return Group(Text("\n".join(lines)), *(part for table in tables(window) for part in drawn(table, width)))

@@ -63,7 +63,7 @@ def closing_line(window: Window) -> str:
 def without_verdict(window: Window) -> str:
     """Why there is nothing to say about the time of a step."""
     if not window.recoveries:
-        return "no step has ended"
+        return "no worker has told of a step"
     ended = counted(len(window.recoveries), "step")
     return f"a process came back in every step that has ended: {ended}, {seconds(sum(window.recoveries.values()))} in all"
 

@@ -227,7 +227,7 @@ def test_a_run_that_failed_before_its_first_step_has_a_page_without_figures(tmp_
     run = write_run(tmp_path, "failed", [], status="failed", error="rank 0: boom", error_type="WorkerFailed", wall_s=1.0)
     text = text_of(run)
     assert "The run has failed after 0 steps and 1.00 s: WorkerFailed: rank 0: boom." in text
-    assert "No step has ended" in text
+    assert "No worker has told of a step" in text
     assert figures(read_run(run)) == []
 
 

@@ -105,6 +105,16 @@ def test_a_step_that_only_servers_have_told_of_has_not_ended(run: RunDirectory, 
     assert "step 19 | 0.10 s" in shown(top)
 
 
+def test_a_run_that_failed_before_a_worker_told_of_a_step_says_so(run: RunDirectory, lines: list[bytes]) -> None:
+    told = json.loads(lines[0])
+    told["rows"] = [row for row in told["rows"] if row["kind"] == "server"]
+    run.comm.write_text(json.dumps(told) + "\n")
+    run.write_summary({"status": "failed", "error_type": "NonFinite", "error": "loss is nan at step 1 on rank 0"})
+    top = Top(run)
+    assert not top.poll()
+    assert "run living | failed\nNonFinite: loss is nan at step 1 on rank 0\nno worker has told of a step\n" in shown(top)
+
+
 def test_a_run_whose_driver_was_killed_is_not_watched_any_longer(run: RunDirectory, lines: list[bytes], dead_pid: int) -> None:
     run.comm.write_bytes(b"".join(lines))
     (run.path / ".lock").write_text(f"{dead_pid} on {socket.gethostname()}")
