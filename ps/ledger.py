@@ -97,7 +97,7 @@ class WorkerRow:
     checkpoint_s: float = 0.0
     """What the rank has yet to send copied for a checkpoint of the version that the step makes."""
     ledger_s: float = 0.0
-    """On this row: what the ledger costs the training thread."""
+    """On the row before: what the ledger costs the training thread."""
     other_s: float = 0.0
     """The rest of the step: the loop itself."""
     validation_s: float = 0.0
