@@ -49,16 +49,18 @@ def write_page(wanted: Sweep, rows: Sequence[Row]) -> Path:
 
 
 def figures(axes: Sequence[Axis], rows: Sequence[Row]) -> list[Figure]:
-    """One for everything that was measured at two points or more; a line for each combination of the other axes."""
+    """One for everything that was measured at two points or more; a line for each combination of the other axes.
+    Numbers rise along a plot, in whatever order the grid has them."""
     several = [axis for axis in axes if len(axis.values) > 1]
     if not several:
         return []
     x = next((axis for axis in several if axis.name == "batch"), several[0])
+    ticks = sorted(x.values) if all(isinstance(value, (int, float)) for value in x.values) else x.values
     others = [axis.name for axis in several if axis is not x]
     found = []
     for key, (title, note) in _TITLES.items():
         lines: dict[str, dict[str, list[Any]]] = {}
-        for row in rows:
+        for row in sorted(rows, key=lambda row: ticks.index(row.point[x.name])):
             if (value := values(row)[key]) is not None and math.isfinite(value):
                 name = " ".join(f"{other}={row.point[other]}" for other in others) or title
                 line = lines.setdefault(name, {"x": [], "y": []})
@@ -66,7 +68,7 @@ def figures(axes: Sequence[Axis], rows: Sequence[Row]) -> list[Figure]:
                 line["y"].append(value)
         if sum(len(line["x"]) for line in lines.values()) >= 2:
             traces = [{"type": "scatter", "mode": "lines+markers", "name": name, **line} for name, line in lines.items()]
-            order = {"title": {"text": x.name}, "type": "category", "categoryorder": "array", "categoryarray": [str(value) for value in x.values]}
+            order = {"title": {"text": x.name}, "type": "category", "categoryorder": "array", "categoryarray": [str(value) for value in ticks]}
             found.append(
                 Figure(
                     key,

@@ -118,6 +118,13 @@ def test_plots_have_a_line_for_each_combination_of_the_other_axes() -> None:
     assert lines == {f"push_format={f}": (["1", "2"], [10.0, 20.0]) for f in ("fp32", "bf16")}
 
 
+@pytest.mark.parametrize(("axis", "shown"), [("batch=128,32,64", ["32", "64", "128"]), ("push_format=fp32,bf16", ["fp32", "bf16"])])
+def test_numbers_rise_along_a_plot_and_words_keep_the_grids_order(axis: str, shown: list[str]) -> None:
+    axes = parse_axes([axis])
+    first = figures(axes, [row({axes[0].name: value}, samples_per_s=1.0) for value in axes[0].values])[0]
+    assert first.traces[0]["x"] == first.layout["xaxis"]["categoryarray"] == shown
+
+
 def test_a_point_that_has_diverged_is_left_out_of_the_plots() -> None:
     rows = [row({"lr": lr}, metrics={"validation_accuracy": value}) for lr, value in ((0.1, 0.9), (1.0, 0.8), (10.0, float("nan")))]
     by_key = {figure.key: figure for figure in figures(parse_axes(["lr=0.1,1.0,10.0"]), rows)}
