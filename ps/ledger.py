@@ -225,7 +225,7 @@ class RowBuffer:
         """Set to have the rows sent at once: an epoch has ended."""
 
     def add(self, row: WorkerRow | ServerRow) -> None:
-        """The row stays as it is from now on: whoever takes it writes it, not the thread that it is of."""
+        """It is written by whoever takes it, not by the thread that it is of, which changes nothing in it any more."""
         row.clock_offset_s, row.clock_error_s = self.clocks.at(row.time_s)
         self.on_row(row)
         with self._lock:
