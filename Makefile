@@ -8,7 +8,7 @@ CODE := ps workers deploy protos/generate.py
 COMPILED := env -u PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test hosts models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-streams bench-codecs bench-hostile bench-formats bench-checkpoints bench-recovery plan-accuracy plan-stages plan-scale verdicts docs clean
+.PHONY: help setup train test hosts models explore chaos fuzz mutants check stubs bench bench-local bench-network bench-scale bench-streams bench-codecs bench-hostile bench-formats bench-checkpoints bench-recovery plan-accuracy plan-stages plan-scale plan-classes verdicts docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -90,6 +90,9 @@ plan-stages: $(STAMP)  ## Compare plans of ranks and stages with runs on virtual
 
 plan-scale: $(STAMP)  ## Write the tables of docs/scale.md anew: the plan from 2 to 10,000 workers (a quarter of an hour)
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.growth
+
+plan-classes: $(STAMP)  ## Compare the model's classes of equal members with every member by itself (ten minutes; ARGS="--workers 40 --servers 10")
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.classes $(ARGS)
 
 verdicts: $(STAMP)  ## Plant bottlenecks on virtual hosts, and see that they are named (as root, ten minutes; ARGS="--cases 6 --seed 3 --tried 2")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.verdicts $(ARGS)

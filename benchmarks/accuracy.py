@@ -17,6 +17,7 @@ from benchmarks.ledgers import ledger_of, on_hosts, step_s
 from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig
 from deploy.measure.ledger_file import LedgerStep
 from deploy.predict.calibrate import WARMUP, fit_together
+from deploy.predict.classes import EVERY
 from deploy.predict.inputs import scenario_of_config
 from deploy.predict.scenario import Scenario
 from deploy.predict.simulate import Prediction, simulate
@@ -129,7 +130,7 @@ def _found(case: Case, runs: Sequence[Sequence[LedgerStep]], calibrated: Mapping
     exposed_s = sum(statistics.fmean(row.exposed_s for row in step.workers) for step in used)
     busy_s = sum(row.cpu_s for step in used for row in step.rows)
     busy = busy_s / total_s / (os.cpu_count() or 1)
-    return Found(case, [step_s(_settled(run)) for run in runs], exposed_s / total_s, busy, simulate(scenario, together=False))
+    return Found(case, [step_s(_settled(run)) for run in runs], exposed_s / total_s, busy, simulate(scenario, EVERY))
 
 
 def table(found: Sequence[Found]) -> str:

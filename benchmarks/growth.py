@@ -49,14 +49,14 @@ def main() -> None:
         "racks": _racks(plans[IN_RACKS].scenario.num_servers),
         "noise": _noise(),
     }
-    PAGE.write_text(filled(PAGE.read_text(), tables))
+    PAGE.write_text(filled(PAGE.read_text(), tables, "make plan-scale"))
     print(f"{PAGE}: {len(tables)} tables in {time.process_time() - began_s:.0f} s of processor time")
 
 
-def filled(text: str, tables: Mapping[str, str]) -> str:
-    """The page with every table in its place. Raises ValueError for one without."""
+def filled(text: str, tables: Mapping[str, str], made_by: str) -> str:
+    """The page with every table in its place, between marks that name its command. Raises ValueError for one without."""
     for name, table in tables.items():
-        pattern = rf"(<!-- {name}: make plan-scale -->\n).*?(<!-- end -->)"
+        pattern = rf"(<!-- {name}: {made_by} -->\n).*?(<!-- end -->)"
         text, found = re.subn(pattern, lambda match, table=table: match[1] + table + match[2], text, flags=re.DOTALL)  # type: ignore[misc]
         if found != 1:
             raise ValueError(f"the page has {found} places for the table {name!r}")

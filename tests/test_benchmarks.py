@@ -58,10 +58,10 @@ def test_the_page_of_scale_has_one_place_for_every_table() -> None:
     text = growth.PAGE.read_text()
     names = re.findall(r"<!-- (\w+): make plan-scale -->", text)
     assert len(names) == 8
-    again = growth.filled(text, {name: f"| {name} |\n" for name in names})
+    again = growth.filled(text, {name: f"| {name} |\n" for name in names}, "make plan-scale")
     assert all(f"<!-- {name}: make plan-scale -->\n| {name} |\n<!-- end -->" in again for name in names)
     with pytest.raises(ValueError, match="0 places for the table 'nosuch'"):
-        growth.filled(text, {"nosuch": ""})
+        growth.filled(text, {"nosuch": ""}, "make plan-scale")
 
 
 def test_the_example_of_the_page_is_a_command_that_plans_the_rows_scenario() -> None:

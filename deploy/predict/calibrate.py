@@ -12,7 +12,7 @@ import numpy as np
 
 from deploy.measure.ledger_file import LedgerStep
 from deploy.measure.window import TRAFFIC
-from deploy.predict.classes import Frame, ServerClass, classes_of
+from deploy.predict.classes import EVERY, Frame, ServerClass, classes_of
 from deploy.predict.costs import DECODE_BYTE_S, ENCODE_BYTE_S, Costs
 from deploy.predict.scenario import Scenario, layers_of
 from deploy.predict.stage_ledger import with_stages
@@ -196,7 +196,7 @@ def _worker_rest_s(steps: Sequence[LedgerStep]) -> float:
 
 def _num_frames(run: Scenario) -> float:
     """That all workers push in a step."""
-    return sum(cls.count for cls, _ in _frames(classes_of(run, layers_of(run.specs)).servers)) * run.num_workers
+    return sum(cls.count for cls, _ in _frames(classes_of(run, layers_of(run.specs), EVERY).servers)) * run.num_workers
 
 
 def _summed_s(usual: Costs, run: Scenario) -> float:
@@ -207,7 +207,7 @@ def _summed_s(usual: Costs, run: Scenario) -> float:
 
 def _moves(usual: Costs, run: Scenario) -> tuple[float, float]:
     """What frames, and what bytes, cost all servers in a step by the usual costs."""
-    frames = _frames(classes_of(run, layers_of(run.specs)).servers)
+    frames = _frames(classes_of(run, layers_of(run.specs), EVERY).servers)
     of_frames = sum(cls.count for cls, _ in frames) * run.num_workers * (usual.take_frame_s + usual.answer_frame_s)
     return of_frames, sum(
         cls.count * run.num_workers * (usual.take_byte_s * frame.push_bytes + usual.answer_byte_s * frame.pull_bytes) for cls, frame in frames
@@ -216,7 +216,7 @@ def _moves(usual: Costs, run: Scenario) -> tuple[float, float]:
 
 def _exchanges(usual: Costs, run: Scenario) -> tuple[float, float]:
     """The same of all workers."""
-    frames = _frames(classes_of(run, layers_of(run.specs)).servers)
+    frames = _frames(classes_of(run, layers_of(run.specs), EVERY).servers)
     of_frames = sum(cls.count for cls, _ in frames) * run.num_workers * (usual.push_frame_s + usual.land_frame_s)
     return of_frames, sum(
         cls.count * run.num_workers * (usual.push_byte_s * frame.push_bytes + usual.land_byte_s * frame.pull_bytes) for cls, frame in frames
@@ -239,7 +239,7 @@ def _least(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
 
 
 def _costs(steps: Sequence[LedgerStep], run: Scenario) -> Costs:
-    usual, classes = run.costs, classes_of(run, layers_of(run.specs))
+    usual, classes = run.costs, classes_of(run, layers_of(run.specs), EVERY)
     exact = sum(cls.count * frame.exact_bytes for cls, frame in _frames(classes.servers))
     decode_s, cast_s = DECODE_BYTE_S[run.comm.push_format], ENCODE_BYTE_S[run.comm.pull_format]
     aggregate_s, apply_s, cpu_s = (

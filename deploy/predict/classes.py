@@ -7,21 +7,35 @@ and drift apart until some servers have more to do at once than others.
 """
 
 import math
+import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 from deploy.predict.costs import wire_bytes
 from deploy.predict.scenario import Layers, Scenario
 from ps.layout import Rule
 
-PARTS_OF_WORKERS, PARTS_OF_SERVERS = 8, 4
-"""Classes that equal workers, and equal servers, are divided into, if there are so many."""
 MOST_FRAMES = 128
 """Of a server, about: more than these are simulated several at a time."""
+MANY = 256
+"""Workers, or servers: members of so many differ less from each other than those of few."""
 MOST_PAIRS, MOST_PUSHED = 64 * 16, 1 << 15
-"""Workers times servers, and frames that all workers push in a step. Up to so many, every member is simulated alone: servers of a class have their
-frames complete at one time, those of real ones drift apart, and how long windows wait for credits depends on it."""
+"""Workers times servers, and frames that all workers push in a step. Up to so many, every member is simulated alone."""
+
+
+class Parts(NamedTuple):
+    """Classes that equal workers, and equal servers, are divided into, if there are so many."""
+
+    workers: int
+    servers: int
+
+
+EVERY = Parts(sys.maxsize, sys.maxsize)
+"""Every member alone, and every frame."""
+ROUGH = Parts(8, 4)
+"""To compare scenarios with: some are a few percent off, and take a sixth of the events."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +107,15 @@ class Classes:
     racks: tuple[RackClass, ...] = ()
 
 
-def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> Classes:
-    """`together` False: every member alone."""
+def fine_parts(scenario: Scenario) -> Parts:
+    """With more classes the step is the same to a percent."""
+    if _are_few(scenario):
+        return EVERY
+    return Parts(*(16 if count <= MANY else 8 for count in (scenario.num_workers, scenario.num_servers)))
+
+
+def classes_of(scenario: Scenario, layers: Layers, parts: Parts) -> Classes:
+    together = parts != EVERY
     colocated = scenario.hosts == "colocated"
     num_stages = scenario.num_stages
 
@@ -111,10 +132,10 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
         return scenario.server_link(shard), scenario.slow_servers.get(shard, 1.0), scenario.server_cores.get(shard), alone
 
     keys = [rank_key(rank) for rank in range(scenario.num_workers)]
-    racks = rack_classes(keys, scenario.racks.size, together=together) if scenario.racks else ()
-    ranks = [group for groups, _ in racks for group in groups] if racks else _groups(keys, PARTS_OF_WORKERS)
+    racks = rack_classes(keys, scenario.racks.size, parts.workers, together=together) if scenario.racks else ()
+    ranks = [group for groups, _ in racks for group in groups] if racks else _groups(keys, parts.workers)
     worker_groups = [(rank * num_stages + stage, count) for rank, count in ranks for stage in range(num_stages)]
-    server_groups = _groups([server_key(shard) for shard in range(scenario.num_servers)], PARTS_OF_SERVERS)
+    server_groups = _groups([server_key(shard) for shard in range(scenario.num_servers)], parts.servers)
     if colocated:  # a host's worker and server are of one class each
         server_groups = [group for group in worker_groups if group[0] < scenario.num_servers]
     hosts: list[int] = [1] if scenario.hosts == "one" else [count for _, count in worker_groups]
@@ -141,16 +162,24 @@ def classes_of(scenario: Scenario, layers: Layers, *, together: bool = True) -> 
     return Classes(tuple(workers), tuple(servers), tuple(hosts), tuple(cores), _numbered(racks))
 
 
-def rack_classes(keys: Sequence[Hashable], size: int, *, together: bool) -> Sequence[tuple[list[tuple[int, int]], tuple[int, int]]]:
+def _are_few(scenario: Scenario) -> bool:
+    """Whether all members can be simulated one by one, in about a minute at most."""
+    if scenario.num_members * scenario.num_servers > MOST_PAIRS:
+        return False
+    frames = sum(len(shard.frames(scenario.pacing.frame_bytes)) for shard in scenario.layout.shards)
+    return scenario.num_workers * frames <= MOST_PUSHED
+
+
+def rack_classes(keys: Sequence[Hashable], size: int, num_parts: int, *, together: bool) -> Sequence[tuple[list[tuple[int, int]], tuple[int, int]]]:
     """Of every class of racks: its classes of workers, and itself, each by first and count. Racks of equal workers make a class; a rack that is
     a class by itself may have several classes of workers."""
     whole = [keys[start : start + size] for start in range(0, len(keys), size)]
     alike = [(len(rack), rack[0]) if together and len(set(rack)) == 1 else number for number, rack in enumerate(whole)]
     found = []
-    for first, count in _groups(alike, PARTS_OF_WORKERS):
+    for first, count in _groups(alike, num_parts):
         start, members = first * size, sum(map(len, whole[first : first + count]))
-        parts = math.ceil(2 * PARTS_OF_WORKERS / len(whole)) if count == 1 else 1
-        groups = _groups(keys[start : start + members], parts)
+        within = math.ceil(2 * num_parts / len(whole)) if count == 1 else 1
+        groups = _groups(keys[start : start + members], within)
         found.append(([(start + at, length) for at, length in groups], (first, count)))
     return found
 
@@ -161,14 +190,6 @@ def _numbered(racks: Sequence[tuple[list[tuple[int, int]], tuple[int, int]]]) ->
         found.append(RackClass(first, count, tuple(range(number, number + len(groups)))))
         number += len(groups)
     return tuple(found)
-
-
-def are_few(scenario: Scenario) -> bool:
-    """Whether all members can be simulated one by one, in about a minute at most."""
-    if scenario.num_members * scenario.num_servers > MOST_PAIRS:
-        return False
-    frames = sum(len(shard.frames(scenario.pacing.frame_bytes)) for shard in scenario.layout.shards)
-    return scenario.num_workers * frames <= MOST_PUSHED
 
 
 def coarse(classes: Classes) -> Classes:

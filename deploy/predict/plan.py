@@ -7,7 +7,7 @@ from typing import Any
 
 from deploy.measure.text import counted, seconds, size
 from deploy.predict import floors
-from deploy.predict.classes import are_few
+from deploy.predict.classes import ROUGH
 from deploy.predict.costs import wire_bytes
 from deploy.predict.pipeline import stages_floor_s
 from deploy.predict.scenario import Scenario, layers_of
@@ -158,10 +158,13 @@ def _is_late(name: str) -> bool:
 
 
 def changed_steps(scenario: Scenario, step: Prediction) -> Callable[[Scenario], float]:
-    """What the step of another scenario takes. If all members were simulated for `step`, which takes long where they are many, classes of them
-    say how many times as long the other's is."""
-    factor = step.step_s / simulate(scenario, together=True).step_s if are_few(scenario) else 1.0
-    return lambda other: factor * simulate(other, together=True).step_s
+    """What the step of another scenario takes: so many times `step`, which was simulated with every member or many classes, as a few classes say."""
+    factor = step.step_s / _rough_s(scenario)
+    return lambda other: factor * _rough_s(other)
+
+
+def _rough_s(scenario: Scenario) -> float:
+    return simulate(scenario, ROUGH).step_s
 
 
 def if_halved(scenario: Scenario, step_s: Callable[[Scenario], float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from deploy.predict.classes import Classes, RackClass, ServerClass, WorkerClass, are_few, classes_of, coarse
+from deploy.predict.classes import EVERY, Classes, Parts, RackClass, ServerClass, WorkerClass, classes_of, coarse, fine_parts
 from deploy.predict.events import Call, Clock, Cores, Machine
 from deploy.predict.links import Direction, Links
 from deploy.predict.members import Server, Worker
@@ -52,12 +52,13 @@ class Prediction:
         return self.step_s - self.compute_s
 
 
-def simulate(scenario: Scenario, *, together: bool | None = None) -> Prediction:
-    """`together` False simulates every member and every frame by itself, True classes of equal members; None classes where members are many."""
+def simulate(scenario: Scenario, parts: Parts | None = None) -> Prediction:
+    """`parts`: into how many classes equal members are divided; None: what is fine enough."""
+    parts = parts or fine_parts(scenario)
     layers = layers_of(scenario.specs)
     num_steps = NUM_UNFAIR_STEPS if scenario.costs.unfairness else NUM_STEPS
-    classes = classes_of(scenario, layers, together=not are_few(scenario) if together is None else together)
-    if together is not False:
+    classes = classes_of(scenario, layers, parts)
+    if parts != EVERY:
         classes = coarse(classes)
     clock = Clock()
     machine = Machine(scenario.machine_cores) if math.isfinite(scenario.machine_cores) else None

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from deploy.predict import floors
+from deploy.predict.classes import EVERY, ROUGH
 from deploy.predict.costs import Costs
 from deploy.predict.scenario import Pipeline, Scenario, equal_tensors
 from deploy.predict.simulate import simulate
@@ -91,7 +92,7 @@ def test_stages_of_equal_ranks_taken_together_give_what_all_of_them_give() -> No
         "cores_per_host": 8,
     }
     many = staged(2, 2, passed=2e6, model_bytes=2 * MB, **options)  # type: ignore[arg-type]
-    together, alone = simulate(many, together=True), simulate(many, together=False)
+    together, alone = simulate(many, ROUGH), simulate(many, EVERY)
     assert together.step_s == pytest.approx(alone.step_s, rel=0.01) and together.num_events < alone.num_events
     assert together.bubble_s == pytest.approx(alone.bubble_s, rel=0.05)
     assert "workers 0-2 (stage 0) up" in together.busy and "worker 31 up" in alone.busy

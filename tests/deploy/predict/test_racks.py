@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from deploy.predict import floors
+from deploy.predict.classes import EVERY, ROUGH
 from deploy.predict.costs import Costs
 from deploy.predict.inputs import Wishes, scenario_by_hand
 from deploy.predict.plan import floor_s, plan, ring_step_s
@@ -70,7 +71,7 @@ def test_classes_of_racks_give_what_all_hosts_give(aggregator: float | None) -> 
         cores_per_host=8,
         racks=Racks(size=4, uplink_bytes_per_s=2.5e8, aggregator_bytes_per_s=aggregator),
     )
-    assert simulate(of, together=True).step_s == pytest.approx(simulate(of, together=False).step_s, rel=0.02)
+    assert simulate(of, ROUGH).step_s == pytest.approx(simulate(of, EVERY).step_s, rel=0.02)
 
 
 def test_the_plan_says_whether_aggregators_pay() -> None:
