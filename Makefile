@@ -82,7 +82,7 @@ bench-recovery: $(STAMP)  ## Measure how long training stands still when process
 bench-stages: $(STAMP)  ## Measure a worker's memory when its rank is split over stages, and their bubble (ARGS="--model-bytes 400MB --stages 2 4")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.stages $(ARGS)
 
-plan-accuracy: $(STAMP)  ## Compare the plan with runs on virtual hosts, and write docs/plan-accuracy.md (as root, twenty minutes; ARGS="--cases 6")
+plan-accuracy: $(STAMP)  ## Compare the plan with runs on virtual hosts, and write docs/plan-accuracy.md (as root, half an hour; ARGS="--cases 6")
 	@PYTHONPATH=. $(PYTHON) -m benchmarks.accuracy --table docs/plan-accuracy.md $(ARGS)
 
 plan-stages: $(STAMP)  ## Compare plans of ranks and stages with runs on virtual hosts (as root, three minutes; ARGS="--rates 100mbit")

@@ -32,8 +32,9 @@ BATCHES = {"wide": 8, "busy": 4096}
 """Samples of a worker in a step: of a perceptron with little compute for its bytes, and of one with much."""
 INPUTS = {"wide": 512, "busy": 128}
 RATES = ("50mbit", "100mbit", "200mbit")
-REPEATED = 3
-"""Every so many-th case is run again when all have been run."""
+DIFFERENT = 0.05
+"""Every case is run twice, the second time when all have been run: machines have slow minutes. By how much these two steps must differ for a
+third run, of which the middle one counts."""
 EXPOSED, BUSY = 0.3, 0.75
 """From which part of a step exposed communication, and of all cores' time work, rules a case."""
 
@@ -79,7 +80,7 @@ CALIBRATION = {
 
 @dataclass(frozen=True)
 class Found:
-    """A case as measured and as predicted; `steps_s` of every repeat."""
+    """A case as measured and as predicted; `steps_s` of every run."""
 
     case: Case
     steps_s: Sequence[float]
@@ -90,13 +91,13 @@ class Found:
     prediction: Prediction
 
     @property
-    def error(self) -> float:
-        """Relative to what was measured."""
-        return self.prediction.step_s / self.steps_s[0] - 1
+    def measured_s(self) -> float:
+        return statistics.median(self.steps_s)
 
     @property
-    def spread(self) -> float | None:
-        return max(self.steps_s) / min(self.steps_s) - 1 if len(self.steps_s) > 1 else None
+    def error(self) -> float:
+        """Relative to what was measured."""
+        return self.prediction.step_s / self.measured_s - 1
 
 
 def draw(count: int, seed: int) -> list[Case]:
@@ -113,6 +114,11 @@ def draw(count: int, seed: int) -> list[Case]:
     return cases
 
 
+def spread(steps_s: Sequence[float]) -> float:
+    """By how much the longest is longer than the shortest."""
+    return max(steps_s) / min(steps_s) - 1
+
+
 def measure(case: Case, folder: Path, repeat: int = 0) -> list[LedgerStep]:
     """The ledger of a run, which is kept in the folder."""
     return ledger_of(folder / f"{case}-{repeat}.jsonl", case.config)
@@ -123,7 +129,7 @@ def _settled(steps: Sequence[LedgerStep]) -> Sequence[LedgerStep]:
 
 
 def _found(case: Case, runs: Sequence[Sequence[LedgerStep]], calibrated: Mapping[str, Scenario]) -> Found:
-    used = _settled(runs[0])
+    used = [step for run in runs for step in _settled(run)]
     like = calibrated[case.model]
     scenario = replace(on_hosts(case.config("."), runs[0]), forward_s=like.forward_s, backward_s=like.backward_s, costs=like.costs)
     total_s = sum(statistics.fmean(row.step_s for row in step.workers) for step in used)
@@ -135,23 +141,21 @@ def _found(case: Case, runs: Sequence[Sequence[LedgerStep]], calibrated: Mapping
 
 def table(found: Sequence[Found]) -> str:
     """Markdown."""
-    lines = ["| Case | measured ms | again ms | predicted ms | error | exposed | cores busy |", "|---|---|---|---|---|---|---|"]
+    lines = ["| Case | measured ms | of runs of | predicted ms | error | exposed | cores busy |", "|---|---|---|---|---|---|---|"]
     for one in found:
-        again = ", ".join(f"{again_s * 1e3:.0f}" for again_s in one.steps_s[1:])
         cells = (
-            f"{one.steps_s[0] * 1e3:.0f}",
-            again,
+            f"{one.measured_s * 1e3:.0f}",
+            ", ".join(f"{run_s * 1e3:.0f}" for run_s in one.steps_s),
             f"{one.prediction.step_s * 1e3:.0f}",
             f"{one.error:+.1%}",
             f"{one.exposed:.0%}",
             f"{one.busy:.0%}",
         )
         lines.append(f"| {one.case} | {' | '.join(cells)} |")
-    spreads = [one.spread for one in found if one.spread is not None]
+    spreads = [spread(one.steps_s) for one in found]
     exposed, busy = (sum(getattr(one, name) >= limit for one in found) for name, limit in (("exposed", EXPOSED), ("busy", BUSY)))
     lines.append(f"\nWith at least {EXPOSED:.0%} exposed: {exposed}; with cores at least {BUSY:.0%} busy: {busy} of {len(found)}.")
-    if spreads:
-        lines.append(f"Repeats of the same run differ by {statistics.median(spreads):.1%} in the middle, by {max(spreads):.1%} at most.")
+    lines.append(f"Runs of the same case differ by {statistics.median(spreads):.1%} in the middle, by {max(spreads):.1%} at most.")
     return "\n".join(lines)
 
 
@@ -168,9 +172,11 @@ def main() -> None:
     fitted = fit_together([(steps[SETTLED - WARMUP : -1], on_hosts(CALIBRATION[name].config("."), steps)) for name, steps in ledgers.items()])
     calibrated = dict(zip(ledgers, fitted, strict=True))
     cases = draw(arguments.cases, arguments.seed)
-    runs = [[measure(case, arguments.folder)] for case in cases]
-    for case, its in list(zip(cases, runs, strict=True))[::REPEATED]:  # when some time has passed: machines have slow minutes
-        its.append(measure(case, arguments.folder, repeat=1))
+    rounds = [[measure(case, arguments.folder, repeat) for case in cases] for repeat in range(2)]
+    runs = [list(its) for its in zip(*rounds, strict=True)]
+    for case, its in zip(cases, runs, strict=True):
+        if spread([step_s(_settled(run)) for run in its]) > DIFFERENT:
+            its.append(measure(case, arguments.folder, repeat=2))
     found = [_found(case, its, calibrated) for case, its in zip(cases, runs, strict=True)]
     print(f"costs: {calibrated['frames'].costs}", file=sys.stderr)
     print(text := table(found))

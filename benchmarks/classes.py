@@ -6,6 +6,7 @@ Nothing is measured: both are the model's. The table goes into docs/predict.md.
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -86,7 +87,9 @@ def scenarios(workers: int, servers: int) -> Mapping[str, Scenario]:
 
 
 def compared(name: str, scenario: Scenario) -> Found:
-    return Found(name, simulate(scenario, EVERY).step_s, simulate(scenario, CLASSES).step_s)
+    found = Found(name, simulate(scenario, EVERY).step_s, simulate(scenario, CLASSES).step_s)
+    print(f"{name}: {found.error:+.2%}", file=sys.stderr, flush=True)
+    return found
 
 
 def table(found: Sequence[Found]) -> str:

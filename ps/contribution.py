@@ -76,7 +76,9 @@ class Encoder:
         self._push_format = push_format
         self._rank_state = rank_state
 
-    def encode(self, member: pb.Member, kind: pb.Kind, run: Run, contribution: Contribution, sequence: int, *, shared: bool) -> Encoded:
+    def encode(
+        self, member: pb.Member, kind: pb.Kind, run: Run, contribution: Contribution, sequence: int, *, shared: bool, receipt_may_wait: bool = False
+    ) -> Encoded:
         """A frame of a run, with its bytes of the contribution unless it is absent or, `shared`, the shard reads them there."""
         header = pb.FrameHeader(
             kind=kind,
@@ -86,6 +88,7 @@ class Encoder:
             num_chunks=len(run),
             weight=contribution.weight,
             sequence=sequence,
+            receipt_may_wait=receipt_may_wait,
         )
         layout, values = self._layout, contribution.values
         state = self._rank_state if self._rank_state and self._rank_state.covers(layout, run) else None

@@ -26,7 +26,7 @@ from ps.frame import Bytes
 from ps.host import ShardHost
 from ps.layout import Run
 from ps.pacing import USUAL_FRAME_BYTES
-from ps.receipts import HeldReceipts, Receipt
+from ps.receipts import ANSWERED, HeldReceipts, Receipt
 from ps.security import member_of
 from ps.shard import Shard
 from ps.stats import Spent
@@ -194,12 +194,20 @@ class DataPort:
             await self._in_thread(shard.learn_norms, member, header)
         elif header.kind not in (pb.PUSH, pb.ABSENT):
             raise MalformedFrame(f"frame of kind {header.kind} on the Steps stream")
-        elif self._is_brief(shard, header):
-            rest = self._push(shard, member, header, payload, lambda receipt: hold(Receipt(receipt.SerializeToString())), may_wait=False)
-            if rest:
-                await self._in_thread(rest)
         else:
-            await self._in_thread(self._push, shard, member, header, payload, lambda receipt: stream.send(frame.encode(receipt)))
+            is_brief = self._is_brief(shard, header)
+
+            def receipt(verdict: Verdict) -> None:
+                made, for_answer = _receipt(header, verdict), header.receipt_may_wait and verdict in ANSWERED
+                if is_brief or for_answer:
+                    hold(Receipt(made.SerializeToString(), for_answer))
+                else:
+                    stream.send(frame.encode(made))
+
+            if not is_brief:
+                await self._in_thread(self._push, shard, member, header, payload, receipt)
+            elif rest := self._push(shard, member, header, payload, receipt, may_wait=False):
+                await self._in_thread(rest)
 
     def _is_brief(self, shard: Shard, header: pb.FrameHeader) -> bool:
         if header.shared:
@@ -214,7 +222,7 @@ class DataPort:
         member: pb.Member,
         header: pb.FrameHeader,
         payload: Bytes,
-        send_receipt: Callable[[pb.FrameHeader], None],
+        receipt: Callable[[Verdict], None],
         may_wait: bool = True,
     ) -> Callable[[], object] | None:
         """A checked contribution; with `may_wait` false, what is left to be done where waiting is allowed."""
@@ -231,7 +239,7 @@ class DataPort:
             raise MalformedFrame(f"step {header.step} of a run that starts at 0")
         if not 0.0 <= header.weight < float("inf"):
             raise MalformedFrame(f"weight {header.weight} is not a number from 0")
-        return shard.push(member, header, run, payload, lambda verdict: send_receipt(_receipt(header, verdict)), may_wait=may_wait)
+        return shard.push(member, header, run, payload, receipt, may_wait=may_wait)
 
 
 def _receipt(header: pb.FrameHeader, verdict: Verdict, detail: str = "") -> pb.FrameHeader:

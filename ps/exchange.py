@@ -56,10 +56,15 @@ class Exchange:
         self._ready = [[False] * len(runs) for runs in frames]
         self._queue: list[list[int]] = [[] for _ in frames]
         """Places of the frames that are ready: a heap per shard."""
-        self._sent = [[0] * len(runs) for runs in frames]
-        """How often each frame is on its way: a receipt may arrive after the answer, when the next step has begun."""
+        self._sent = [[False] * len(runs) for runs in frames]
+        """Frames on their way. None is when the next step begins: awaited credits have come back for others to leave, and other receipts come
+        before the answers."""
         self._in_flight = [0] * len(frames)
-        """The same of all frames of a shard."""
+        """How many of each shard."""
+        self._left = [0] * len(frames)
+        """Frames of each shard that have to leave yet, ready or not."""
+        self._awaited = [[False] * len(runs) for runs in frames]
+        """Frames on their way whose credit others need."""
         own = [np.ones(len(ids), np.bool_) for ids in tensors] if own is None else own
         self._foreign = [~mine for mine in own]
         self._landed = [np.ones(len(ids), np.bool_) for ids in tensors]
@@ -93,6 +98,7 @@ class Exchange:
         self._unready = [[len(its) for its in contents] for contents in self._in_frame]
         self._ready = [[False] * len(runs) for runs in self._frames]
         self._queue = [[] for _ in self._frames]
+        self._left = [len(runs) for runs in self._frames]
         for landed, foreign in zip(self._landed, self._foreign, strict=True):
             landed[:] = foreign
         self._missing_of[:] = self._chunks_of
@@ -132,11 +138,34 @@ class Exchange:
             if self._queue[shard] and self._in_flight[shard] < self._share:
                 index = self._at_place[shard][heappop(self._queue[shard])]
                 self._ready[shard][index] = False
-                self._sent[shard][index] += 1
+                self._sent[shard][index] = True
                 self._in_flight[shard] += 1
+                self._left[shard] -= 1
+                self._awaited[shard][index] = self._needs_credit(shard)
                 self._turn = (shard + 1) % len(self._frames)
                 return shard, index
         return None
+
+    def _needs_credit(self, shard: int) -> bool:
+        """Whether frames that have to leave yet need the credit of the one that leaves now beside those that are free or awaited already."""
+        credits = self._window - self.in_flight + sum(map(sum, self._awaited))
+        of_shard = self._share - self._in_flight[shard] + sum(self._awaited[shard])
+        return credits < sum(self._left) or of_shard < self._left[shard]
+
+    def awaits(self, shard: int, frame: int) -> bool:
+        """Whether other frames of the step wait for the credit of one that has left, or will. Else its receipt has time until the answer comes."""
+        return self._awaited[shard][frame]
+
+    def overdue(self) -> list[int]:
+        """Shards to be asked for all receipts, now that no frame may leave: since a stream has ended more have to than were counted on, and wait for
+        credits that need not come before the answers."""
+        full = {shard for shard, queue in enumerate(self._queue) if queue and self._in_flight[shard] >= self._share and not any(self._awaited[shard])}
+        if self.has_ready and self.in_flight >= self._window and not any(map(any, self._awaited)):
+            full.update(range(len(self._frames)))
+        asked = sorted(shard for shard in full if self._sent[shard] != self._awaited[shard])
+        for shard in asked:
+            self._awaited[shard] = list(self._sent[shard])
+        return asked
 
     @property
     def has_ready(self) -> bool:
@@ -144,10 +173,11 @@ class Exchange:
         return any(self._queue)
 
     def receipt(self, shard: int, frame: int) -> None:
-        """The shard has received a frame, of this step or of the last one: its credit is back."""
+        """The shard has received a frame: its credit is back."""
         if self._sent[shard][frame]:
-            self._sent[shard][frame] -= 1
+            self._sent[shard][frame] = False
             self._in_flight[shard] -= 1
+            self._awaited[shard][frame] = False
 
     def may_land(self, shard: int, version: int, run: Run) -> bool:
         """Whether the run's bytes of `version` are wanted: late answers of other steps, or repeated ones, are not."""
@@ -166,8 +196,10 @@ class Exchange:
     def stream_ended(self, shard: int) -> None:
         """Credits on the stream return; what has not landed must be pushed again on the next one."""
         self._in_flight[shard] = 0
+        self._awaited[shard] = [False] * len(self._frames[shard])
+        self._left[shard] = sum(not self._landed[shard][run.span].all() for run in self._frames[shard])
         for index, run in enumerate(self._frames[shard]):
-            self._sent[shard][index] = 0
+            self._sent[shard][index] = False
             self._ready[shard][index] = not self._unready[shard][index] and not self._landed[shard][run.span].all()
         self._queue[shard] = [self._place[shard][index] for index, is_ready in enumerate(self._ready[shard]) if is_ready]
         heapify(self._queue[shard])

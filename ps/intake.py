@@ -94,20 +94,21 @@ class Intake:
                     if not may_wait:
                         return False
                     self._changed.wait()
+                if not push.todo and not self._is_refused(push.worst):
+                    push.receipt(push.worst)  # under the lock: nothing that answers the push may overtake it
             if push.todo:
                 self._work.carry_out(push.actions, push.rank, push.whole)
         return True
 
     def _taken(self, push: Push) -> None:
         """All of a contribution has its verdict."""
-        if push.worst is Verdict.EARLY or (push.worst is Verdict.DIVERGED and self._exact):
+        if self._is_refused(push.worst):
             # what the barrier has given out must come back, or it waits for ever
             self._work.carry_out(push.actions, push.rank, push.whole)
             raise self._refusal(push.worst, push.rank, push.step, push.run)
         if push.worst is Verdict.DIVERGED:
             log.warning("%s; the first ones stand (train.exact = false)", _other_bytes(push.rank, push.step, push.run, self._state.index))
             self._state.stats.diverged(push.step)
-        push.receipt(push.worst)
         hit("shard.taken")
         self._state.stats.received(push.number, push.step, self._layout.payload_bytes(push.run) if push.header.shared else push.sent_bytes)
         self._answers.send_norms(push.step)
@@ -115,6 +116,9 @@ class Intake:
             self._in_pool(push)
         else:
             self._work.carry_out(push.actions, push.rank, push.whole)
+
+    def _is_refused(self, verdict: Verdict) -> bool:
+        return verdict is Verdict.EARLY or (verdict is Verdict.DIVERGED and self._exact)
 
     def _in_pool(self, push: Push) -> None:
         try:

@@ -27,8 +27,8 @@ from ps.transport.shaping import Link
 
 _END = b""
 _NO_PAYLOAD = np.empty(0, np.uint8)
-PROBED = -2
-"""In place of a frame's index: the receipt is for a probe."""
+PROBED, ASKED = -2, -3
+"""In place of a frame's index: the receipt is for a probe of the link, or for one that only asks for receipts."""
 
 OnFrame = Callable[["Line", pb.FrameHeader, Bytes], None]
 """(line, header, payload): called in the line's receiving thread."""
@@ -145,9 +145,9 @@ class Line:
                 pulled = int(header.step)
         return pulled
 
-    def encode(self, kind: pb.Kind, run: Run, contribution: Contribution, sequence: int = 0) -> Encoded:
+    def encode(self, kind: pb.Kind, run: Run, contribution: Contribution, sequence: int = 0, *, receipt_may_wait: bool = False) -> Encoded:
         """A frame of a run, as this line sends it."""
-        return self._encoder.encode(self.member, kind, run, contribution, sequence, shared=self.pushes_shared)
+        return self._encoder.encode(self.member, kind, run, contribution, sequence, shared=self.pushes_shared, receipt_may_wait=receipt_may_wait)
 
     # -- the stream ------------------------------------------------------------------------------------------
 
@@ -176,7 +176,14 @@ class Line:
 
     def probe(self, num_bytes: int) -> None:
         """Queues bytes without meaning, whose receipt gives PROBED back."""
-        header = pb.FrameHeader(kind=pb.PROBE, member=self.member, sequence=self.next_sequence(PROBED))
+        self._send_probe(PROBED, num_bytes)
+
+    def ask(self) -> None:
+        """Queues a message that brings all receipts of frames before it."""
+        self._send_probe(ASKED, 0)
+
+    def _send_probe(self, index: int, num_bytes: int) -> None:
+        header = pb.FrameHeader(kind=pb.PROBE, member=self.member, sequence=self.next_sequence(index))
         self.send(frame.encode(header, [np.zeros(num_bytes, np.uint8)]))
 
     def send_order(self, places: Sequence[int], frame_bytes: int) -> None:

@@ -103,19 +103,23 @@ class Sender:
                     return
                 found = state.exchange.next_frame()
                 if found is None:
+                    if not self._encoding:  # what has left is on its stream: a question comes after it
+                        for shard in state.exchange.overdue():
+                            state.lines[shard].ask()
                     return
                 shard, index = found
+                may_wait = not state.exchange.awaits(shard, index)
                 opened = state.lines[shard].opened
                 self._encoding += 1
             try:
-                self._send(shard, index, opened)
+                self._send(shard, index, opened, receipt_may_wait=may_wait)
             finally:
                 with self._changed:
                     self._encoding -= 1
                     if not self._encoding:
                         self._waiter.news()
 
-    def _send(self, shard: int, index: int, opened: int) -> None:
+    def _send(self, shard: int, index: int, opened: int, *, receipt_may_wait: bool) -> None:
         """On the stream that was the `opened`-th of its line."""
         line, run, contribution = self._state.lines[shard], self.frames[shard][index], self._contribution
         parts = contribution.parts(line.layout, run)
@@ -123,7 +127,10 @@ class Sender:
             # the last part's receipt returns the credit
             sequences = [line.next_sequence(index if part.stop == run.stop else -1) for _, part in parts]
         started = time.monotonic()
-        frames = [line.encode(kind, part, contribution, sequence) for (kind, part), sequence in zip(parts, sequences, strict=True)]
+        frames = [
+            line.encode(kind, part, contribution, sequence, receipt_may_wait=receipt_may_wait)
+            for (kind, part), sequence in zip(parts, sequences, strict=True)
+        ]
         encode_s = time.monotonic() - started
         hit("worker.encoded")
         payload_bytes = sum(one.payload_bytes for one in frames)

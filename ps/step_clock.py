@@ -38,11 +38,13 @@ class StepTiming:
 class _ShardClock:
     traffic: ShardTraffic
     offset_s: float
-    """Our clock less the server's, from the quickest receipt ever seen."""
+    """Our clock less the server's, from the quickest receipt or answer ever seen: receipts may have waited."""
     sent: dict[int, tuple[float, int]] = field(default_factory=dict)
     """Our clock when each frame was handed to the stream, and its payload."""
     received_s: float = -math.inf
     """The server's clock at the last receipt."""
+    taken: list[tuple[float, float, int]] = field(default_factory=list)
+    """Frames of which the receipt has come: our clock when they were sent, the server's when they had been received, and their payload."""
     intervals: list[tuple[float, float, bool, int]] = field(default_factory=list)
     """By our clock: when a frame (True) or an answer (False) of so many bytes was on its way."""
     last: pb.FrameHeader | None = None
@@ -89,7 +91,7 @@ class StepClock:
         if frame in its.sent:
             sent_s, payload_bytes = its.sent[frame]
             its.received_s = max(its.received_s, server_clock_s)
-            its.intervals.append((sent_s, max(sent_s, server_clock_s + its.offset_s), True, payload_bytes))
+            its.taken.append((sent_s, server_clock_s, payload_bytes))
 
     def landed(self, shard: int, header: pb.FrameHeader, payload_bytes: int) -> None:
         """An answer is in place."""
@@ -97,6 +99,7 @@ class StepClock:
         its.traffic.pull_bytes += payload_bytes
         its.last = header
         its.landed_s = self._clock()
+        its.offset_s = min(its.offset_s, its.landed_s - header.clock_s)
         its.intervals.append((min(its.landed_s, header.clock_s + its.offset_s), its.landed_s, False, payload_bytes))
 
     def finish(self) -> StepTiming:
@@ -105,6 +108,7 @@ class StepClock:
         timing = StepTiming(encode_s=self.encode_s, send_s=self._send_s, shards=[shard.traffic for shard in self._shards], rejoined=self.rejoined)
         self.rejoined = False
         for shard in self._shards:
+            shard.intervals += [(sent_s, max(sent_s, server_s + shard.offset_s), True, size) for sent_s, server_s, size in shard.taken]
             up, down = _ends(shard, up=True), _ends(shard, up=False)
             _close(shard)
             shard.traffic.push_in_flight_bytes = _in_flight_bytes(shard, up, is_up=True)

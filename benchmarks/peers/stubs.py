@@ -51,7 +51,16 @@ class Stub:
         """Sends everything, as the window allows."""
         for run in self._frames:
             await self._window.acquire()
-            header = pb.FrameHeader(kind=pb.PUSH, member=self._member, step=step, first_chunk=run.first, num_chunks=len(run), weight=1.0, sequence=1)
+            header = pb.FrameHeader(
+                kind=pb.PUSH,
+                member=self._member,
+                step=step,
+                first_chunk=run.first,
+                num_chunks=len(run),
+                weight=1.0,
+                sequence=1,
+                receipt_may_wait=len(self._frames) <= WINDOW,
+            )
             await self._call.write(frame.encode_run(header, self._values, self._layout, run, flat=True))
 
     async def land(self) -> None:

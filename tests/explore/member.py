@@ -284,14 +284,27 @@ class Member(MemberModel, Process):
 
     def _pump(self) -> None:
         while self.mode == STEP and (found := self.send()):
-            shard, index, _ = found
+            shard, index, _, receipt_may_wait = found
             run, wire = self.frames[shard][index], self.wires[shard]
             assert wire
             for kind, part in self.contribution.parts(self.layout.shards[shard], run):
                 sequence = len(self.sequences[shard]) + 1
                 self.sequences[shard][sequence] = index if part.stop == run.stop else -1
-                data = self.encoders[shard].encode(self.members[shard], kind, part, self.contribution, sequence, shared=self.world.job.shared).data
-                self.world.push(wire, data)
+                encoded = self.encoders[shard].encode(
+                    self.members[shard],
+                    kind,
+                    part,
+                    self.contribution,
+                    sequence,
+                    shared=self.world.job.shared,
+                    receipt_may_wait=receipt_may_wait,
+                )
+                self.world.push(wire, encoded.data)
+        for shard in self.exchange.overdue() if self.mode == STEP else ():
+            wire = self.wires[shard]
+            assert wire
+            self.world.count("receipts asked")
+            wire.up(frame.encode(pb.FrameHeader(kind=pb.PROBE)))
 
     def receive_frame(self, wire: Wire, data: bytes) -> None:
         """A frame from a shard, unless the stream has been given up."""
@@ -303,9 +316,9 @@ class Member(MemberModel, Process):
         if header.kind == pb.READY:
             self.receive(shard, ("ready",))
         elif header.kind == pb.RECEIPT:
-            index = self.sequences[shard].get(header.sequence, -1)
-            self.sequences[shard][header.sequence] = -1  # a receipt returns its credit once
+            index = self.sequences[shard].get(header.sequence, -1)  # 0: of a question
             if index >= 0:
+                self.sequences[shard][header.sequence] = -1  # a receipt returns its credit once
                 self.receive(shard, ("receipt", index))
         elif header.kind == pb.NORMS and self.mode in (STEP, REPORT, PIPE):
             for target, message in self.receive(shard, ("norms", header.step, ((header.norms_shard, np.array(header.norms)),))):

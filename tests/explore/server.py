@@ -15,6 +15,7 @@ from ps.frame import Bytes
 from ps.layout import Run
 from ps.ledger import RowBuffer
 from ps.optimizers import num_slots
+from ps.receipts import ANSWERED
 from ps.shard import Shard
 from ps.stats import ServerStats
 from ps.store import Store
@@ -230,11 +231,15 @@ class Server(Process):
         if header.kind == pb.NORMS:
             self.shard.learn_norms(wire.member, header)
             return None
+        if header.kind == pb.PROBE:
+            wire.down(frame.encode(pb.FrameHeader(kind=pb.RECEIPT)))
+            return None
         job = self.world.job
         run = frame.checked_run(header, payload, self.shard.layout, with_payload=header.kind == pb.PUSH, wire=job.push_format, may_share=job.shared)
 
         def receipt(verdict: Verdict) -> None:
             self.world.count(verdict.name)
-            wire.down(frame.encode(pb.FrameHeader(kind=pb.RECEIPT, step=header.step, sequence=header.sequence)))
+            send = wire.down_in_company if header.receipt_may_wait and verdict in ANSWERED else wire.down
+            send(frame.encode(pb.FrameHeader(kind=pb.RECEIPT, step=header.step, sequence=header.sequence)))
 
         return self.shard.push(wire.member, header, run, payload, receipt, may_wait=False)

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from protos import pserver_pb2 as pb
@@ -27,6 +28,8 @@ class Wire:
         self.is_busy = False
         """The server is working on a frame: the next ones wait."""
         self.inbox: deque[bytes] = deque()
+        self._held: list[bytes] = []
+        """Receipts that wait for company."""
         self._last_up = self._last_down = 0.0
         self.stream = Stream(send=self.down, end=self._end_from_above)
 
@@ -51,8 +54,14 @@ class Wire:
 
     def down(self, data: bytes) -> None:
         if self.open_above:
-            self._last_down = self._arrival(self._last_down)
-            self.clock.at(self._last_down, self.owner, lambda: self.owner.receive_frame(self, data))
+            for message in (*self._held, data):
+                self._last_down = self._arrival(self._last_down)
+                self.clock.at(self._last_down, self.owner, partial(self.owner.receive_frame, self, message))
+            self._held = []
+
+    def down_in_company(self, receipt: bytes) -> None:
+        """Before what comes next, however late that is."""
+        self._held.append(receipt)
 
     def _end_from_above(self, error: PserverError | None) -> None:
         """The server ends it; what it had sent still comes before."""

@@ -85,6 +85,15 @@ MUTANTS = (
     ),
     Mutant("first-push gate", "ps/exchange.py", "        return self._missing == 0\n", "        return self._missing <= 1\n", BROKEN_STREAMS),
     Mutant(
+        "receipts are awaited while frames need their credit",
+        "ps/exchange.py",
+        "        return credits < sum(self._left) or of_shard < self._left[shard]\n",
+        "        return False\n",
+        "tests/ps/test_exchange.py",
+        is_explored=False,  # they are asked for then
+    ),
+    Mutant("receipts that had time are asked for", "ps/exchange.py", "        return asked\n", "        return []\n", "tests/ps/test_receipts.py"),
+    Mutant(
         "a broken stream's frames go again",
         "ps/exchange.py",
         "not self._landed[shard][run.span].all()\n        self._queue",

@@ -196,6 +196,25 @@ def in_threads(calls: Sequence[Callable[[], object]], timeout_s: float = 50.0) -
             raise error
 
 
+def await_taken(client: Client, timeout_s: float = 20.0) -> None:
+    """Returns when the servers have all that is ready, or the client has failed. A question behind it on each stream brings all receipts."""
+    state, probed = client._state, dict[int, int]()
+
+    def is_taken() -> bool:
+        if state.error:
+            return True
+        if state.exchange.has_ready or state.broken or not client.sender.is_idle:
+            return False
+        for line in state.lines:
+            if probed.get(line.index) != line.opened:
+                probed[line.index] = line.opened
+                line.ask()
+        return state.exchange.in_flight == 0
+
+    with state.changed:
+        assert state.changed.wait_for(is_taken, timeout_s), f"rank {client.member.rank} gets no receipts"
+
+
 def start(member: Member) -> int:
     """Joins, brings version 0 if that is missing, opens the streams and installs the version."""
     version = member.client.join(member.bound.initial_digests(), member.plan, environment(1))

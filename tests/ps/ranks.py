@@ -8,13 +8,12 @@ from torch import nn
 
 from ps.config import CommConfig, OptimizerConfig
 from ps.layout import Rule
-from tests.ps.cluster import Cluster, in_threads, start
+from tests.ps.cluster import Cluster, await_taken, in_threads, start
 
 TENSORS, SIZE, STEPS = 6, 64, 3
 OPTIMIZER = OptimizerConfig(lr=0.25, momentum=0.5)
 OVER_GRPC = CommConfig(shared_memory=False)
 GARBAGE = 7.0
-_WAIT_S = 20.0
 
 
 def initial() -> np.ndarray:
@@ -80,15 +79,7 @@ class Rank:
     def push(self, tensors: Sequence[int] | None = None) -> None:
         """Sends them, or all; returns when the servers have them."""
         self.client.ready(tensors if tensors is not None else [*self.tensors, self.sums], present=True)
-        self.await_receipts()
-
-    def await_receipts(self) -> None:
-        state = self.client._state
-        with state.changed:
-            done = state.changed.wait_for(
-                lambda: state.error or (state.exchange.in_flight == 0 and not state.exchange.has_ready and not state.broken), _WAIT_S
-            )
-        assert done, f"rank {self.rank} gets no receipts"
+        await_taken(self.client)
 
     def settle(self) -> None:
         self.client.settle()

@@ -1,7 +1,11 @@
 """What a member lets leave, by its state machine alone."""
 
+from random import Random
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ps.exchange import LEAST_SHARE, Exchange
 from ps.layout import Run
@@ -45,3 +49,83 @@ def test_a_stream_that_ends_gives_its_share_back() -> None:
     of.stream_ended(0)
     assert of.in_flight == 5
     assert sorted(shard for shard, _ in sent(of)) == [0, 0, 2]
+
+
+def test_the_last_window_of_a_step_awaits_no_credit() -> None:
+    of = exchange(2, 8)  # 24 frames, of which a shard may have 4 on their way
+    awaited, on_their_way = [], []
+    while True:
+        while found := of.next_frame():
+            awaited.append(of.awaits(*found))
+            on_their_way.append(found)
+        if not on_their_way:
+            break
+        of.receipt(*on_their_way.pop(0))
+    assert awaited == [True] * 16 + [False] * 8
+
+
+def test_a_shard_with_more_frames_than_its_share_awaits_credit_in_spite_of_a_wide_window() -> None:
+    of = Exchange(0, [[Run(i, i + 1) for i in range(8)], [Run(0, 1)]], [np.zeros(8, np.int64), np.zeros(1, np.int64)], 10)
+    of.begin(0)
+    of.ready([0])
+    awaited = [(found[0], of.awaits(*found)) for found in iter(of.next_frame, None)]
+    assert awaited == [(0, True), (1, False), (0, True), (0, True), (0, False), (0, False)]
+
+
+def test_what_must_be_pushed_again_is_left() -> None:
+    of = exchange(1, CHUNKS)
+    sent(of)
+    of.landed(0, Run(0, 5))
+    of.stream_ended(0)
+    assert [of.awaits(*found) for found in sent(of)] == [False] * (CHUNKS - 5)
+    narrow = exchange(1, 4)
+    first = sent(narrow)
+    for shard, frame in first:
+        narrow.receipt(shard, frame)
+    narrow.landed(0, Run(4, CHUNKS))
+    narrow.stream_ended(0)
+    assert [narrow.awaits(*found) for found in sent(narrow)] == [False] * 4
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 12), st.randoms(use_true_random=False))
+def test_every_frame_can_leave_with_the_credits_that_are_awaited_alone(frames: list[int], window: int, random: Random) -> None:
+    """Other receipts come with answers, which may need all that has not left. Tensors become ready, and a stream ends, at any time."""
+    of = Exchange(0, [[Run(i, i + 1) for i in range(count)] for count in frames], [np.arange(count) for count in frames], window)
+    of.begin(0)
+    unready = list(range(max(frames)))
+    random.shuffle(unready)
+    broken, on_their_way, left = random.randrange(2 * len(frames)), set[tuple[int, int]](), set[tuple[int, int]]()
+    while True:
+        for found in sent(of):
+            on_their_way.add(found)
+            left.add(found)
+        awaited = sorted(its for its in on_their_way if of.awaits(*its))
+        if unready and (not awaited or random.random() < 0.5):
+            of.ready([unready.pop()])
+        elif broken < len(frames) and (not awaited or random.random() < 0.2):
+            of.stream_ended(broken)
+            on_their_way, left = ({its for its in kept if its[0] != broken} for kept in (on_their_way, left))
+            broken = len(frames)
+        elif awaited or of.overdue():
+            its = random.choice([its for its in on_their_way if of.awaits(*its)])
+            of.receipt(*its)
+            on_their_way.remove(its)
+        else:
+            break
+    assert len(left) == sum(frames)
+
+
+def test_receipts_that_had_time_are_asked_for_when_a_stream_ends_and_nothing_may_leave() -> None:
+    of = Exchange(0, [[Run(i, i + 1) for i in range(3)], [Run(0, 1)]], [np.zeros(3, np.int64), np.zeros(1, np.int64)], 2)
+    of.begin(0)
+    of.ready([0])
+    for found in sent(of):
+        of.receipt(*found)
+    assert sent(of) == [(0, 1), (0, 2)] and not of.awaits(0, 1) and not of.awaits(0, 2)
+    assert not of.overdue(), "nothing has to leave"
+    of.stream_ended(1)
+    assert of.next_frame() is None
+    assert of.overdue() == [0] and of.awaits(0, 1) and of.awaits(0, 2)
+    assert not of.overdue(), "they are on their way"
+    of.receipt(0, 1)
+    assert of.next_frame() == (1, 0)

@@ -13,7 +13,7 @@ from ps.contribution import Contribution
 from ps.errors import PserverError
 from ps.layout import Run
 from tests.deploy.waiting import until
-from tests.ps.cluster import Cluster, cluster, in_threads
+from tests.ps.cluster import Cluster, await_taken, cluster, in_threads
 from tests.ps.ranks import OPTIMIZER, OVER_GRPC, STEPS, Rank, finish, reference, started, successor
 
 
@@ -55,7 +55,7 @@ def test_a_contribution_that_waits_for_its_turn_and_is_pushed_again_counts_once(
         waiting.start()
         line._stream.cancel()
         until(lambda: line.opened == 2 and line.ready, 20)  # on `_changed` only what `finish` waits for is news
-        last.await_receipts()
+        await_taken(last.client)
         for rank in ranks[:2]:
             rank.push()
         in_threads([rank.finish for rank in ranks[:2]])

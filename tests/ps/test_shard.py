@@ -11,6 +11,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from protos import pserver_pb2 as pb
+from ps import frame
+from ps.barrier import Verdict
 from ps.config import CommConfig, OptimizerConfig
 from ps.errors import ModelMismatch, NonFinite, VersionGone
 from ps.frame import Bytes
@@ -75,6 +77,26 @@ def test_absent_contributions_need_no_room() -> None:
 
 
 # -- answers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_receipt_goes_before_the_answer_whatever_other_ranks_do() -> None:
+    """Rank 0, whose turn it is, completes the step while rank 1's receipt is made."""
+    made = bench(2)
+    completing = threading.Thread(target=lambda: made.push_all(0, 0, gradient(made, 0)), daemon=True)
+    answered: list[int] = []
+
+    def receipt(verdict: Verdict) -> None:
+        completing.start()
+        completing.join(0.2)
+        answered.append(len(made.lines[1].of_kind(pb.PARAMS)))
+
+    run, values = Run(0, 5), gradient(made, 1)
+    payload = made.payload(values, run)
+    header = pb.FrameHeader(kind=pb.PUSH, first_chunk=run.first, num_chunks=len(run), weight=1.0)
+    header.digests.extend(frame.payload_digests(payload, made.mine, run))
+    made.shard.push(made.member(1), header, run, payload, receipt)
+    completing.join(10)
+    assert answered == [0] and made.lines[1].of_kind(pb.PARAMS) and made.store.version == 1
 
 
 def test_every_member_is_answered_with_the_bytes_of_the_next_version() -> None:

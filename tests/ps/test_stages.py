@@ -12,7 +12,7 @@ from ps.contribution import Contribution
 from ps.errors import MalformedFrame, ModelMismatch
 from ps.layout import Layout, Run, TensorSpec
 from ps.weights import SUMS
-from tests.ps.cluster import Cluster, Member, cluster, in_threads, start
+from tests.ps.cluster import Cluster, Member, await_taken, cluster, in_threads, start
 from tests.ps.ranks import GARBAGE, OPTIMIZER, OVER_GRPC, SIZE, STEPS, TENSORS, Rank, Six, gradients, reference, weight
 
 HALF = TENSORS // 2
@@ -51,9 +51,7 @@ class Group:
         for stage in stages:
             client = self.members[stage].client
             client.ready([i for i, spec in enumerate(client.layout.specs) if spec.stage == stage], present=True)
-            state = client._state
-            with state.changed:
-                assert state.changed.wait_for(lambda state=state: state.error or state.exchange.in_flight == 0, 20)
+            await_taken(client)
 
     def settle(self) -> None:
         in_threads([member.client.settle for member in self.members])

@@ -25,3 +25,15 @@ def test_traffic_is_told_how_long_before_the_end_of_the_step_its_ends_lie() -> N
     assert used.pull_in_flight_bytes == pytest.approx(2000)
     assert unused.push_in_flight_bytes == unused.pull_in_flight_bytes == 0
     assert (unused.push_from_s, unused.push_to_s, unused.pull_from_s, unused.pull_to_s) == (None,) * 4
+
+
+def test_receipts_that_waited_for_their_answer_do_not_shift_the_servers_clock() -> None:
+    """The frame had been received at once, its receipt comes 2 s later with the answer, which was on its way for no time."""
+    now = 10.0
+    clock = StepClock(0, 1, clock=lambda: now)
+    clock.sent(0, 1, 1000)
+    now = 12.0
+    clock.received(0, 1, 110.0)
+    clock.landed(0, pb.FrameHeader(clock_s=112.0, complete_s=111.0), 1000)
+    (traffic,) = clock.finish().shards
+    assert (traffic.push_s, traffic.pull_s, traffic.wait_s) == pytest.approx((0.0, 0.0, 1.0))

@@ -8,7 +8,7 @@ import pytest
 from deploy.config import Config, ScalingConfig, TaskConfig
 from deploy.measure.ledger_file import LedgerStep
 from deploy.predict.calibrate import fit, fit_together
-from deploy.predict.classes import classes_of
+from deploy.predict.classes import EVERY, classes_of
 from deploy.predict.costs import Costs
 from deploy.predict.inputs import scenario_of_config
 from deploy.predict.scenario import Scenario, equal_tensors, layers_of
@@ -34,7 +34,7 @@ def run_of(
         num_servers=num_servers,
         comm=CommConfig(frame_bytes=frame_bytes),
     )
-    num_frames = sum(server.count * len(server.frames) for server in classes_of(scenario, layers_of(scenario.specs)).servers)
+    num_frames = sum(server.count * len(server.frames) for server in classes_of(scenario, layers_of(scenario.specs), EVERY).servers)
     spent_s = num_frames * FRAME_S + 2 * scenario.model_bytes * BYTE_S
     usual_s = scenario.model_bytes * (2 * scenario.costs.sum_byte_s + scenario.costs.apply_byte_s)
     traffics = [

@@ -95,7 +95,7 @@ def test_ten_thousand_workers_are_few_events() -> None:
         specs=equal_tensors(40 * MB, 4), num_workers=10_000, num_servers=1_000, comm=CommConfig(bandwidth="25gbit"), costs=Costs(), cores_per_host=16
     )
     found = simulate(many)
-    assert found.num_events < 240_000  # some 50 microseconds each
+    assert found.num_events < 260_000  # some 50 microseconds each
     assert found.step_s > floors.one_way_s(many.model_bytes, 10_000, 1_000, 25e9 / 8, 25e9 / 8)
 
 

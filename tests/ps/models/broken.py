@@ -139,10 +139,14 @@ class ExchangeThatLandsAnything(Exchange):
         return not self._landed[shard][run.span].all()
 
 
-class ExchangeThatForgetsOldReceipts(Exchange):
-    def begin(self, step: int) -> None:
-        super().begin(step)
-        self._sent = [[0] * len(frames) for frames in self._sent]
+class ExchangeThatAsksForNothing(Exchange):
+    def overdue(self) -> list[int]:
+        return []
+
+
+class ExchangeThatAwaitsNothing(Exchange):
+    def awaits(self, shard: int, frame: int) -> bool:
+        return False
 
 
 class ExchangeWithoutWindow(Exchange):

@@ -33,6 +33,7 @@ WINDOW = Setup(rules=replace(CREDITS, bound=0), habits=Habits(window=1), queues_
 BOUND = Setup(rules=replace(CREDITS, bound=ONE_CHUNK), habits=Habits(window=1), queues_up=True)
 NORMS = Setup(rules=TWO_PHASE, steps=1)
 ALONE = replace(NORMS, num_workers=1, restarts=(0,))
+ALONE_IN_WINDOW = replace(ALONE, rules=replace(TWO_PHASE, receipts=True), habits=Habits(window=1), breaks=1)
 INITIAL = Setup(initialised=False, rules=FUSED, steps=1)
 STAGES = Setup(num_stages=2, rules=FUSED)
 SPLIT = replace(STAGES, num_workers=1, restarts=(1,))
@@ -45,6 +46,7 @@ HOLDS: dict[str, Model] = {
     "two-phase steps, kill between any two writes": World(replace(ALONE, chunks=3, kills=1)),
     "two-phase steps, broken stream": World(replace(NORMS, breaks=1)),
     "two-phase steps, one rank, broken streams": World(replace(ALONE, breaks=3)),
+    "two-phase steps, one rank, window, broken stream": World(ALONE_IN_WINDOW),
     "two-phase steps, one rank, restart, kill": World(replace(ALONE, restarts=(1,), kills=1)),
     "two-phase steps, window, bound": World(replace(BOUND, rules=replace(TWO_PHASE, receipts=True, bound=ONE_CHUNK), steps=1)),
     "init, kill": World(replace(INITIAL, kills=1, num_servers=1)),
@@ -136,7 +138,6 @@ def _exchange(setup: Setup, exchange: type) -> Setup:
 
 B = broken
 V, S = "violation", "stuck"
-LATE = _rules(WINDOW, slow_receipts=True)
 
 CONTROLS = [
     # memory
@@ -196,7 +197,14 @@ CONTROLS = [
         S,
     ),
     _row("credits return when the stream ends", "their receipts never come", _exchange(replace(WINDOW, breaks=1), B.ExchangeThatKeepsCredits), S),
-    _row("receipts may follow answers", "another thread may send them first", _exchange(LATE, B.ExchangeThatForgetsOldReceipts), S),
+    _row("a receipt that waits is held before the answer", "no other message comes until the next push", _rules(WINDOW, slow_holding=True), S),
+    _row(
+        "receipts that had time are asked for",
+        "a stream that ends gives frames back that must leave before the answers come",
+        _exchange(ALONE_IN_WINDOW, B.ExchangeThatAsksForNothing),
+        S,
+    ),
+    _row("receipts that frames wait for do not wait", "the answer needs those frames", _exchange(WINDOW, B.ExchangeThatAwaitsNothing), S),
     # two-phase steps
     _row(
         "record before apply",

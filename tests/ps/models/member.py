@@ -129,13 +129,17 @@ class MemberModel(Component):
 
     # -- a step ----------------------------------------------------------------------------------------------
 
-    def send(self) -> tuple[int, int, tuple[tuple[int, int], ...]] | None:
-        """(shard, frame, parts) that leaves now."""
+    def send(self) -> tuple[int, int, tuple[tuple[int, int], ...], bool] | None:
+        """(shard, frame, parts) that leaves now, and whether its receipt may wait for the answer."""
         found = self.exchange.next_frame()
         if found is None:
             return None
         run = self.frames[found[0]][found[1]]
-        return *found, ((run.first, run.stop),)
+        return *found, ((run.first, run.stop),), not self.exchange.awaits(*found)
+
+    def overdue(self) -> list[int]:
+        """Shards that are asked for receipts, when nothing can leave."""
+        return self.exchange.overdue()
 
     def sent(self) -> tuple[tuple[int, int, int, tuple[tuple[int, int], ...]], ...]:
         """(step, shard, frame, parts) of everything that may arrive a second time."""

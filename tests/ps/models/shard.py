@@ -49,6 +49,8 @@ class Rules:
     """Frames are answered by a receipt; else credits are not looked at."""
     slow_receipts: bool = False
     """The thread that took a frame may be overtaken before it sends the receipt."""
+    slow_holding: bool = False
+    """So may it be before it holds a receipt for the answer."""
     slow_sums: bool = False
     """Sums are separate events."""
 
@@ -94,9 +96,11 @@ class ShardModel(Component):
         self.sums: tuple[tuple[tuple[int, int], ...], ...] = ((),) * n
         self.pending: tuple[tuple[int, int, int], ...] = ()
         self.held: tuple[tuple[Part, float], ...] = ()
+        self.receipts: tuple[tuple[int, int], ...] = ()
+        """(member, frame): they wait for the member's next answer."""
 
     def save(self) -> Any:
-        volatile = self.newest, self.tasks, self.sums, self.pending, self.held
+        volatile = self.newest, self.tasks, self.sums, self.pending, self.held, self.receipts
         return self.memory.tobytes(), self._barrier_fields(), fields(self.norms), fields(self.delivery), volatile
 
     def _barrier_fields(self) -> Any:
@@ -108,7 +112,7 @@ class ShardModel(Component):
         set_fields(self.barrier, barrier)
         set_fields(self.norms, norms)
         set_fields(self.delivery, delivery)
-        self.newest, self.tasks, self.sums, self.pending, self.held = volatile
+        self.newest, self.tasks, self.sums, self.pending, self.held, self.receipts = volatile
 
     # -- labels ----------------------------------------------------------------------------------------------
 
@@ -161,6 +165,7 @@ class ShardModel(Component):
         if self.barrier.join(member, incarnation):
             self.pending = tuple(kept for kept in self.pending if kept[0] != rank or self.layout.stage[kept[1]] != stage)
         self.delivery.opened(member)
+        self.receipts = tuple(kept for kept in self.receipts if kept[0] != member)
         self.newest = (*self.newest[:member], max(self.newest[member], incarnation), *self.newest[member + 1 :])
         return self.store.version, (((member, ("ready",)),) if self.store.initialised else ())
 
@@ -189,7 +194,9 @@ class ShardModel(Component):
 
     # -- contributions ---------------------------------------------------------------------------------------
 
-    def push(self, member: int, incarnation: int, step: int, parts: tuple[Part, ...], frame: int) -> tuple[tuple[Part, ...], Mail] | None:
+    def push(
+        self, member: int, incarnation: int, step: int, parts: tuple[Part, ...], frame: int, receipt_may_wait: bool
+    ) -> tuple[tuple[Part, ...], Mail] | None:
         """(parts that are paused, mail); None: fenced."""
         if self.barrier.is_fenced(member, incarnation, GENERATION):
             return None
@@ -207,9 +214,12 @@ class ShardModel(Component):
                 self.pending += tuple((rank, chunk, step) for run in offer.queued for chunk in range(run.first, run.stop))
         mail: Mail = ()
         if not paused and self.rules.receipts:
-            receipt = ("receipt", member, frame)
-            if self.rules.slow_receipts:
-                self.tasks += (receipt,)
+            if receipt_may_wait and not self.rules.slow_holding:
+                self.receipts += ((member, frame),)
+            elif receipt_may_wait:
+                self.tasks += (("hold", member, frame),)
+            elif self.rules.slow_receipts:
+                self.tasks += (("receipt", member, frame),)
             else:
                 mail += ((member, ("receipt", frame)),)
         mail += self._send_norms(step) + self._carry_out(actions, step, rank)
@@ -266,7 +276,13 @@ class ShardModel(Component):
         if not ((self.store.words[run.span] == answer.version).all() or self.store.readable(answer.version)):
             return ()
         labels = tuple(int(self._label(answer.version, Run(c, c + 1))[0]) for c in range(run.first, run.stop))
-        return (*self._send_norms(step), (member, ("params", answer.version, (run.first, run.stop), labels)))
+        return (*self._send_norms(step), *self.ask(member), (member, ("params", answer.version, (run.first, run.stop), labels)))
+
+    def ask(self, member: int) -> Mail:
+        """The receipts that wait for a message to the member."""
+        company = tuple((to, ("receipt", frame)) for to, frame in self.receipts if to == member)
+        self.receipts = tuple(kept for kept in self.receipts if kept[0] != member)
+        return company
 
     # -- tasks -----------------------------------------------------------------------------------------------
 
@@ -274,6 +290,10 @@ class ShardModel(Component):
         """The next write of a task."""
         kind, *rest = self.tasks[task]
         others = self.tasks[:task] + self.tasks[task + 1 :]
+        if kind == "hold":
+            self.tasks = others
+            self.receipts += ((rest[0], rest[1]),)
+            return ()
         if kind == "receipt":
             self.tasks = others
             return ((rest[0], ("receipt", rest[1])),)

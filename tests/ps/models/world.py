@@ -154,9 +154,15 @@ class World:
         incarnation, number = state[1][r][p]
         number, found = self.members[r].call(number, "send")
         if found is None:
+            number, asked = self.members[r].call(number, "overdue")
+            after = _with_proc(state, r, p, number)
+            for s in asked:
+                after = self._upwards(after, r, s, incarnation, ("ask",))
+            if asked:
+                yield f"{self._who(r)}.{incarnation} asks shards {asked} for receipts", after, True
             return
-        s, frame, parts = found
-        after = self._upwards(_with_proc(state, r, p, number), r, s, incarnation, ("push", step, frame, parts))
+        s, frame, parts, receipt_may_wait = found
+        after = self._upwards(_with_proc(state, r, p, number), r, s, incarnation, ("push", step, frame, parts, receipt_may_wait))
         yield f"{self._who(r)}.{incarnation} pushes frame {frame} of step {step} to shard {s}", after, True
 
     def _late(self, state: State, r: int, p: int, version: int) -> Iterator[tuple[str, State, bool]]:
@@ -165,7 +171,7 @@ class World:
             stream = state[2][r][s]
             if stream and stream[2]:
                 continue  # else answers to late frames fill the queue without end
-            moved, answer = self.shards[s].call(state[0][s], "push", r, incarnation + 1, step, parts, frame)
+            moved, answer = self.shards[s].call(state[0][s], "push", r, incarnation + 1, step, parts, frame, False)
             if answer is not None and not answer[0]:
                 mail = tuple((to, message) for to, message in answer[1] if message[0] != "receipt")
                 yield (
@@ -200,18 +206,20 @@ class World:
         if message[0] == "norms":
             _, step, source, squares = message
             return self._at_shard(state, s, "learn", r, incarnation + 1, step, source, squares, mailed=True)[0], ()
-        _, step, frame, parts = message
-        number, answer = self.shards[s].call(state[0][s], "push", r, incarnation + 1, step, parts, frame)
+        if message[0] == "ask":
+            return self._at_shard(state, s, "ask", r)[0], ()
+        _, step, frame, parts, receipt_may_wait = message
+        number, answer = self.shards[s].call(state[0][s], "push", r, incarnation + 1, step, parts, frame, receipt_may_wait)
         if answer is None:
             return state, ()
         paused, mail = answer
-        left = (("push", step, frame, paused),) if paused else ()
+        left = (("push", step, frame, paused, receipt_may_wait),) if paused else ()
         return self._post(_with_shard(state, s, number), s, mail), left
 
     def _at_shard(self, state: State, s: int, event: str, *arguments: Any, mailed: bool = False) -> tuple[State, Any]:
         number, result = self.shards[s].call(state[0][s], event, *arguments)
         after = _with_shard(state, s, number)
-        if event in ("work", "init", "learn"):
+        if event in ("work", "init", "learn", "ask"):
             after = self._post(after, s, result)
         return after, result
 
