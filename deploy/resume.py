@@ -54,7 +54,7 @@ def begin(config: Config, task: str) -> Beginning:
     found.lock()
     try:
         return _resumed(config, found)
-    except BaseException:
+    except BaseException:  # after Ctrl-C too, a caller that lives on may begin again
         found.unlock()
         raise
 
