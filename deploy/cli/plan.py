@@ -8,29 +8,13 @@ from typing import Annotated
 
 import typer
 
-
-class PushFormat(StrEnum):
-    """As comm.push_format."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-    INT8 = "int8"
-    TOPK = "topk"
+from deploy.cli.options import PullFormat, PushFormat, Straggler
 
 
 class Calibration(StrEnum):
     """Where costs come from."""
 
     AUTO = "auto"
-
-
-class PullFormat(StrEnum):
-    """As comm.pull_format."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
 
 
 def plan(
@@ -57,7 +41,7 @@ def plan(
     aggregator_bandwidth: Annotated[
         str | None, typer.Option(metavar="RATE", help="A host in every rack, with a link of that rate, sums what its workers push.")
     ] = None,
-    straggler: Annotated[list[str] | None, typer.Option(metavar="rank=R,factor=F", help="A slower rank; may be repeated.")] = None,
+    straggler: Straggler = None,
     push_format: Annotated[PushFormat | None, typer.Option()] = None,
     pull_format: Annotated[PullFormat | None, typer.Option()] = None,
     calibrate: Annotated[
