@@ -77,7 +77,7 @@ class Contender:
         try:
             while len(self._members) < entry.members:
                 self._members.append(self._arrival(at))
-        except BaseException:
+        except BaseException:  # Ctrl-C in a wait of minutes too leaves no processes behind
             self.stop()
             raise
 

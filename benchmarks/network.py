@@ -10,7 +10,7 @@ from benchmarks.peers import gloo, ours
 from benchmarks.places import host_of
 from benchmarks.workload import parse_size
 from deploy.virtual.cluster import check_machine
-from ps.config import parse_rate
+from ps.comm import parse_rate
 from ps.errors import ResourcesMissing
 
 MUST_FLOOR = 1.10

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig, load
+from deploy.launch.base import Role
 from deploy.measure.ledger_file import LedgerStep, read_ledger
 from deploy.measure.verdict import Verdict, verdict
 from deploy.measure.window import Window
@@ -110,22 +111,19 @@ class Draw:
         return self._rng.randint(40, 80)
 
     def _server_link(self) -> Case:
-        size, mbit = self._size(), self._mbit()
-        workers, servers = self._rng.choice(((2, 2), (3, 2), (3, 3)))
-        shard = self._rng.randrange(servers)
-        wishes = Wishes(hosts=(f"server-{shard}:bandwidth={round(1e3 * mbit / size)}kbit",))
-        return Case(
-            kind="server's link", size=size, workers=workers, servers=servers, expected=f"shard {shard} (ingress|egress)",
-            task={"sizes": EVEN, "compute_s": 0.02}, bandwidth=f"{mbit}mbit", wishes=wishes,
-        )  # fmt: skip
+        return self._thin_link("server", ((2, 2), (3, 2), (3, 3)), "shard {} (ingress|egress)")
 
     def _worker_link(self) -> Case:
+        return self._thin_link("worker", ((2, 2), (3, 3), (2, 3)), "rank {}'s (link|transfers)")
+
+    def _thin_link(self, role: Role, shapes: Sequence[tuple[int, int]], expected: str) -> Case:
+        """Of one host; `shapes`: numbers of workers and servers."""
         size, mbit = self._size(), self._mbit()
-        workers, servers = self._rng.choice(((2, 2), (3, 3), (2, 3)))
-        rank = self._rng.randrange(workers)
-        wishes = Wishes(hosts=(f"worker-{rank}:bandwidth={round(1e3 * mbit / size)}kbit",))
+        workers, servers = self._rng.choice(shapes)
+        index = self._rng.randrange(workers if role == "worker" else servers)
+        wishes = Wishes(hosts=(f"{role}-{index}:bandwidth={round(1e3 * mbit / size)}kbit",))
         return Case(
-            kind="worker's link", size=size, workers=workers, servers=servers, expected=f"rank {rank}'s (link|transfers)",
+            kind=f"{role}'s link", size=size, workers=workers, servers=servers, expected=expected.format(index),
             task={"sizes": EVEN, "compute_s": 0.02}, bandwidth=f"{mbit}mbit", wishes=wishes,
         )  # fmt: skip
 

@@ -59,7 +59,8 @@ class CheckpointKeeper:
         say: Callable[[str], None],
     ) -> None:
         self._config = config
-        self._rundir = beginning.rundir
+        self._run = beginning.rundir.name
+        self._folder = beginning.rundir.checkpoints
         self._generation = beginning.generation
         self._reader = reader
         self._books = books
@@ -93,7 +94,7 @@ class CheckpointKeeper:
                 return
             self._check_digests(sender, part)
             parts[sender] = PartRecord(
-                file=self._rundir.part_name(*sender),
+                file=self._folder.part_name(*sender),
                 size_bytes=part.size_bytes,
                 digests=_hex(part.digests),
                 state_digests=_hex(part.state_digests),
@@ -132,7 +133,7 @@ class CheckpointKeeper:
         """Under the lock."""
         self._close(version)
         self._say(f"no checkpoint of step {version}: {why}; {self._stands()}")
-        shutil.rmtree(self._rundir.unfinished_checkpoint(version, self._generation), ignore_errors=True)
+        shutil.rmtree(self._folder.unfinished(version, self._generation), ignore_errors=True)
 
     def _stands(self) -> str:
         return "there is none yet" if self.newest is None else f"the last one is of step {self.newest}"
@@ -152,7 +153,7 @@ class CheckpointKeeper:
         shape = self._shape(sender)
         if offset + len(data) > len(shape.header(version)) + shape.data_bytes:
             raise MalformedFrame(f"{_name(sender)} brings more of a part of a checkpoint than that has")
-        path = self._rundir.unfinished_checkpoint(version, self._generation) / self._rundir.part_name(*sender)
+        path = self._folder.unfinished(version, self._generation) / self._folder.part_name(*sender)
         try:
             path.parent.mkdir(exist_ok=True)
             with path.open("r+b" if offset else "wb") as file:
@@ -175,11 +176,11 @@ class CheckpointKeeper:
     # -- whole checkpoints -----------------------------------------------------------------------------------
 
     def _finish(self, version: int, parts: Mapping[Process, PartRecord]) -> None:
-        unfinished, final = self._rundir.unfinished_checkpoint(version, self._generation), self._rundir.checkpoint(version)
+        unfinished, final = self._folder.unfinished(version, self._generation), self._folder.whole(version)
         try:
             manifest = self._manifest(version, parts)
             self._check_sizes(unfinished, version, parts)
-            write_atomic(self._rundir.manifest(unfinished), manifest.to_json())
+            write_atomic(self._folder.manifest(unfinished), manifest.to_json())
             fsync_folder(unfinished)
             if final.exists():
                 raise OSError(f"{final} exists")
@@ -211,7 +212,7 @@ class CheckpointKeeper:
         shards = [parts["server", s] for s in range(layout.num_servers)]
         ranks = [parts["worker", r] for r in range(self._config.scaling.num_workers) if ("worker", r) in parts]
         return Manifest(
-            run=self._rundir.name,
+            run=self._run,
             version=version,
             epoch=version // plan.steps_per_epoch,
             step_in_epoch=version % plan.steps_per_epoch,
@@ -233,11 +234,11 @@ class CheckpointKeeper:
 
     def _prune(self) -> None:
         """Keeps the newest ones, and that of the best version."""
-        found = self._rundir.checkpoint_versions()
+        found = self._folder.versions()
         best = self._books(found[-1]).best if found else None
         for version in found[: -self._config.checkpoint.num_to_keep]:
             if version != best:
-                self._rundir.remove_checkpoint(version)
+                self._folder.remove(version)
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -256,7 +257,7 @@ class CheckpointKeeper:
     def save_here(self, sender: Process, version: int, memory: Bytes, digests: Digests, state_digests: Digests) -> None:
         """Writes a part in place of a process that has died. Raises OSError."""
         header = np.frombuffer(self._shape(sender).header(version), np.uint8)
-        write_part(self._rundir.unfinished_checkpoint(version, self._generation) / self._rundir.part_name(*sender), [header, memory])
+        write_part(self._folder.unfinished(version, self._generation) / self._folder.part_name(*sender), [header, memory])
         self.saved(sender, SavedPart(version, len(header) + len(memory), digests.tolist(), state_digests.tolist()))
 
     def wait(self, timeout_s: float, version: int | None = None) -> bool:
@@ -265,7 +266,7 @@ class CheckpointKeeper:
             self._changed.wait_for(lambda: not self._open and not self._finishing and version in (None, *self._closed), timeout_s)
             for left in sorted(self._open):
                 self._give_up(left, "the run has ended before all of its parts had come")
-        return version is None or self._rundir.checkpoint(version).is_dir()
+        return version is None or self._folder.whole(version).is_dir()
 
 
 def _name(process: Process) -> str:

@@ -147,7 +147,7 @@ class Driver:
                 if server:
                     server.stop(0.5).wait(2)
                     self._reader.close()
-                self._rundir.remove_unfinished()
+                self._rundir.checkpoints.remove_unfinished()
 
     # -- phases ----------------------------------------------------------------------------------------------
 

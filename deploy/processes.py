@@ -67,8 +67,8 @@ class Processes:
         config, beginning = self._config, self._beginning
         if self._rival:
             return None
-        before, after = beginning.rundir.part_paths(beginning.generation)
-        file = (before, f"{after}/{beginning.rundir.part_name(key.role, key.index)}") if config.run.shared_storage else None
+        before, after = beginning.rundir.checkpoints.part_paths(beginning.generation)
+        file = (before, f"{after}/{beginning.rundir.checkpoints.part_name(key.role, key.index)}") if config.run.shared_storage else None
         return Saving(config=config.checkpoint, file=file, restored=beginning.checkpoint.version if beginning.checkpoint else None)
 
     def _worker(self, key: ProcessKey) -> WorkerSettings:

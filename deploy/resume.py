@@ -54,7 +54,7 @@ def begin(config: Config, task: str) -> Beginning:
     found.lock()
     try:
         return _resumed(config, found)
-    except BaseException:
+    except BaseException:  # after Ctrl-C too, a caller that lives on may begin again
         found.unlock()
         raise
 
@@ -62,7 +62,7 @@ def begin(config: Config, task: str) -> Beginning:
 def _resumed(config: Config, rundir: RunDirectory) -> Beginning:
     if rundir.has_finished():
         raise ConfigError(f"{rundir.path} has finished: there is nothing to resume; choose another run.name, or leave run.resume out")
-    rundir.remove_unfinished()
+    rundir.checkpoints.remove_unfinished()
     checkpoint, notes = _newest_good(rundir)
     if checkpoint:
         drift = differences(checkpoint, config)
@@ -75,9 +75,9 @@ def _resumed(config: Config, rundir: RunDirectory) -> Beginning:
                 + "\nleave these as they were, or resume with run.allow_drift = true (--allow-drift)"
             )
         notes += [f"warning: not the bits of an undisturbed run from step {checkpoint.version} on: {line}" for line in drift]
-    for version in rundir.checkpoint_versions():
+    for version in rundir.checkpoints.versions():
         if checkpoint is None or version > checkpoint.version:
-            notes.append(f"the checkpoint of step {version} is kept as {rundir.set_aside(version)}")
+            notes.append(f"the checkpoint of step {version} is kept as {rundir.checkpoints.set_aside(version)}")
     generation = rundir.next_generation()
     where = f"step {checkpoint.version}" if checkpoint else "step 0: there is no checkpoint that can be used"
     return Beginning(rundir, generation, checkpoint, (*notes, f"resumed from {where}, generation {generation}"))
@@ -85,9 +85,9 @@ def _resumed(config: Config, rundir: RunDirectory) -> Beginning:
 
 def _newest_good(rundir: RunDirectory) -> tuple[Checkpoint | None, list[str]]:
     notes = []
-    for version in reversed(rundir.checkpoint_versions()):
+    for version in reversed(rundir.checkpoints.versions()):
         try:
-            found = Checkpoint(rundir.manifest(rundir.checkpoint(version)))
+            found = Checkpoint(rundir.checkpoints.manifest(rundir.checkpoints.whole(version)))
             if (found.version, found.manifest.run) != (version, rundir.name):
                 raise CheckpointDamaged(f"{found.path} is of step {found.version} of run {found.manifest.run}")
         except CheckpointDamaged as error:

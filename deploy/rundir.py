@@ -1,12 +1,9 @@
-"""The run directory: the only file that knows the names inside it (schemas: docs/run-directory.md)."""
+"""The run directory: the only file that knows the names inside it, but for those of checkpoints (schemas: docs/run-directory.md)."""
 
-import contextlib
 import fcntl
-import itertools
 import json
 import os
 import re
-import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from typing import Any, Literal
 import psutil
 from safetensors import SafetensorError, safe_open
 
+from deploy.checkpoint_folder import CheckpointFolder
 from deploy.config.suggest import hint
 from deploy.files import append_line, finite, line_of, write_atomic
 from ps.config import from_json, to_json
@@ -41,6 +39,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.checkpoints = CheckpointFolder(path / "checkpoints")
         self._lock: int | None = None
 
     @classmethod
@@ -53,7 +52,7 @@ class RunDirectory:
             run.path.mkdir()
             run.logs.mkdir()
             run.weights_folder.mkdir()
-            run.checkpoints_folder.mkdir()
+            run.checkpoints.path.mkdir()
         except FileExistsError as error:
             raise ConfigError(f"{error.filename} exists: choose another run.name, or remove it") from error
         except OSError as error:
@@ -201,55 +200,6 @@ class RunDirectory:
         except ValueError as error:
             raise ConfigError(f"{self.control} is not what the run's driver has written: remove it") from error
         return found.address, found.credentials
-
-    # -- checkpoints -----------------------------------------------------------------------------------------
-
-    @property
-    def checkpoints_folder(self) -> Path:
-        return self.path / "checkpoints"
-
-    def checkpoint(self, version: int) -> Path:
-        """Folder of a whole one."""
-        return self.checkpoints_folder / str(version)
-
-    def unfinished_checkpoint(self, version: int, generation: int) -> Path:
-        """Folder that becomes `checkpoint` by its new name."""
-        before, after = self.part_paths(generation)
-        return Path(f"{before}{version}{after}")
-
-    def part_paths(self, generation: int) -> tuple[str, str]:
-        """Path of an unfinished checkpoint, before the version and after it."""
-        return f"{self.checkpoints_folder.absolute()}/.", f"-g{generation}"
-
-    def part_name(self, role: str, index: int) -> str:
-        """File of a server's part, or a worker's."""
-        return f"{'shard' if role == 'server' else 'rank'}-{index}.safetensors"
-
-    def manifest(self, folder: Path) -> Path:
-        """Of a checkpoint's folder."""
-        return folder / "manifest.json"
-
-    def checkpoint_versions(self) -> list[int]:
-        """Of the whole ones, the oldest first."""
-        return sorted(int(path.name) for path in self.checkpoints_folder.glob("*") if path.name.isdecimal())
-
-    def remove_checkpoint(self, version: int) -> None:
-        """At no moment is a part of it taken for the whole."""
-        gone = self.checkpoints_folder / f".{version}-removed"
-        with contextlib.suppress(OSError):
-            self.checkpoint(version).rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
-
-    def set_aside(self, version: int) -> Path:
-        """Keeps a checkpoint that cannot be used out of the way."""
-        aside = next(path for n in itertools.count(1) if not (path := self.checkpoints_folder / f"{version}.damaged-{n}").exists())
-        self.checkpoint(version).rename(aside)
-        return aside
-
-    def remove_unfinished(self) -> None:
-        """Of drivers that have died."""
-        for path in self.checkpoints_folder.glob(".*"):
-            shutil.rmtree(path, ignore_errors=True)
 
     def weights(self, which: Weights) -> Path:
         return self.weights_folder / f"{which}.safetensors"

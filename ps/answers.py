@@ -5,7 +5,7 @@ import time
 from protos import pserver_pb2 as pb
 from ps import frame
 from ps.barrier import Answer
-from ps.config import EXACT
+from ps.comm import EXACT
 from ps.errors import NotInitialised, VersionGone
 from ps.failpoints import hit
 from ps.layout import Run

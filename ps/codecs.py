@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ps.config import CAST_BYTES
+from ps.comm import CAST_BYTES
 from ps.errors import MalformedFrame
 from ps.layout import Block, Rule
 

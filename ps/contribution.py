@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from protos import pserver_pb2 as pb
 from ps import frame
-from ps.config import EXACT
+from ps.comm import EXACT
 from ps.frame import Bytes
 from ps.layout import Layout, Run, ShardLayout
 from ps.rank_state import RankState

@@ -19,7 +19,7 @@ from protos import pserver_pb2 as pb
 from ps import frame
 from ps.barrier import Verdict
 from ps.codecs import CASTS
-from ps.config import EXACT, CommConfig
+from ps.comm import EXACT, CommConfig
 from ps.errors import Diverged, EarlyPush, Fenced, MalformedFrame, PserverError, as_stream_status
 from ps.failpoints import hit
 from ps.frame import Bytes

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from protos import pserver_pb2 as pb
 from ps.codecs import CASTS, CODECS, Chunk, Seed, format_of
-from ps.config import CAST_BYTES, EXACT
+from ps.comm import CAST_BYTES, EXACT
 from ps.errors import MalformedFrame
 from ps.layout import CHUNK_ELEMENTS, DTYPES, Run, ShardLayout
 

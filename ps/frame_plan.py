@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ps.config import SHARED_FRAME_BYTES, CommConfig
+from ps.comm import SHARED_FRAME_BYTES, CommConfig
 from ps.exchange import Exchange
 from ps.layout import Layout, Run
 from ps.line import Line

@@ -10,7 +10,8 @@ import numpy as np
 
 from protos import pserver_pb2 as pb
 from ps import frame
-from ps.config import EXACT, CommConfig, Timeouts
+from ps.comm import EXACT, CommConfig
+from ps.config import Timeouts
 from ps.contribution import Contribution, Encoded, Encoder
 from ps.control import ServerAddress
 from ps.credentials import Credentials

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict
 
-from ps.config import CAST_BYTES, EXACT, CommConfig
+from ps.comm import CAST_BYTES, EXACT, CommConfig
 
 FRAME_S = 0.011
 """What a frame should take on the link."""

@@ -100,6 +100,16 @@ class Guard:
         check_role(details.method, role, _member_in(dict(details.invocation_metadata)))
         return role
 
+    @contextlib.contextmanager
+    def serving(self, role: Role | None, details: grpc.HandlerCallDetails, request: object | None, connection: Mapping[Any, Any]) -> Iterator[None]:
+        """While a call is served that `admit` has let in as `role`; `request`: its only message, if it has one alone. Raises what is wrong
+        with that, and as `admit_connection` and `call_of` do."""
+        caller = role or self.admit_connection(details, connection)
+        if request is not None:
+            _check_request(details.method, caller, request)
+        with self.call_of(caller):
+            yield
+
 
 class RunGuard(grpc.ServerInterceptor):
     """Ends every call that may not be served; without a certificate before a message of it is read."""
@@ -118,12 +128,8 @@ class RunGuard(grpc.ServerInterceptor):
 
         @contextlib.contextmanager
         def served(request: Any, context: grpc.ServicerContext) -> Iterator[None]:
-            with as_status(context):
-                caller = role or self._guard.admit_connection(handler_call_details, context.auth_context())
-                if request is not None:
-                    _check_request(handler_call_details.method, caller, request)
-                with self._guard.call_of(caller):
-                    yield
+            with as_status(context), self._guard.serving(role, handler_call_details, request, context.auth_context()):
+                yield
 
         return None if handler is None else _checked(handler, served)
 
@@ -196,10 +202,7 @@ class StreamGuard(grpc.aio.ServerInterceptor):
         @contextlib.asynccontextmanager
         async def served(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
             async with as_stream_status(context):
-                caller = role or self._guard.admit_connection(handler_call_details, context.auth_context())
-                if request is not None:
-                    _check_request(handler_call_details.method, caller, request)
-                with self._guard.call_of(caller):
+                with self._guard.serving(role, handler_call_details, request, context.auth_context()):
                     yield
 
         return None if handler is None else _checked_on_loop(handler, served)

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "workers": {"workers", "ps"},
     "deploy": {"deploy", "workers", "ps"},
 }
-RAY_FILES = {"workers/ray_actor.py", "deploy/launch/local_ray.py", "deploy/launch/ray.py", "deploy/launch/ray_nodes.py"}
+RAY_FILES = {"workers/ray_actor.py", *(f"deploy/launch/{name}.py" for name in ("local_ray", "ray", "ray_cluster", "ray_nodes"))}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "multiprocessing"}
 PICKLING = re.compile(r"(torch\.(load|save)|(np|numpy)\.(load|save|savez)|\w+\.\w+_object(_list)?|\w+\.(unsafe_load|full_load))")
 """Calls that pickle or unpickle by themselves: torch's and numpy's files, objects sent by torch.distributed, YAML with tags."""

@@ -83,7 +83,7 @@ def _load_file(path: Path) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException:  # as in Python's own import: what has not run to its end is no module
         del sys.modules[name]
         raise
     return module

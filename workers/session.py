@@ -8,7 +8,7 @@ from torch import nn
 from ps.checkpoints.of_rank import SavedResiduals, restore
 from ps.client import Client
 from ps.codecs import is_lossy
-from ps.config import EXACT
+from ps.comm import EXACT
 from ps.control import EpochSums, ServerAddress
 from ps.control_client import ControlClient, Progress
 from ps.errors import NeighbourLost, Stopped, VersionGone

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deploy.cli.plan import PullFormat, PushFormat
+from deploy.cli.options import PullFormat, PushFormat, Stack
 
 bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure links, and what a model's steps cost on them, without training.")
 
@@ -14,7 +14,6 @@ Latency = Annotated[str | None, typer.Option("--latency", metavar="TIME", help="
 Host = Annotated[list[str] | None, typer.Option("--host", metavar="HOST:KEY=VALUE", help="worker-1:bandwidth=25mbit; may be repeated.")]
 Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to measure. Default: this machine.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
-Stack = Annotated[bool, typer.Option("--traceback", help="Show the stack of an error.")]
 
 
 @bench.command()

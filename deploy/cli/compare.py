@@ -8,19 +8,19 @@ from typing import Annotated
 
 import typer
 
-from deploy.cli.run import LauncherName
+from deploy.cli.options import Address, Launcher, LauncherName, Servers, Sets, Stack, Workers, changes
 
 
 def compare(
     config_file: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The config file of the task.")],
-    sets: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; may be repeated.")] = None,
+    sets: Sets = None,
     steps: Annotated[int, typer.Option(metavar="N", help="Steps of each of the two.")] = 36,
-    workers: Annotated[int | None, typer.Option(metavar="N", help="Short for --set scaling.num_workers=N.")] = None,
-    servers: Annotated[int | None, typer.Option(metavar="N", help="Short for --set scaling.num_servers=N.")] = None,
-    launcher: Annotated[LauncherName, typer.Option(help="Ray actors, or plain processes on this machine.")] = LauncherName.RAY,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to use. Default: RAY_ADDRESS, else a local one.")] = None,
+    workers: Workers = None,
+    servers: Servers = None,
+    launcher: Launcher = LauncherName.RAY,
+    address: Address = None,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else on stdout.")] = False,
-    show_stack: Annotated[bool, typer.Option("--traceback", help="Show the stack of an error.")] = False,
+    show_stack: Stack = False,
 ) -> None:
     """Should I use this at all? The same steps under pserver and under PyTorch's DDP, in turns."""
     from deploy.compare import compare
@@ -29,7 +29,7 @@ def compare(
 
     flags = {"scaling.num_workers": workers, "scaling.num_servers": servers}
     with contextlib.redirect_stdout(sys.stderr):  # the user's module may print
-        config = load(config_file, [*(sets or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)])
+        config = load(config_file, changes(sets, flags))
         code = config.task.name if config.task else ""
         found = compare(
             config,

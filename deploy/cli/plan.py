@@ -8,29 +8,13 @@ from typing import Annotated
 
 import typer
 
-
-class PushFormat(StrEnum):
-    """As comm.push_format."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-    INT8 = "int8"
-    TOPK = "topk"
+from deploy.cli.options import PullFormat, PushFormat, Straggler
 
 
 class Calibration(StrEnum):
     """Where costs come from."""
 
     AUTO = "auto"
-
-
-class PullFormat(StrEnum):
-    """As comm.pull_format."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
 
 
 def plan(
@@ -57,7 +41,7 @@ def plan(
     aggregator_bandwidth: Annotated[
         str | None, typer.Option(metavar="RATE", help="A host in every rack, with a link of that rate, sums what its workers push.")
     ] = None,
-    straggler: Annotated[list[str] | None, typer.Option(metavar="rank=R,factor=F", help="A slower rank; may be repeated.")] = None,
+    straggler: Straggler = None,
     push_format: Annotated[PushFormat | None, typer.Option()] = None,
     pull_format: Annotated[PullFormat | None, typer.Option()] = None,
     calibrate: Annotated[
@@ -69,8 +53,8 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> None:
     """What a step would take on other hosts and links, what would limit it, and what would help."""
-    from deploy.predict.inputs import Wishes, scenario_by_hand
-    from deploy.predict.plan import plan as make_plan
+    from deploy.predict.answers import by_hand, of_source
+    from deploy.predict.inputs import Wishes
 
     wishes = Wishes(
         model=model,
@@ -94,19 +78,8 @@ def plan(
         push_format=push_format.value if push_format else None,
         pull_format=pull_format.value if pull_format else None,
     )
-    if source is None:
-        if calibrate or target:
-            raise typer.BadParameter("--calibrate is for a config, --target for a run: name one")
-        found = make_plan(scenario_by_hand(wishes))
-        typer.echo(json_text.dumps(found.to_dict(), indent=2) if json else found.text())
-        return
-    from deploy.predict.sources import asked, to_target  # which times torch modules
-
+    if source is None and (calibrate or target):
+        raise typer.BadParameter("--calibrate is for a config, --target for a run: name one")
     with contextlib.redirect_stdout(sys.stderr):  # the user's module may print
-        told = asked(source, wishes, calibrate=calibrate is not None)
-    found = make_plan(told.scenario)
-    duration = to_target(source, found.step, target) if target else None
-    if json:
-        typer.echo(json_text.dumps({**found.to_dict(), **told.to_dict(), **({"target": duration.to_dict()} if duration else {})}, indent=2))
-    else:
-        typer.echo("\n".join([found.text(), *told.lines(), *([duration.text()] if duration else [])]))
+        found = by_hand(wishes) if source is None else of_source(source, wishes, calibrate=calibrate is not None, target=target)
+    typer.echo(json_text.dumps(found.values, indent=2) if json else found.text)

@@ -5,10 +5,11 @@ import json as json_text
 import sys
 from dataclasses import asdict
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from deploy.cli.options import ConfigFile, Stack, changes
 
 
 class ScalingName(StrEnum):
@@ -19,7 +20,7 @@ class ScalingName(StrEnum):
 
 
 def sweep(
-    config_file: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The config file.")],
+    config_file: ConfigFile,
     more: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE,...]...", help="More axes of the grid.")] = None,
     grid: Annotated[
         list[str] | None, typer.Option("--grid", metavar="KEY=VALUE,...", help="workers=1,2,4 servers=1,2 bandwidth=100mbit,1gbit ...")
@@ -29,10 +30,9 @@ def sweep(
     target: Annotated[str | None, typer.Option(metavar="METRIC=VALUE", help="Count steps to it, for example validation_accuracy=0.95.")] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the sweep's folder. Default: made from the config.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON and nothing else on stdout.")] = False,
-    show_stack: Annotated[bool, typer.Option("--traceback", help="Show the stack of an error.")] = False,
+    show_stack: Stack = False,
 ) -> None:
     """Train at every point of a grid: a table, JSON, plots on a page. The same command goes on with a sweep that was interrupted."""
-    from deploy.config.write import to_value
     from deploy.measure.target import parse_target
     from deploy.simulation.run import enter_user_namespace
     from deploy.sweep.grid import LINKS, Scaling, parse_axes
@@ -45,12 +45,11 @@ def sweep(
     axes = parse_axes([*(grid or []), *(more or [])])
     if any(axis.name in LINKS for axis in axes):
         enter_user_namespace()
-    names = [f"run.name={to_value(name)}"] if name else []
     shown = sys.stderr if json else sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # the user's module may print
         kept: Scaling | None = scaling.value if scaling else None
         reach = parse_target(target) if target else None
-        wanted = Sweep(config_file=config_file, sets=[*(sets or []), *names], axes=axes, scaling=kept, target=reach)
+        wanted = Sweep(config_file=config_file, sets=changes(sets, {"run.name": name or None}), axes=axes, scaling=kept, target=reach)
         rows = run_sweep(wanted, say=lambda text: print(text, file=shown, flush=True), show=lambda rows: write_page(wanted, rows))
         page = write_page(wanted, rows)
     if json:

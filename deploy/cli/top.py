@@ -1,11 +1,9 @@
 """`pserver top`: a run while it goes on."""
 
-from typing import Annotated
-
-import typer
+from deploy.cli.options import Run
 
 
-def top(run_name: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run directory or name; default: the newest.")] = None) -> None:
+def top(run_name: Run = None) -> None:
     """Watch a run: where its last steps went, by worker and shard, and what limits it. Not on a terminal: once."""
     from rich.console import Console
 

@@ -4,9 +4,11 @@ from typing import Annotated
 
 import typer
 
+from deploy.cli.options import Run
+
 
 def trace(
-    run_name: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run directory or name; default: the newest.")] = None,
+    run_name: Run = None,
     first: Annotated[int | None, typer.Option("--from", metavar="STEP", min=0, help="From this step on. Default: the last steps that fit.")] = None,
 ) -> None:
     """Write a run's trace.json, for https://ui.perfetto.dev or chrome://tracing; runs that have ended have one."""

@@ -1,10 +1,9 @@
-"""Actors of a Ray cluster: a given one, or a local one that lives as long as the launcher."""
+"""Actors of a Ray cluster."""
 
 import atexit
 import contextlib
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,20 +13,18 @@ from typing import Any, Self
 import numpy as np
 import psutil
 import ray
-from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from deploy.launch.base import ENVIRONMENT, Ending, LogPath, ProcessKey, Role, last_words, module_path
-from deploy.launch.code import as_on_nodes, stage
+from deploy.launch.base import Ending, LogPath, ProcessKey, Role, last_words, module_path
+from deploy.launch.code import as_on_nodes
 from deploy.launch.fit import HOST_SHARE, check_fit, host_resource, placement
-from deploy.launch.local_ray import close_token, quiet_init, start_local_ray
-from deploy.launch.ray_errors import death, lost_node, refused, require_listener
-from deploy.launch.ray_head import RayHead
+from deploy.launch.ray_cluster import RayCluster
+from deploy.launch.ray_errors import death, lost_node
 from deploy.launch.ray_nodes import alive_nodes, as_text, on_node
 from deploy.launch.storage import SharedStorage
-from deploy.scratch import scratch_folder
-from ps.errors import ConfigError, ResourcesMissing
+from ps.errors import ResourcesMissing
 from ps.frame import Bytes
 from ps.segments import read_segment
 from workers.ray_actor import Place, ProcessActor, kill_process, process_at
@@ -35,8 +32,6 @@ from workers.ray_actor import Place, ProcessActor, kill_process, process_at
 log = logging.getLogger(__name__)
 
 TARGETS: Mapping[Role, str] = {"server": "ps.server:serve", "worker": "workers.worker:work"}
-_IN_SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray for the entry point of `ray job submit`; not documented, but the only sign before `ray.init`."""
 READ_S = 20.0
 """Until the memory of a dead process on another host has come."""
 KILL_WAIT_S = 2.0
@@ -44,11 +39,8 @@ KILL_WAIT_S = 2.0
 
 
 class RayLauncher:
-    """One actor per process, in placement groups: workers as the strategy says, servers apart. Not thread-safe.
-
-    Uses a Ray that the program has initialised already, else the cluster at `address` (or RAY_ADDRESS),
-    else starts a local one and shuts it down in `stop`.
-    """
+    """One actor per process of the Ray at `address` (`RayCluster`), in placement groups: workers as the strategy says, servers apart.
+    Not thread-safe."""
 
     def __init__(
         self,
@@ -71,14 +63,8 @@ class RayLauncher:
         the nodes of a given cluster. `shared_storage`: whether all nodes must
         see the folder of the logs. `say`: shows a line to the user.
         `timeout_s`: until others must have freed what fits into the cluster but is in use."""
-        self._address = address or os.environ.get("RAY_ADDRESS") or "local"
-        if "://" in self._address:
-            raise ConfigError(
-                f"{self._address}: the driver must run inside the cluster: use `ray job submit -- pserver run CONFIG.toml`, "
-                "or give the address of a cluster node as HOST:PORT"
-            )
+        self._cluster = RayCluster(address, code, timeout_s)
         self._log_path = log_path
-        self._code = code
         self._storage = SharedStorage(log_path(ProcessKey("worker", 0)).absolute().parents[2], shared=shared_storage)
         self._say = say
         per_worker = {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {}), **(resources_per_worker or {})}
@@ -89,13 +75,8 @@ class RayLauncher:
         self._strategy = placement_strategy
         self._timeout_s = timeout_s
         self._targets = targets
-        self._owns_ray = False
-        self._is_alone = True
-        """Whether the cluster has one node."""
-        self._head: RayHead | None = None
         self._groups: list[PlacementGroup] = []
         self._bundle_of: dict[ProcessKey, tuple[PlacementGroup, int]] = {}
-        self._code_root: Path | None = None  # what the nodes have a copy of as their working directory
         self._actors: dict[ProcessKey, Any] = {}
         self._places: dict[ProcessKey, Any] = {}  # refs of Place
         self._runs: dict[ProcessKey, Any] = {}  # refs of exit codes
@@ -108,10 +89,9 @@ class RayLauncher:
         self.stop(0.0)
 
     def check(self) -> None:
-        self._connect()
-        self._head = self._head or RayHead(ray.get_runtime_context().gcs_address)
-        self._is_alone = len(alive_nodes()) == 1
         bundles = list(self._bundles.values())
+        num_cpus = math.ceil(sum(bundle.get("CPU", 0) for bundle in bundles))  # logical: the operating system shares the cores
+        self._cluster.connect(num_cpus, not_code=self._storage.folder)
         for keys, strategy in placement(list(self._bundles), self._strategy):
             check_fit([self._bundles[key] for key in keys], alive_nodes(), strategy)
         check_fit(bundles, alive_nodes(), "STRICT_PACK" if self._strategy == "STRICT_PACK" else "PACK")
@@ -126,10 +106,10 @@ class RayLauncher:
             )
 
     def control_host(self) -> str:
-        return "127.0.0.1" if self._is_alone else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        return "127.0.0.1" if self._cluster.is_alone else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
     def bind_host(self, key: ProcessKey) -> str:
-        return "127.0.0.1" if self._is_alone else ""
+        return "127.0.0.1" if self._cluster.is_alone else ""
 
     def _make_groups(self) -> None:
         for keys, strategy in placement(list(self._bundles), self._strategy):
@@ -153,12 +133,12 @@ class RayLauncher:
         path = self._log_path(key).absolute()
         self._actors[key] = actor.remote(module_path(), str(self._storage.write_probe(path.parent)), self._storage.probe)
         self._places[key] = self._actors[key].place.remote()
-        settings = as_on_nodes(settings_json, self._code_root)
+        settings = as_on_nodes(settings_json, self._cluster.code_root)
         self._runs[key] = self._actors[key].run.remote(self._targets[key.role], settings, str(path), self._storage.shared)
 
     def ended(self) -> dict[ProcessKey, Ending]:
         """Raises HeadLost when the head of the cluster is lost. Until that is sure, Ray is asked nothing."""
-        if not self._head_answers():
+        if not self._cluster.answers():
             return dict(self._ended)
         running = {ref: key for key, ref in self._runs.items() if key not in self._ended}
         if running:
@@ -170,7 +150,7 @@ class RayLauncher:
         return dict(self._ended)
 
     def kill(self, key: ProcessKey) -> None:
-        if key in self._actors and key not in self._ended and self._head_answers():
+        if key in self._actors and key not in self._ended and self._cluster.answers():
             place = self._place(key)
             ray.kill(self._actors[key])
             if place and (process := self._process(key)):
@@ -201,12 +181,9 @@ class RayLauncher:
         self._storage.close()
         if not ray.is_initialized():
             return
-        if self._head:
-            self._head.close()
-            if not self._head.is_there:
-                self._leave()
-                return
-            self._head = None
+        if not self._cluster.leave_head():
+            self._leave()
+            return
         try:
             if self._runs:
                 ray.wait(list(self._runs.values()), num_returns=len(self._runs), timeout=grace_s)
@@ -216,50 +193,13 @@ class RayLauncher:
             for group in self._groups:
                 remove_placement_group(group)
             self._groups.clear()
-            if self._owns_ray:
-                ray.shutdown()
-                self._owns_ray = False
-
-    def _head_answers(self) -> bool:
-        return self._head is None or self._head.answers()
+            self._cluster.close()
 
     def _leave(self) -> None:
         """Without the head, calls to Ray would hang: what is here is killed; other nodes end what they have when they miss the head."""
         atexit.unregister(ray.shutdown)
         _kill([process for key in self._actors if (process := self._process(key))])
         self._forget()
-
-    def _connect(self) -> None:
-        if ray.is_initialized():
-            return
-        local = self._address == "local"
-        if not local and self._address != "auto":
-            require_listener(self._address, self._timeout_s)
-        num_cpus = sum(bundle.get("CPU", 0) for bundle in self._bundles.values())
-        with quiet_init(), scratch_folder() as folder:
-            runtime_env = None if local else self._staged(folder)
-            try:
-                if local:
-                    start_local_ray(math.ceil(num_cpus))  # logical: the operating system shares the cores
-                else:
-                    ray.init(self._address, runtime_env=runtime_env, log_to_driver=False, configure_logging=False)
-            except (ConnectionError, AuthenticationError) as error:
-                raise refused(self._address, error) from error
-        self._owns_ray = True
-        if local:
-            close_token()
-        if _IN_SUBMITTED_JOB in os.environ and ray.get_runtime_context().runtime_env.get("working_dir"):
-            self._code_root = Path.cwd()
-
-    def _staged(self, folder: Path) -> dict[str, Any] | None:
-        """The runtime environment, which carries the user's code; a submitted job has brought its own."""
-        if _IN_SUBMITTED_JOB in os.environ:
-            return None
-        if self._code is None:
-            return {"env_vars": ENVIRONMENT}
-        stage(self._code, folder, skip=self._storage.folder)
-        self._code_root = self._code
-        return {"working_dir": str(folder), "env_vars": ENVIRONMENT}
 
     def _ending(self, key: ProcessKey) -> Ending:
         words = last_words(self._log_path(key))
@@ -277,7 +217,7 @@ class RayLauncher:
     def _where(self, key: ProcessKey) -> str:
         """Continues a sentence about a process of a cluster with several nodes."""
         place = self._place(key)
-        if place is None or self._is_alone:
+        if place is None or self._cluster.is_alone:
             return ""
         return f" on {place.host}" + ("" if place.sees_run else f" (`ray logs actor --id {place.actor_id}` has its log)")
 

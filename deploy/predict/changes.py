@@ -14,7 +14,7 @@ from deploy.predict.calibrate import slow_ranks, slow_servers, steady
 from deploy.predict.plan import WORTH, floor_s, ring_step_s, server_counts
 from deploy.predict.scenario import Scenario
 from deploy.predict.simulate import simulate
-from ps.config import LONGEST_FRAME_BYTES, parse_rate
+from ps.comm import LONGEST_FRAME_BYTES, parse_rate
 
 NUM_CHANGES = 3
 MOST_FRAMES = 128

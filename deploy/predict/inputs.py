@@ -13,7 +13,7 @@ from deploy.predict.calibrate import fit
 from deploy.predict.costs import VIRTUAL_LINK_BYTE_S, Costs
 from deploy.predict.scenario import Hosts, Pipeline, Racks, Scenario, equal_tensors, tensors_of
 from deploy.rundir import RunDirectory
-from ps.config import CommConfig, PullFormat, PushFormat, parse_rate
+from ps.comm import CommConfig, PullFormat, PushFormat, parse_rate
 from ps.errors import ConfigError
 from ps.layout import TensorSpec
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 from deploy.predict.costs import Costs
-from ps.config import SHARED_FRAME_BYTES, CommConfig
+from ps.comm import SHARED_FRAME_BYTES, CommConfig
 from ps.errors import ConfigError
 from ps.layout import Layout, Rule, TensorSpec
 from ps.pacing import Pacing, exact_bytes, least_window, pacing_of

@@ -49,7 +49,7 @@ class VirtualCluster:
                 _execute(command)
             self._limit_cpus()
             self._hold()
-        except BaseException:
+        except BaseException:  # Ctrl-C too leaves no hosts behind
             self.close()
             raise
         return self
@@ -99,7 +99,7 @@ class VirtualCluster:
         process = self.popen(host, argv, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             output, errors = process.communicate(timeout=timeout_s)
-        except BaseException:
+        except BaseException:  # whatever ends the wait, Ctrl-C too, ends the process
             process.kill()
             process.wait()
             raise

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploy.virtual.owner import PREFIX
-from ps.config import parse_rate
+from ps.comm import parse_rate
 
 Command = list[str]
 

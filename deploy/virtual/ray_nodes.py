@@ -52,7 +52,7 @@ class RayNodes:
             deadline = time.monotonic() + self.timeout_s
             self._wait([self._start(self.hosts[0], ["--head", f"--port={PORT}", "--include-dashboard=false"], 0)], deadline)
             self._wait([self._start(host, [f"--address={self.address}"], 2) for host in self.hosts[1:]], deadline)
-        except BaseException:
+        except BaseException:  # Ctrl-C too leaves no file open
             self._stack.close()
             raise
         return self

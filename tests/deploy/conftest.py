@@ -13,7 +13,9 @@ import ray
 from deploy.cli.main import main
 from deploy.launch import process
 from deploy.launch.local_ray import start_local_ray
+from deploy.rundir import RunDirectory
 from tests.deploy.forked import ForkedLauncher
+from tests.deploy.reported import write_whole
 
 
 class Notes:
@@ -97,6 +99,11 @@ def pserver(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         return Ended(ended.value.code, printed.out, printed.err)
 
     return pserver
+
+
+@pytest.fixture
+def whole_run(tmp_path: Path) -> RunDirectory:
+    return write_whole(tmp_path)
 
 
 def gone(pid: int, timeout_s: float = 10.0) -> bool:

@@ -69,10 +69,10 @@ def kept(tmp_path: Path) -> Kept:
 
 def test_a_checkpoint_is_there_when_all_parts_are_and_can_be_read(kept: Kept) -> None:
     kept.bring(S1, 2)
-    assert kept.rundir.checkpoint_versions() == []
+    assert kept.rundir.checkpoints.versions() == []
     kept.bring(S0, 2)
-    assert kept.rundir.checkpoint_versions() == [2]
-    assert Checkpoint(kept.rundir.manifest(kept.rundir.checkpoint(2))).version == 2
+    assert kept.rundir.checkpoints.versions() == [2]
+    assert Checkpoint(kept.rundir.checkpoints.manifest(kept.rundir.checkpoints.whole(2))).version == 2
     assert kept.keeper.wait(0) and not kept.said
 
 
@@ -81,7 +81,7 @@ def test_parts_of_several_versions_may_come_at_once(kept: Kept) -> None:
     kept.bring(S0, 4)
     kept.bring(S1, 2)
     kept.bring(S1, 4)
-    assert kept.rundir.checkpoint_versions() == [2, 4] and not kept.said
+    assert kept.rundir.checkpoints.versions() == [2, 4] and not kept.said
 
 
 def test_a_part_that_will_not_come_gives_its_checkpoint_up_and_no_other(kept: Kept) -> None:
@@ -89,7 +89,7 @@ def test_a_part_that_will_not_come_gives_its_checkpoint_up_and_no_other(kept: Ke
     kept.bring(S0, 4)
     kept.keeper.saved(S1, SavedPart(4, error="its disk is full"))
     kept.bring(S1, 2)
-    assert kept.rundir.checkpoint_versions() == [2]
+    assert kept.rundir.checkpoints.versions() == [2]
     assert kept.said == ["no checkpoint of step 4: server 1: its disk is full; there is none yet"]
 
 
@@ -98,7 +98,7 @@ def test_whoever_brings_a_later_part_brings_no_earlier_one(kept: Kept) -> None:
     kept.bring(S0, 4)
     kept.bring(S1, 4)
     kept.bring(S1, 2)
-    assert kept.rundir.checkpoint_versions() == [4]
+    assert kept.rundir.checkpoints.versions() == [4]
     assert kept.said == ["no checkpoint of step 2: server 1 has brought no part of it; there is none yet"]
 
 
@@ -116,11 +116,11 @@ def test_the_newest_are_kept_and_the_best(tmp_path: Path) -> None:
     for version in range(2, 14, 2):
         kept.bring(S0, version)
         kept.bring(S1, version)
-    assert kept.rundir.checkpoint_versions() == [4, 10, 12]
+    assert kept.rundir.checkpoints.versions() == [4, 10, 12]
 
 
 def test_a_checkpoint_is_never_written_over(kept: Kept) -> None:
-    folder = kept.rundir.checkpoint(2)
+    folder = kept.rundir.checkpoints.whole(2)
     folder.mkdir()
     (folder / "theirs").touch()
     kept.bring(S0, 2)
@@ -134,7 +134,7 @@ def test_a_part_that_is_not_what_its_report_says_makes_no_checkpoint(kept: Kept)
     kept.keeper.deposit(S0, 2, 0, data[:-1])
     kept.keeper.saved(S0, report)
     kept.bring(S1, 2)
-    assert kept.rundir.checkpoint_versions() == [] and "shard-0.safetensors is not whole" in kept.said[0]
+    assert kept.rundir.checkpoints.versions() == [] and "shard-0.safetensors is not whole" in kept.said[0]
     few = replace(report, version=4, digests=report.digests[:-1])
     with pytest.raises(MalformedFrame, match="server 0 brings digests of another number of chunks"):
         kept.keeper.saved(S0, few)

@@ -55,15 +55,15 @@ def test_the_newest_ones_are_kept_and_the_best_and_nothing_half_done(tmp_path: P
     result = run(tmp_path, "adam", Faults(), every_epochs=1, num_to_keep=1, validate_every=2)
     rundir = RunDirectory(result.path)
     best = json.loads(rundir.summary.read_text())["best"]["version"]
-    assert rundir.checkpoint_versions() == sorted({best, 12})
-    assert [path.name for path in rundir.checkpoints_folder.iterdir() if path.name.startswith(".")] == []
+    assert rundir.checkpoints.versions() == sorted({best, 12})
+    assert [path.name for path in rundir.checkpoints.path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_full_disk_costs_checkpoints_and_files_but_no_step(tmp_path: Path) -> None:
     made = trainer(tmp_path, NOISY, batch_size=4, epochs=4, optimizer=OPTIMIZERS["adam"], every_steps=2, num_to_keep=9)
 
     def prepare(launcher: ForkedLauncher, rundir: RunDirectory) -> None:
-        for folder in (rundir.unfinished_checkpoint(4, 1), rundir.unfinished_checkpoint(6, 1)):
+        for folder in (rundir.checkpoints.unfinished(4, 1), rundir.checkpoints.unfinished(6, 1)):
             folder.mkdir()
             (folder / ".shard-0.safetensors").symlink_to("/dev/full")
         rundir.metrics.symlink_to("/dev/full")
@@ -77,7 +77,7 @@ def test_a_full_disk_costs_checkpoints_and_files_but_no_step(tmp_path: Path) -> 
     )
     assert full and full <= {4, 6} <= full | busy, "on a busy machine one may find the one before not written yet"
     assert "training goes on, but" in log
-    assert RunDirectory(result.path).checkpoint_versions() == [step for step in (2, 8, 10, 12) if step not in busy]
+    assert RunDirectory(result.path).checkpoints.versions() == [step for step in (2, 8, 10, 12) if step not in busy]
     assert bits_of(result) == undisturbed("adam")
     assert len((result.path / "metrics.jsonl").read_text().splitlines()) == 4
 
@@ -91,20 +91,20 @@ def test_a_ledger_that_cannot_be_written_says_so_and_counts_on() -> None:
 
 
 def test_a_damaged_checkpoint_is_named_put_aside_and_the_one_before_it_used(dead: RunDirectory, tmp_path: Path) -> None:
-    *_, before, newest = dead.checkpoint_versions()
-    part = dead.checkpoint(newest) / dead.part_name("server", 1)
+    *_, before, newest = dead.checkpoints.versions()
+    part = dead.checkpoints.whole(newest) / dead.checkpoints.part_name("server", 1)
     part.write_bytes(part.read_bytes()[:-1])
     result = resumed(tmp_path)
     log = log_of(result)
     assert f"{part} has " in log and f"the checkpoint of step {newest} is not used" in log
     assert f"resumed from step {before}, generation 2" in log
     assert bits_of(result) == undisturbed("adam")
-    assert (dead.checkpoints_folder / f"{newest}.damaged-1").is_dir()
+    assert (dead.checkpoints.path / f"{newest}.damaged-1").is_dir()
 
 
 def test_without_any_good_checkpoint_the_run_begins_anew_in_its_directory(dead: RunDirectory, tmp_path: Path) -> None:
-    for version in dead.checkpoint_versions():
-        dead.manifest(dead.checkpoint(version)).unlink()
+    for version in dead.checkpoints.versions():
+        dead.checkpoints.manifest(dead.checkpoints.whole(version)).unlink()
     result = resumed(tmp_path)
     assert "resumed from step 0: there is no checkpoint that can be used, generation 2" in log_of(result)
     assert bits_of(result) == undisturbed("adam")
@@ -136,7 +136,7 @@ def test_a_server_killed_while_it_cuts_costs_a_checkpoint_and_no_bit(tmp_path: P
         result = run(tmp_path, "adam", Faults().kill(S0, ("shard.cut", 3)).kill(S1, ("checkpoint.written", 2)), every_steps=2, num_to_keep=9)
     assert bits_of(result) == undisturbed("adam")
     assert deaths_of(result) == ["server 0", "server 1"]
-    kept = RunDirectory(result.path).checkpoint_versions()
+    kept = RunDirectory(result.path).checkpoints.versions()
     lost = sorted(set(range(2, 13, 2)) - set(kept))
     assert lost and all(f"no checkpoint of step {version}: " in log_of(result) for version in lost)
 

@@ -223,18 +223,23 @@ def test_ctrl_c_ends_within_five_seconds_and_leaves_a_whole_directory(interrupte
     assert "error: interrupted" in driver.output
 
 
+def assert_interrupted_by(sent: signal.Signals, driver: Driver) -> None:
+    """The run ends soon, and says why."""
+    started = time.monotonic()
+    driver.process.send_signal(sent)
+    assert driver.process.wait(20) == 130
+    assert time.monotonic() - started < SOON_S
+    assert json.loads(driver.rundir.summary.read_text())["status"] == "interrupted"
+
+
 def test_an_interrupt_while_servers_start_leaves_nothing(tmp_path: Path) -> None:
     driver = command(tmp_path, "process")
     try:
         with nothing_left():
             driver.wait_for(driver.rundir.process_log("server", 0).exists)
-            started = time.monotonic()
-            driver.process.send_signal(signal.SIGINT)
-            assert driver.process.wait(20) == 130
-        assert time.monotonic() - started < SOON_S
+            assert_interrupted_by(signal.SIGINT, driver)
     finally:
         driver.end()
-    assert json.loads(driver.rundir.summary.read_text())["status"] == "interrupted"
     assert f"interrupted before an epoch had ended: {Path('runs/run')} holds no weights" in driver.output
 
 
@@ -264,13 +269,9 @@ def test_sigterm_ends_a_run_on_ray(tmp_path: Path, ray_cluster: str) -> None:
     driver = command(tmp_path, "ray", ray_cluster)
     try:
         driver.wait_for(lambda: in_training(driver.rundir))
-        started = time.monotonic()
-        driver.process.send_signal(signal.SIGTERM)
-        assert driver.process.wait(20) == 130
-        assert time.monotonic() - started < SOON_S
+        assert_interrupted_by(signal.SIGTERM, driver)
     finally:
         driver.end()
-    assert json.loads(driver.rundir.summary.read_text())["status"] == "interrupted"
     assert "Traceback" not in driver.output
 
 

@@ -60,7 +60,7 @@ def disturbed(base: Path, driver_on: str, harm: Callable[[VirtualCluster, RunDir
     with ray_on_hosts() as (cluster, nodes):
         sets = [part for option in [*settings(base), *options, 'comm.interface="10.77.0.0/16"'] for part in ("--set", option)]
         run = cluster.popen(driver_on, run_of(config, *sets, "--name", "lost"), env=nodes, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        until(lambda: rundir.checkpoint_versions() != [], timeout_s=60)
+        until(lambda: rundir.checkpoints.versions() != [], timeout_s=60)
         harm(cluster, rundir)
         started = time.monotonic()
         done = ended(run)

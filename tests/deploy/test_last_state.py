@@ -31,7 +31,7 @@ def test_a_death_too_many_ends_the_run_with_its_state_saved(case: str, victim: P
     options = {**CASES.get(case, EXACT), "every_steps": 100, "max_failures": 0, "name": "run"}
     result = run(tmp_path, faults=Faults().kill(victim, place), **options)
     assert isinstance(result.error, ProcessDied) and str(victim) in str(result.error), result.error
-    (version,) = RunDirectory(result.path).checkpoint_versions()
+    (version,) = RunDirectory(result.path).checkpoints.versions()
     assert 0 < version < 12 and f"the state of step {version} is saved" in (result.path / "logs" / "driver.log").read_text()
     recorded = read_run(RunDirectory(result.path))
     assert recorded.summary and recorded.summary["steps"] == version, "whatever the last heartbeats have told"

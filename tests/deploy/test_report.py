@@ -14,39 +14,15 @@ from deploy.measure.ledger_file import LedgerStep
 from deploy.measure.recorded import read_run
 from deploy.measure.verdict import log_line
 from deploy.measure.window import Window
-from deploy.report import figure as figure_module
 from deploy.report import words
-from deploy.report.figure import Figure, binned
-from deploy.report.figures import figures, losses
+from deploy.report.figures import figures
 from deploy.report.page import page, write_report
 from deploy.rundir import RunDirectory
 from ps.ledger import WorkerRow
 from tests.deploy.ledgers import MB, history_of, step_of, write_run
+from tests.deploy.reported import DEATH, by_key
 
-DEATH = {"process": "worker 1", "reason": "was killed by SIGKILL", "step": 3, "back_after_s": 4.0}
 ODD = "</script><script>console.error('run')</script>"
-
-
-@pytest.fixture
-def whole(tmp_path: Path) -> RunDirectory:
-    """Three workers, two servers, twelve steps, a death that was made good, validation that turns up after epoch 2."""
-    run = write_run(
-        tmp_path,
-        "whole",
-        [step_of(step, num_workers=3) for step in range(12)],
-        history=history_of(0.9, 0.5, 0.8),
-        status="finished",
-        wall_s=2.0,
-        failures=[DEATH],
-        simulated="simulated: 3 workers and 2 servers on 5 hosts",
-        params_sha256="5b6b5b0b",
-    )
-    save_file({"small": torch.zeros(3), "large": torch.zeros(8, 4)}, run.weights("last"))
-    return run
-
-
-def by_key(run: RunDirectory) -> dict[str, Figure]:
-    return {figure.key: figure for figure in figures(read_run(run))}
 
 
 def text_of(run: RunDirectory) -> str:
@@ -55,12 +31,8 @@ def text_of(run: RunDirectory) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
 
 
-def test_a_whole_run_has_every_figure(whole: RunDirectory) -> None:
-    assert list(by_key(whole)) == ["gantt", "time", "links", "traffic", "waits", "tensors", "losses"]
-
-
-def test_the_page_says_how_it_ended_what_limits_it_and_what_would_help(whole: RunDirectory) -> None:
-    text = text_of(whole)
+def test_the_page_says_how_it_ended_what_limits_it_and_what_would_help(whole_run: RunDirectory) -> None:
+    text = text_of(whole_run)
     for said in (
         "The run has finished after 12 steps",
         "simulated: 3 workers and 2 servers on 5 hosts",
@@ -75,85 +47,6 @@ def test_the_page_says_how_it_ended_what_limits_it_and_what_would_help(whole: Ru
         "params_sha256 5b6b5b0b",
     ):
         assert said in text
-
-
-def test_a_bar_of_the_step_is_as_long_as_its_span(whole: RunDirectory) -> None:
-    chart = by_key(whole)["gantt"]
-    length = sum(length for trace in chart.traces for who, length in zip(trace["y"], trace["x"], strict=True) if who == "worker 1")
-    assert length == pytest.approx(100.0)
-    (waits,) = [trace for trace in chart.traces if trace["name"] == "barrier wait"]
-    assert dict(zip(waits["y"], waits["x"], strict=True)) == pytest.approx({"worker 0": 10.0, "worker 1": 0.0, "worker 2": 10.0})
-    assert {who for trace in chart.traces for who in trace["y"]} == {"worker 0", "worker 1", "worker 2", "server 0", "server 1"}
-
-
-def test_the_typical_step_is_the_one_of_median_length(tmp_path: Path) -> None:
-    run = write_run(tmp_path, "uneven", [step_of(step, length=length) for step, length in enumerate((0.1, 0.5, 0.3))])
-    assert by_key(run)["gantt"].title == "One step: step 2"
-
-
-def test_figures_have_the_ledgers_numbers(whole: RunDirectory) -> None:
-    drawn = by_key(whole)
-    assert drawn["traffic"].traces[0]["z"] == [[24 * MB, 48 * MB]] * 3
-    stacked = [sum(values) for values in zip(*(trace["y"] for trace in drawn["time"].traces), strict=True)]
-    assert stacked == pytest.approx([100.0] * 12)
-    rates = {trace["name"]: trace["y"] for trace in drawn["links"].traces}
-    assert rates["shard 1 in"] == pytest.approx([6 * MB / 0.1] * 12)
-    (waits,) = drawn["waits"].traces
-    assert (waits["name"], waits["x"], waits["y"]) == ("for rank 1", ["rank 0", "rank 2"], pytest.approx([10.0, 10.0]))
-    assert drawn["tensors"].traces[0]["y"] == ["large", "small"]
-    assert drawn["tensors"].traces[0]["x"] == [128, 12]
-    assert drawn["losses"].layout["shapes"][0]["x0"] == 8
-
-
-def test_the_rate_of_a_shaped_link_is_drawn(tmp_path: Path) -> None:
-    step = step_of(0)
-    shaped = replace(step, servers=[replace(step.servers[0], link_bytes_per_s=25e6), step.servers[1]])
-    traces = by_key(write_run(tmp_path, "shaped", [shaped]))["links"].traces
-    assert [trace["y"] for trace in traces if trace["name"] == "shard 0's link"] == [[25e6, 25e6]]
-    assert not [trace for trace in traces if trace["name"] == "shard 1's link" or trace["name"].startswith("rank")]
-
-
-def test_the_thinnest_link_of_a_worker_is_drawn_with_what_it_carries(tmp_path: Path) -> None:
-    made = step_of(0)
-    thin = replace(made.workers[1], link_bytes_per_s=4e6, shards=[made.workers[1].shards[0], replace(made.workers[1].shards[1], local=True)])
-    shaped = replace(made, workers=[replace(made.workers[0], link_bytes_per_s=8e6), thin])
-    links = by_key(write_run(tmp_path, "thin", [shaped]))["links"]
-    drawn = {trace["name"]: trace["y"] for trace in links.traces if trace["name"].startswith("rank")}
-    assert drawn == {"rank 1 up": [1 * MB / 0.1], "rank 1 down": [1 * MB / 0.1], "rank 1's link": [4e6, 4e6]}
-    assert "of the worker with the thinnest link" in links.note
-
-
-@pytest.mark.parametrize(
-    ("local_ranks", "part", "said"),
-    [
-        (set(), 1.0, "Payload of each shard over"),
-        ({0}, 2 / 3, "Payload of each shard but for workers on its own host, over"),
-        ({0, 1, 2}, 1.0, "Payload of each shard, none of which leaves its host, over"),
-    ],
-)
-def test_what_stays_on_a_host_uses_no_link(local_ranks: set[int], part: float, said: str, tmp_path: Path) -> None:
-    made = step_of(0, num_workers=3)
-    workers = [replace(row, shards=[replace(traffic, local=row.rank in local_ranks) for traffic in row.shards]) for row in made.workers]
-    links = by_key(write_run(tmp_path, "local", [replace(made, workers=workers)]))["links"]
-    assert links.traces[0]["y"] == pytest.approx([part * 3 * MB / 0.1]) and links.note.startswith(said)
-
-
-def test_a_step_whose_rows_were_lost_leaves_the_others_in_their_places(tmp_path: Path) -> None:
-    steps = [step_of(step) for step in range(4)]
-    steps[1] = replace(steps[1], servers=steps[1].servers[:1])
-    steps[2] = replace(steps[2], workers=[])
-    series = read_run(write_run(tmp_path, "holes", steps)).series
-    assert series.ingress[1] == [4 * MB, 0, 4 * MB, 4 * MB]
-    assert [round(value, 3) for value in series.step_s] == [0.1, 0.1, 0.0, 0.1]
-    assert by_key(RunDirectory(tmp_path / "holes"))["gantt"].title == "One step: step 0"
-
-
-def test_a_step_that_took_far_longer_than_all_others_does_not_flatten_them(tmp_path: Path) -> None:
-    lengths = [0.7, *[0.1] * 60]
-    time = by_key(write_run(tmp_path, "spike", [step_of(step, length=length) for step, length in enumerate(lengths)]))["time"]
-    assert time.layout["yaxis"]["range"] == [0, pytest.approx(120.0)] and "The longest steps, up to 0.70 s, do not fit." in time.note
-    even = by_key(write_run(tmp_path, "even", [step_of(step) for step in range(61)]))["time"]
-    assert "range" not in even.layout["yaxis"] and "do not fit" not in even.note
 
 
 def recovering(step: LedgerStep) -> LedgerStep:
@@ -183,12 +76,6 @@ def test_a_line_of_the_log_says_that_it_knows_steps_with_recoveries_only() -> No
     assert log_line(4, window) == "step 4 | a process came back in 1 step"
 
 
-def test_a_long_run_is_drawn_as_means_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figure_module, "MAX_POINTS", 4)
-    assert binned([1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0]) == [2.0, 6.0, 10.0, 14.0]
-    assert binned([1.0, 2.0]) == [1.0, 2.0]
-
-
 @pytest.mark.parametrize(
     ("validation", "said"),
     [
@@ -200,11 +87,6 @@ def test_a_long_run_is_drawn_as_means_of_neighbours(monkeypatch: pytest.MonkeyPa
 )
 def test_the_losses_are_put_into_words(validation: tuple[float, ...], said: str) -> None:
     assert said in words.curves(history_of(*validation))
-
-
-def test_losses_that_are_no_numbers_are_left_out_of_their_figure() -> None:
-    by_name = {trace["name"]: trace["y"] for trace in losses(history_of(0.9, float("nan"), 0.8)).traces}
-    assert by_name["validation loss"] == [0.9, 0.8]
 
 
 def test_without_validation_the_page_says_so() -> None:
@@ -262,7 +144,7 @@ def test_nothing_that_a_run_has_written_becomes_html(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_the_newest_runs_report(
-    whole: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole_run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -271,25 +153,25 @@ def test_the_command_writes_the_newest_runs_report(
         main(["report"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == "runs/whole/report.html\n"
-    assert whole.report.stat().st_size > MB  # plotly is in it
+    assert whole_run.report.stat().st_size > MB  # plotly is in it
 
 
 @pytest.mark.parametrize("damaged", ["summary", "metrics"])
-def test_a_damaged_file_is_named(damaged: str, whole: RunDirectory) -> None:
-    getattr(whole, damaged).write_text("[]\n" if damaged == "summary" else "7\n")
+def test_a_damaged_file_is_named(damaged: str, whole_run: RunDirectory) -> None:
+    getattr(whole_run, damaged).write_text("[]\n" if damaged == "summary" else "7\n")
     with pytest.raises(Exception, match=f"{damaged}.jsonl? is damaged"):
-        read_run(whole)
+        read_run(whole_run)
 
 
 @pytest.mark.chromium
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(("scheme", "ink"), [(0, "rgb(230, 233, 239)"), (1, "rgb(29, 35, 48)")], ids=["dark", "light"])
-def test_a_browser_draws_every_figure_without_a_word_of_complaint(scheme: int, ink: str, whole: RunDirectory, tmp_path: Path) -> None:
+def test_a_browser_draws_every_figure_without_a_word_of_complaint(scheme: int, ink: str, whole_run: RunDirectory, tmp_path: Path) -> None:
     """With odd names, which must not run; in the reader's colours."""
-    save_file({ODD: torch.zeros(2)}, whole.weights("last"))
-    document, said = opened(write_report(whole), f"--blink-settings=preferredColorScheme={scheme}", tmp_path)
+    save_file({ODD: torch.zeros(2)}, whole_run.weights("last"))
+    document, said = opened(write_report(whole_run), f"--blink-settings=preferredColorScheme={scheme}", tmp_path)
     assert said == []
-    drawn = by_key(whole)
+    drawn = by_key(whole_run)
     assert len(drawn) == 7
     for key in drawn:
         figure = document.partition(f'id="{key}"')[2].partition("<h2")[0]

@@ -100,14 +100,14 @@ def test_a_driver_killed_in_mid_run_and_another_one_goes_on(tmp_path: Path) -> N
     driver.start()
     rundir = RunDirectory(tmp_path / "run")
     deadline = time.monotonic() + 60
-    while len(rundir.checkpoint_versions()) < 2 or rundir.checkpoint_versions()[-1] < 8:
+    while len(rundir.checkpoints.versions()) < 2 or rundir.checkpoints.versions()[-1] < 8:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     with pytest.raises(ConfigError, match=f"run is still going on \\(driver {driver.pid} on "):
         resume(tmp_path, optimizer="adam", epochs=20)
     os.kill(driver.pid, signal.SIGKILL)
     driver.join()
-    at = rundir.checkpoint_versions()[-1]
+    at = rundir.checkpoints.versions()[-1]
     with nothing_left(within_s=10):
         result = resume(tmp_path, optimizer="adam", epochs=20, max_failures=None)
     with TemporaryDirectory() as storage:

@@ -1,71 +1,11 @@
-"""What limits a step: planted in made-up rows of the ledger, and named by the verdict, the log line and the tables."""
-
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+"""What limits a step: planted in made-up rows of the ledger, and named by the verdict."""
 
 import pytest
 
-from deploy.measure.table import closing_line, tables
-from deploy.measure.verdict import Verdict, log_line, verdict
-from deploy.measure.window import Window
-from deploy.report.words import headline
-from ps.ledger import ServerRow, ShardTraffic, WorkerRow
+from deploy.measure.verdict import Verdict, verdict
+from ps.ledger import ServerRow, WorkerRow
+from tests.deploy.steps import COMPUTE, MB, THIN, ranks, step_of, window_of, with_bytes
 
-MB = 1_000_000
-TIMES = ("push_s", "pull_s", "busy_s")
-
-
-def step_of(
-    workers: Sequence[dict[str, float]],
-    shards: Sequence[dict[str, Any]] = ({"push_s": 0.02}, {"push_s": 0.02}),
-    shard_bytes: int = MB,
-) -> list[WorkerRow | ServerRow]:
-    """One step; ranks that are done early wait for the slowest. `busy_s` of a shard: what every rank saw of it."""
-    lengths = [sum(value for name, value in spans.items() if name != "link_bytes_per_s") for spans in workers]
-    slowest = lengths.index(max(lengths))
-    rows: list[WorkerRow | ServerRow] = []
-    for rank, spans in enumerate(workers):
-        wait_s = max(lengths) - lengths[rank]
-        traffic = [
-            ShardTraffic(
-                shard=shard, push_bytes=shard_bytes, pull_bytes=shard_bytes, **({"busy_s": 0.04} | {k: v for k, v in fields.items() if k in TIMES})
-            )
-            for shard, fields in enumerate(shards)
-        ]
-        rows.append(
-            WorkerRow(
-                rank=rank,
-                step=0,
-                time_s=0.0,
-                step_s=max(lengths),
-                barrier_wait_s=wait_s,
-                waits_for=slowest if wait_s else None,
-                exposed_s=max(lengths) - spans.get("compute_s", 0.0) - spans.get("data_wait_s", 0.0),
-                shards=traffic,
-                **{"backward_s" if name == "compute_s" else name: value for name, value in spans.items()},  # type: ignore[arg-type]
-            )
-        )
-    for shard, fields in enumerate(shards):
-        own = {name: value for name, value in fields.items() if name not in TIMES}
-        moved = {"ingress_bytes": shard_bytes * len(workers), "egress_bytes": shard_bytes * len(workers)}
-        rows.append(ServerRow(shard=shard, step=0, time_s=0.0, **(moved | own)))
-    return rows
-
-
-def window_of(*steps: list[WorkerRow | ServerRow]) -> Window:
-    window = Window()
-    for number, rows in enumerate(steps):
-        window.add(number, rows)
-    return window
-
-
-def ranks(number: int, **spans: float) -> list[dict[str, float]]:
-    return [dict(spans) for _ in range(number)]
-
-
-COMPUTE = {"data_wait_s": 0.01, "compute_s": 0.30, "apply_s": 0.02, "receive_s": 0.04}
-THIN = {"compute_s": 0.05, "send_s": 0.25, "receive_s": 0.10, "apply_s": 0.01}
 FAST_SHARD = {"push_s": 0.05, "busy_s": 0.08}
 
 PLANTED = [
@@ -168,18 +108,6 @@ def test_the_planted_bottleneck_is_named(rows: list[WorkerRow | ServerRow], expe
 
 def verdict_of(rows: list[WorkerRow | ServerRow], steps: int = 10) -> Verdict:
     return verdict(window_of(*[rows] * steps))
-
-
-def with_bytes(rows: list[WorkerRow | ServerRow], sizes: Sequence[int]) -> list[WorkerRow | ServerRow]:
-    """The step with so many bytes of each shard, of every rank and both ways."""
-    changed: list[WorkerRow | ServerRow] = []
-    for row in rows:
-        if isinstance(row, WorkerRow):
-            changed.append(replace(row, shards=[replace(t, push_bytes=sizes[t.shard], pull_bytes=sizes[t.shard]) for t in row.shards]))
-        else:
-            moved = sizes[row.shard] * sum(isinstance(other, WorkerRow) for other in rows)
-            changed.append(replace(row, ingress_bytes=moved, egress_bytes=moved))
-    return changed
 
 
 def test_a_rank_that_computes_a_third_longer_is_named_where_all_compute_most_of_the_step() -> None:
@@ -288,91 +216,3 @@ def test_a_rank_that_is_slower_in_some_steps_and_quicker_in_as_many_is_not_to_bl
 def test_a_rank_that_is_slow_in_two_steps_may_be_so_by_chance() -> None:
     rows = step_of([COMPUTE, COMPUTE | {"compute_s": 0.6}])
     assert [verdict_of(rows, steps).resource for steps in (2, 3)] == ["compute", "rank 1's compute"]
-
-
-def test_no_step_is_no_verdict() -> None:
-    assert str(verdict(Window())) == ""
-    assert log_line(7, Window()) == "step 7 | no step has ended since the last line"
-    assert tables(Window()) == []
-
-
-def test_the_log_line_names_step_time_exposure_bottleneck_and_wait() -> None:
-    shards = [{"push_s": 0.2}, {"push_s": 0.425, "link_bytes_per_s": 10.0 * MB}]
-    rows = step_of([*ranks(3, **THIN), THIN | {"compute_s": 0.13}], shards)
-    assert log_line(1200, window_of(rows)) == (
-        "step 1200 | 0.49 s | exposed comm 86% | bottleneck: shard 1 ingress 9.4 of 10.0 MB/s | waits for rank 3: 0.08 s"
-    )
-    assert log_line(3, window_of(step_of(ranks(2, **COMPUTE)))) == "step 3 | 0.37 s | exposed comm 16% | bottleneck: compute 0.30 s of 0.37 s"
-
-
-def test_tables_tell_seconds_by_worker_and_bytes_by_shard() -> None:
-    workers, shards = tables(window_of(step_of(ranks(2, **COMPUTE)), step_of(ranks(2, **COMPUTE))))
-    assert [row[0] for row in workers.rows] == ["worker 0", "worker 1"]
-    assert workers.columns[1:4] == ["step", "data wait", "backward"]
-    assert list(workers.rows[0][1:4]) == ["0.37 s", "10.0 ms", "0.30 s"]
-    assert [list(row[:3]) for row in shards.rows] == [["shard 0", "4.0 MB", "4.0 MB"], ["shard 1", "4.0 MB", "4.0 MB"], ["total", "8.0 MB", "8.0 MB"]]
-    assert len({len(line) for line in workers.plain().splitlines()[1:]}) == 1
-    assert closing_line(window_of(step_of(ranks(2, **COMPUTE)))).startswith("1 step of 0.37 s, exposed comm 16% | bottleneck: compute")
-
-
-def test_a_run_whose_steps_are_all_recoveries_says_so() -> None:
-    rows = step_of(ranks(2, **COMPUTE))
-    assert isinstance(rows[0], WorkerRow)
-    rows[0].rejoined = True
-    said = "process came back in every step that has ended: 1 step, 0.37 s in all"
-    assert closing_line(window_of(rows)) == f"a {said}"
-    assert headline(window_of(rows)).startswith(f"A {said}. ")
-
-
-def staged(*stages: dict[str, float], num_workers: int = 2, micro_batches: int = 2, samples: int = 64) -> list[WorkerRow | ServerRow]:
-    """One step of ranks of these stages, of which the last counts samples."""
-    rows = step_of([*stages] * num_workers)
-    for row in rows:
-        if isinstance(row, WorkerRow):
-            row.num_stages, row.micro_batches = len(stages), micro_batches
-            row.samples = samples if row.rank % len(stages) == len(stages) - 1 else 0
-    return rows
-
-
-EVEN = {"forward_s": 0.02, "backward_s": 0.04, "bubble_s": 0.03, "receive_s": 0.005}
-UNEVEN = [EVEN | {"bubble_s": 0.09}, EVEN | {"forward_s": 0.05, "backward_s": 0.09, "bubble_s": 0.01}]
-PIPELINES = [
-    pytest.param(staged(EVEN, EVEN), "pipeline bubble 32%: raise micro_batches to 8", id="too few micro-batches"),
-    pytest.param(staged(*[EVEN] * 3), "pipeline bubble 32%: raise micro_batches to 16", id="of three stages"),
-    pytest.param(staged(EVEN, EVEN, num_workers=1), "pipeline bubble 32%: raise micro_batches to 8", id="of one rank"),
-    pytest.param(staged(EVEN, EVEN, samples=4), "pipeline bubble 32% with 2 micro-batches", id="more than there are samples"),
-    pytest.param(staged(EVEN, EVEN, micro_batches=8), "pipeline bubble 32% with 8 micro-batches", id="enough of them"),
-    pytest.param(staged(*UNEVEN), "stage 1's compute 0.14 s, others 0.06 s: move blocks (pipeline.balance)", id="one stage has more to do"),
-    pytest.param(staged(*[EVEN | {"bubble_s": 0.008}] * 2), "compute 0.06 s of 0.07 s", id="small"),
-    pytest.param(staged(*[EVEN | {"receive_s": 0.08}] * 2), "transport of all shards", id="something else is longer"),
-]
-
-
-@pytest.mark.parametrize(("rows", "expected"), PIPELINES)
-def test_what_holds_stages_up_is_named(rows: list[WorkerRow | ServerRow], expected: str) -> None:
-    found = verdict(window_of(*[rows] * 10))
-    assert str(found).startswith(expected)
-    assert sum(found.shares.values()) == pytest.approx(1.0)
-
-
-def test_what_each_stage_passes_on_and_its_most_memory_are_shown() -> None:
-    steps = [staged(EVEN, EVEN, num_workers=1) for _ in range(2)]
-    for step, peaks in zip(steps, ((300 * MB, 200 * MB), (310 * MB, None)), strict=True):
-        for row, peak in zip(step, peaks, strict=False):
-            assert isinstance(row, WorkerRow)
-            row.peak_bytes, row.passed_bytes = peak, 3 * MB
-    shown = tables(window_of(*steps))[0]
-    assert (shown.columns[-2:], [row[-2:] for row in shown.rows]) == (["passed", "peak"], [["3.0 MB", "310.0 MB"], ["3.0 MB", "200.0 MB"]])
-    assert "peak" not in tables(window_of(step_of([EVEN, EVEN])))[0].columns
-
-
-def test_a_slow_rank_is_told_from_a_slow_stage_by_the_same_stage_of_others() -> None:
-    rows = [row for row in staged(*[EVEN] * 2, num_workers=3, micro_batches=8) if isinstance(row, WorkerRow)]
-    rows[3].backward_s, rows[3].step_s = 0.1, 0.155
-    for row in rows:
-        row.bubble_s = 0.01
-        row.barrier_wait_s = 0.0 if row is rows[3] else 0.06
-        row.waits_for = None if row is rows[3] else 3
-    found = window_of(*[rows] * 10)
-    assert str(verdict(found)) == "rank 1 stage 1's compute 0.12 s, others 0.06 s"
-    assert log_line(9, found).endswith("waits for rank 1 stage 1: 0.06 s")

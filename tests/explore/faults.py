@@ -133,7 +133,7 @@ def haunt(world: "World", successor: Member) -> None:
     for member in world.former:
         if member.number == successor.number and member.is_dead and not successor.is_dead and None not in successor.joined:
             world.count("late copy")
-            member.gradients[:] = 7
+            member.memory.gradients[:] = 7
 
 
 def read(world: "World") -> None:

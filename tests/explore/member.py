@@ -1,4 +1,4 @@
-"""A worker process: the models' member (the real Exchange and NormRelay), with bytes, streams and the real rank state."""
+"""A worker process: the models' member (the real Exchange and NormRelay), with memory and streams."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,15 +9,12 @@ import numpy.typing as npt
 
 from protos import pserver_pb2 as pb
 from ps import frame
-from ps.codecs import is_lossy, lossy_codec
-from ps.contribution import Contribution, Encoder
 from ps.errors import VersionGone
 from ps.frame import Bytes
 from ps.layout import Layout, Run
-from ps.rank_state import RankState
 from tests.explore.clock import Killed, Process
 from tests.explore.group import Group
-from tests.explore.job import SEED
+from tests.explore.member_memory import MemberMemory
 from tests.explore.wire import Wire
 from tests.ps.models.core import Violation
 from tests.ps.models.member import END, INIT, JOIN, PULL, READY, STEP, Habits, MemberModel
@@ -42,11 +39,7 @@ class Member(MemberModel, Process):
         self.met_at = -1
         """Newest version that all stages of the rank have landed."""
         Process.__init__(self, f"rank {rank}.{incarnation}" if group is None else f"rank {rank} stage {stage}.{incarnation}")
-        self.landing = (np.zeros(job.layout.flat_bytes, np.uint8), np.zeros(job.layout.flat_bytes, np.uint8))
-        self.gradients: Bytes = np.zeros(job.layout.flat_bytes, np.uint8)
-        """Its segment, if payload stays there."""
-        self.state = self._rank_state(rank)
-        self.encoders = [Encoder(shard, job.push_format, self.state) for shard in job.layout.shards]
+        self.memory = MemberMemory(job, rank, world.residuals[rank])
         self.members = [pb.Member(rank=rank, stage=stage, incarnation=incarnation, generation=1) for _ in job.layout.shards]
         self.wires: list[Wire | None] = [None] * job.num_servers
         self.asked: set[Any] = set()
@@ -66,14 +59,6 @@ class Member(MemberModel, Process):
     @property
     def number(self) -> int:
         return self.rank * self.world.job.num_stages + self.stage
-
-    def _rank_state(self, rank: int) -> RankState | None:
-        job = self.world.job
-        if not is_lossy(job.push_format):
-            return None
-        codec = lossy_codec(job.push_format, job.settings(0).comm.topk_fraction)
-        skips = job.optimizer.nonfinite == "skip"
-        return RankState(self.world.residuals[rank], job.layout, codec, seed=SEED, rank=rank, skip_nonfinite=skips, key=bytes(32))
 
     # -- what can be done now --------------------------------------------------------------------------------
 
@@ -138,7 +123,7 @@ class Member(MemberModel, Process):
     # -- join, init, pull ------------------------------------------------------------------------------------
 
     def _ask_to_join(self, shard: int) -> None:
-        segment = self.gradients if self.world.job.shared else None
+        segment = self.memory.gradients if self.world.job.shared else None
         member = pb.Member.FromString(self.members[shard].SerializeToString())
         self._call(("join", shard), shard, lambda server, answer: server.join(member, segment, answer), lambda *got: self._has_joined(shard, *got))
 
@@ -163,8 +148,7 @@ class Member(MemberModel, Process):
     def _start_version(self, versions: list[int]) -> int:
         version = super()._start_version(versions)
         self.world.has_joined(self)
-        if self.state:
-            self.state.resume(max(version, 0), skipped=any(s for s, v in zip(self.skipped, self.joined, strict=True) if v == version))
+        self.memory.resume(max(version, 0), skipped=any(s for s, v in zip(self.skipped, self.joined, strict=True) if v == version))
         return version
 
     # -- with the other stages of the rank -------------------------------------------------------------------
@@ -233,7 +217,7 @@ class Member(MemberModel, Process):
             self.pulled(shard, chunk, None)
             return
         self.world.count("pull")
-        self._take_bytes(shard, version, Run(chunk, chunk + 1), frame.decode(data)[1])
+        self.memory.land(shard, version, Run(chunk, chunk + 1), frame.decode(data)[1])
         self.pulled(shard, chunk, version)
 
     def give_up_streams(self) -> None:
@@ -242,11 +226,6 @@ class Member(MemberModel, Process):
                 wire.close()
             self.wires[shard] = None
 
-    def _take_bytes(self, shard: int, version: int, run: Run, payload: Bytes) -> None:
-        if payload.tobytes() != self.world.job.bytes_of(shard, run, version):
-            raise Violation(f"rank {self.rank} gets other bytes than the reference's as version {version} of chunks {run} of shard {shard}")
-        frame.land(payload, self.landing[version % 2], self.layout.shards[shard], run, flat=True)
-
     # -- a step ----------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
@@ -254,17 +233,14 @@ class Member(MemberModel, Process):
         if self.group and self.met_at < self.version:
             self._has_landed()
             return
-        if self.state and self.state.version < self.version:
-            known = self.relay.known().values()
-            skipped = self.state.skip_nonfinite and not all(np.isfinite(squares).all() for squares in known)
-            self.state.settle(self.version - 1, skipped=skipped)
+        self.memory.settle(self.version, self.relay.known().values())
         if self.world.job.plan.decides(self.version) and self.reported < self.version:
             self.mode = REPORT
             return
         self.mode = STEP
         self.exchange.begin(self.version)
         self.relay.begin()
-        self._compute()
+        self.memory.compute(self.version)
         for tensor in range(len(self.layout.specs)):
             ready = partial(self._is_ready, self.version, tensor)
             self.world.clock.after(self.world.rng.uniform(0, self.world.compute_s[self.rank]), self, ready)
@@ -274,32 +250,16 @@ class Member(MemberModel, Process):
         if self.mode == STEP and self.exchange.step == step:
             self.go_on(lambda: self.exchange.ready([tensor]))
 
-    def _compute(self) -> None:
-        job, step = self.world.job, self.version
-        params = job.tensors(self.landing[step % 2] if step else job.reference[0])
-        for tensor, view in enumerate(job.tensors(self.gradients)):
-            view[:] = job.gradient(tensor, params[tensor], self.rank, step)
-        present = np.array([not job.is_absent(tensor, self.rank, step) for tensor in range(len(params))])
-        self.contribution = Contribution(step, job.weight(self.rank, step), self.gradients, present)
-
     def _pump(self) -> None:
         while self.mode == STEP and (found := self.send()):
             shard, index, _, receipt_may_wait = found
             run, wire = self.frames[shard][index], self.wires[shard]
             assert wire
-            for kind, part in self.contribution.parts(self.layout.shards[shard], run):
+            for kind, part in self.memory.parts(shard, run):
                 sequence = len(self.sequences[shard]) + 1
                 self.sequences[shard][sequence] = index if part.stop == run.stop else -1
-                encoded = self.encoders[shard].encode(
-                    self.members[shard],
-                    kind,
-                    part,
-                    self.contribution,
-                    sequence,
-                    shared=self.world.job.shared,
-                    receipt_may_wait=receipt_may_wait,
-                )
-                self.world.push(wire, encoded.data)
+                data = self.memory.encode(self.members[shard], shard, kind, part, sequence, receipt_may_wait=receipt_may_wait)
+                self.world.push(wire, data)
         for shard in self.exchange.overdue() if self.mode == STEP else ():
             wire = self.wires[shard]
             assert wire
@@ -329,7 +289,7 @@ class Member(MemberModel, Process):
     def _landed(self, shard: int, header: pb.FrameHeader, payload: Bytes) -> None:
         run, version = Run(header.first_chunk, header.first_chunk + header.num_chunks), int(header.step)
         if self.exchange.may_land(shard, version, run):
-            self._take_bytes(shard, version, run, payload)
+            self.memory.land(shard, version, run, payload)
             self.world.count("landed")
         self.receive(shard, ("params", version, (run.first, run.stop), (version,) * len(run)))
 
@@ -353,7 +313,7 @@ class Member(MemberModel, Process):
             return
         self.asked.add(REPORT)
         version = self.version
-        sums = self.world.job.tensors(self.landing[version % 2])[-1].tolist()
+        sums = self.memory.sums(version)
 
         def done(result: Any) -> None:
             self.asked.discard(REPORT)

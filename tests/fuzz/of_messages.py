@@ -12,7 +12,8 @@ from ps import frame
 from ps.agreement import model_from
 from ps.checkpoints.of_shard import Restoring
 from ps.codecs import CODECS, Seed
-from ps.config import EXACT, CheckpointConfig, Saving
+from ps.comm import EXACT
+from ps.config import CheckpointConfig, Saving
 from ps.credentials import role_of_token, token_of
 from ps.host import ShardHost
 from ps.layout import Layout, Run, TensorSpec

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ps.config import CommConfig, OptimizerConfig, ScheduleConfig, ServerSettings, from_json, parse_rate, to_json
+from ps.comm import CommConfig, parse_rate
+from ps.config import OptimizerConfig, ScheduleConfig, ServerSettings, from_json, to_json
 
 FULL = ServerSettings(
     run_id="r",

@@ -10,7 +10,7 @@ import pytest
 from protos import pserver_pb2 as pb
 from ps.control import EpochSums, ServerAddress
 from ps.control_client import ControlClient, Heart, Progress
-from ps.errors import Fenced, MalformedFrame, Stopped
+from ps.errors import Fenced, MalformedFrame, PserverError, Stopped
 from ps.ledger import RowBuffer, ServerRow
 from ps.roles import Role
 from ps.security import CALLS_AT_ONCE
@@ -64,7 +64,7 @@ def test_an_epoch_is_answered_to_all_ranks_when_the_last_has_reported(driver: Dr
 
 def test_a_waiting_report_ends_when_the_run_stops(driver: Driver) -> None:
     client = driver.client(0)
-    ended: SimpleQueue[BaseException] = SimpleQueue()
+    ended: SimpleQueue[PserverError] = SimpleQueue()
     in_thread(ended, lambda: client.report_epoch(EpochSums(4, {}, {})))
     driver.servicer.stop()
     assert str(ended.get(timeout=10)) == "the run ends"
@@ -77,7 +77,7 @@ def test_no_thread_is_kept_for_a_process_that_has_died_in_its_report(driver: Dri
     for incarnation in range(1, 2 * CALLS_AT_ONCE):
         client = driver.client(0)
         assert client.member.incarnation == incarnation
-        ended: SimpleQueue[BaseException] = SimpleQueue()
+        ended: SimpleQueue[PserverError] = SimpleQueue()
         in_thread(ended, lambda c=client: c.report_epoch(EpochSums(4, {}, {})))
         until(lambda: driver.guard._guard._running[role] == 1)
         client.close()
@@ -87,11 +87,11 @@ def test_no_thread_is_kept_for_a_process_that_has_died_in_its_report(driver: Dri
     assert driver.client(0).report_epoch(EpochSums(4, {}, {})) is False
 
 
-def in_thread(ended: "SimpleQueue[BaseException]", call: Callable[[], object]) -> None:
+def in_thread(ended: "SimpleQueue[PserverError]", call: Callable[[], object]) -> None:
     def run() -> None:
         try:
             call()
-        except BaseException as error:
+        except PserverError as error:
             ended.put(error)
 
     threading.Thread(target=run, daemon=True).start()

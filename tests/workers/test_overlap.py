@@ -24,14 +24,18 @@ def job(name: str, *, overlap: bool = True, accumulate: int = 1, **task: Any) ->
     return Job(task=Overlapped(name=name, **task), train=train, overlap=overlap)
 
 
-def watched(alone: Alone, seen: dict[str, set[str]]) -> None:
-    """Notes what has not landed when each layer's forward begins."""
+def away_in_second_step(alone: Alone) -> dict[str, set[str]]:
+    """What has not landed when each layer's forward begins."""
+    alone.step()
+    seen: dict[str, set[str]] = {}
 
     def note(name: str, module: nn.Module, inputs: Any) -> None:
         seen[name] = seen.get(name, set()) | alone.lazy.away
 
     for name, module in alone.bound.model.named_modules():
         module.register_forward_pre_hook(partial(note, name))
+    alone.step()
+    return seen
 
 
 def trained(job: Job) -> tuple[Alone, dict[str, torch.Tensor], list[float]]:
@@ -63,49 +67,29 @@ def test_micro_batches_without_weight_change_no_bit(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"weights made by hooks", "batch statistics", "branches"}))
 def test_the_first_layer_computes_before_the_last_has_landed(name: str) -> None:
-    alone = Alone(job(name))
-    alone.step()
-    seen: dict[str, set[str]] = {}
-    watched(alone, seen)
-    alone.step()
+    seen = away_in_second_step(Alone(job(name)))
     assert {"head.weight", "head.bias"} <= seen[""]
     assert not any(key.startswith("head.") for key in seen["head"])
 
 
 def test_every_layer_waits_for_its_own_alone() -> None:
-    alone = Alone(job("layer called twice"))
-    alone.step()
-    seen: dict[str, set[str]] = {}
-    watched(alone, seen)
-    alone.step()
+    seen = away_in_second_step(Alone(job("layer called twice")))
     assert seen["between"] == {"head.weight", "head.bias", "pserver.sums"}
 
 
 def test_what_no_forward_of_its_own_uses_is_waited_for_by_the_layer_around() -> None:
-    alone = Alone(job("attention"))
-    alone.step()
-    seen: dict[str, set[str]] = {}
-    watched(alone, seen)
-    alone.step()
+    seen = away_in_second_step(Alone(job("attention")))
     assert "attention.out_proj.weight" in seen["inner"] - seen["attention"]
     assert "attention.out_proj" not in seen
 
 
 def test_what_is_used_before_the_model_is_called_is_waited_for_at_the_start() -> None:
-    alone = Alone(job("layer called twice", decay=True))
-    alone.step()
-    seen: dict[str, set[str]] = {}
-    watched(alone, seen)
-    alone.step()
+    seen = away_in_second_step(Alone(job("layer called twice", decay=True)))
     assert seen[""] == {"pserver.sums"}
 
 
 def test_what_the_first_step_has_not_used_is_waited_for_at_the_start() -> None:
-    alone = Alone(job("branches"))
-    alone.step()
-    seen: dict[str, set[str]] = {}
-    watched(alone, seen)
-    alone.step()
+    seen = away_in_second_step(Alone(job("branches")))
     assert not any(key.startswith("never.") for key in seen[""])
 
 

@@ -6,18 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from workers.data import TensorData
-from workers.task import Task
+from workers.tasks.classification import Classification
 
 NUM_TRAIN = 1437
 """Scans of the training part; the other 360 validate."""
 
 
 @dataclass(frozen=True)
-class Digits(Task):
+class Digits(Classification):
     """A perceptron with two hidden layers on a fixed split of the scans."""
 
     hidden: int = 64
@@ -44,14 +43,6 @@ class Digits(Task):
 
     def validation_data(self) -> TensorData:
         return _scans(slice(NUM_TRAIN, None))
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        pixels, digits = batch
-        return functional.cross_entropy(model(pixels), digits)
-
-    def metrics(self, model: nn.Module, batch: Any) -> dict[str, float]:
-        pixels, digits = batch
-        return {"accuracy": float((model(pixels).argmax(1) == digits).sum())}
 
 
 def rows() -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -3,15 +3,13 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ps.errors import ConfigError
 from workers.data import TensorData
-from workers.task import Task
+from workers.tasks.classification import Classification
 from workers.tasks.idx import read_idx
 
 SYSTEM_DIR = Path("/usr/share/datasets/fashion-mnist")
@@ -39,7 +37,7 @@ class Standardise(nn.Module):
 
 
 @dataclass(frozen=True)
-class FashionMNIST(Task):
+class FashionMNIST(Classification):
     """Two convolutions and two dense layers on the raw bytes; validates on the test pictures."""
 
     data_dir: str | None = None
@@ -69,14 +67,6 @@ class FashionMNIST(Task):
 
     def validation_data(self) -> TensorData:
         return self._pictures("t10k")
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        pixels, classes = batch
-        return functional.cross_entropy(model(pixels), classes)
-
-    def metrics(self, model: nn.Module, batch: Any) -> dict[str, float]:
-        pixels, classes = batch
-        return {"accuracy": float((model(pixels).argmax(1) == classes).sum())}
 
     def _pictures(self, part: str) -> TensorData:
         """uint8 pixels [n, 1, 28, 28] and int64 classes of the files of `part`, checked."""

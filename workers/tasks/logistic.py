@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from workers.data import TensorData
-from workers.task import Task
+from workers.tasks.classification import Classification
 from workers.tasks.digits import Digits
 
 
 @dataclass(frozen=True)
-class Logistic(Task):
+class Logistic(Classification):
     """No hidden layer; cross entropy + l2/2 * |w|^2 over weights and biases.
 
     The penalty makes the Hessian >= l2 in every direction; without it, adding one vector to all classes changes nothing.
@@ -35,10 +34,5 @@ class Logistic(Task):
         return Digits().validation_data()
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        pixels, digits = batch
-        penalty = sum((p.square().sum() for p in model.parameters()), start=pixels.new_zeros(()))
-        return functional.cross_entropy(model(pixels), digits) + self.l2 / 2 * penalty
-
-    def metrics(self, model: nn.Module, batch: Any) -> dict[str, float]:
-        pixels, digits = batch
-        return {"accuracy": float((model(pixels).argmax(1) == digits).sum())}
+        penalty = sum((p.square().sum() for p in model.parameters()), start=batch[0].new_zeros(()))
+        return super().loss(model, batch) + self.l2 / 2 * penalty

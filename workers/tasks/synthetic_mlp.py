@@ -1,19 +1,17 @@
 """A perceptron of any size on generated data, for benchmarks."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from workers.data import TensorData
-from workers.task import Task
+from workers.tasks.classification import Classification
 
 
 @dataclass(frozen=True)
-class SyntheticMLP(Task):
+class SyntheticMLP(Classification):
     """Learns the classes that a random linear map gives to Gaussian inputs."""
 
     inputs: int = 1024
@@ -49,14 +47,6 @@ class SyntheticMLP(Task):
 
     def validation_data(self) -> TensorData:
         return self._data(part=2, num_samples=self.samples // 8)
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        inputs, classes = batch
-        return functional.cross_entropy(model(inputs), classes)
-
-    def metrics(self, model: nn.Module, batch: Any) -> dict[str, float]:
-        inputs, classes = batch
-        return {"accuracy": float((model(inputs).argmax(1) == classes).sum())}
 
     def _data(self, part: int, num_samples: int) -> TensorData:
         teacher = np.random.default_rng((self.seed, 0)).standard_normal((self.inputs, self.classes), dtype=np.float32)

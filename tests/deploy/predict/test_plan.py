@@ -181,6 +181,12 @@ def test_the_command_prints_json_and_text(capsys: pytest.CaptureFixture[str]) ->
     assert "bottleneck:" in text and "ring all-reduce" in text
 
 
+def test_what_a_model_by_hand_prints_stays_off_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loud_model.py").write_text("print('loud')\nfrom workers.tasks.digits import Digits as Mine\n")
+    told, _ = json_and_text(capsys, "plan", "--model", f"{tmp_path}/loud_model.py:Mine", "--compute-ms", "1", "--bandwidth", "100mbit")
+    assert told["workers"] == 2
+
+
 def test_links_of_virtual_hosts_are_no_shared_memory_and_each_rank_has_its_own() -> None:
     comm = CommConfig(bandwidth="100mbit", worker_bandwidth={1: "8mbit"}, shaping="links")
     scenario = replace(BASE, hosts="one", comm=comm)

@@ -9,7 +9,7 @@ from tests.ps.models.core import Model
 from tests.ps.models.groups import Groups, GroupsThatBeginApart, GroupsThatLeaveTheirOwn, GroupsWithoutGate
 from tests.ps.models.member import INIT, STEP, Habits
 from tests.ps.models.reader import ReaderWorld, ReaderWorldWithoutSecondCheck
-from tests.ps.models.shard import Rules
+from tests.ps.models.rules import Rules
 from tests.ps.models.world import Setup, World
 
 ONE_CHUNK = 8

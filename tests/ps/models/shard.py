@@ -2,21 +2,18 @@
 of which may do its next write at any time. What ps.shard does with bytes is done with labels here.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ps.barrier import Answer, Barrier, Complete, Sum, Verdict
-from ps.layout import IntArray, Layout, Run
-from ps.norms import NormDelivery, NormExchange
-from ps.store import Store
+from ps.barrier import Answer, Complete, Sum, Verdict
+from ps.layout import Layout, Run
+from ps.norms import NormExchange
 from tests.ps.models.core import Component, Violation, fields, set_fields
+from tests.ps.models.rules import Rules
+from tests.ps.models.shard_memory import ShardMemory, square_of
 
 GENERATION = 1
-TORN = -7
-"""Label of bytes that are being overwritten."""
 
 Part = tuple[int, int]
 Message = tuple[Any, ...]
@@ -24,45 +21,9 @@ Mail = tuple[tuple[int, Message], ...]
 """(member, message) for the members' present streams; a rank that is not split is one member, of its number."""
 
 
-class Killed(Exception):
-    """The process dies here."""
-
-
-class _DiesWhenRead:
-    def __array__(self, *_: object, **__: object) -> np.ndarray:
-        raise Killed
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What a shard is made of: controls replace one of the classes, or one of the orders."""
-
-    barrier: type[Barrier] = Barrier
-    store: type[Store] = Store
-    delivery: type[NormDelivery] = NormDelivery
-    absent: Callable[[int, int, int], bool] = lambda rank, step, chunk: False
-    bound: int = 1 << 30
-    two_phase: bool = False
-    separate_writes: bool = True
-    """The writes of an apply are separate events."""
-    receipts: bool = False
-    """Frames are answered by a receipt; else credits are not looked at."""
-    slow_receipts: bool = False
-    """The thread that took a frame may be overtaken before it sends the receipt."""
-    slow_holding: bool = False
-    """So may it be before it holds a receipt for the answer."""
-    slow_sums: bool = False
-    """Sums are separate events."""
-
-
 def weight_of(rank: int) -> float:
     """A weight that tells the rank."""
     return 1.0 + rank
-
-
-def square_of(step: int, chunk: int) -> float:
-    """The squared norm of a chunk of the whole layout at a step."""
-    return 1.0 + 100 * step + chunk
 
 
 class ShardModel(Component):
@@ -72,14 +33,11 @@ class ShardModel(Component):
         super().__init__()
         self.rules, self.index, self.num_workers, self.num_stages = rules, index, num_workers, num_stages
         self.whole, self.layout = layout, layout.shards[index]
-        num_norms = len(layout) if rules.two_phase else 0
-        size = Store.size_bytes(self.layout, slots=1, num_norms=num_norms)
-        self.memory = np.zeros(size, np.uint8)
-        self.store = rules.store(self.memory, self.layout, slots=1, num_norms=num_norms, key=bytes(32))
-        self.store.format()
+        self.memory = ShardMemory(rules.store, layout, index, self._absent_from_all, two_phase=rules.two_phase)
+        self.store = self.memory.store
         if initialised:
             for chunk in range(len(self.layout)):
-                self._init(chunk)
+                self.memory.init(chunk)
         self._start()
 
     def _start(self) -> None:
@@ -101,35 +59,22 @@ class ShardModel(Component):
 
     def save(self) -> Any:
         volatile = self.newest, self.tasks, self.sums, self.pending, self.held, self.receipts
-        return self.memory.tobytes(), self._barrier_fields(), fields(self.norms), fields(self.delivery), volatile
+        return self.memory.save(), self._barrier_fields(), fields(self.norms), fields(self.delivery), volatile
 
     def _barrier_fields(self) -> Any:
         return fields(self.barrier, "_words", "_sizes")
 
     def load(self, saved: Any) -> None:
         memory, barrier, norms, delivery, volatile = saved
-        self.memory[:] = np.frombuffer(memory, np.uint8)
+        self.memory.load(memory)
         set_fields(self.barrier, barrier)
         set_fields(self.norms, norms)
         set_fields(self.delivery, delivery)
         self.newest, self.tasks, self.sums, self.pending, self.held, self.receipts = volatile
 
-    # -- labels ----------------------------------------------------------------------------------------------
-
-    def _label(self, version: int, run: Run) -> IntArray:
-        return self.store.params(version, run).view(np.int64)
-
-    def _check_label(self, version: int, chunk: int) -> None:
-        run = Run(chunk, chunk + 1)
-        for values in (self._label(version, run), self.store.state(version, run)[0].view(np.int64)):
-            if (values != version).any():
-                raise Violation(f"shard {self.index} holds {values[0]} as bytes of version {version} of chunk {chunk}")
-        expected = sum(not self._absent_from_all(step, chunk) for step in range(version))
-        if int(self.store.updates(version, run)[0]) != expected:
-            raise Violation(f"chunk {chunk} of version {version} counts {self.store.updates(version, run)[0]} updates, had {expected}")
-
     def _absent_from_all(self, step: int, chunk: int) -> bool:
-        return all(self.rules.absent(rank, step, self._id(chunk)) for rank in range(self.num_workers))
+        """`chunk`: of the whole layout."""
+        return all(self.rules.absent(rank, step, chunk) for rank in range(self.num_workers))
 
     def _id(self, chunk: int) -> int:
         return int(self.layout.chunks[chunk])
@@ -138,14 +83,10 @@ class ShardModel(Component):
 
     def facts(self) -> tuple[int, tuple[Message, ...], bool]:
         """Version, tasks and whether everything may be read that claims to be readable. Raises Violation."""
-        version = self.store.version
-        for claimed in (version, version - 1):
-            if claimed >= 0 and self.store.readable(claimed):
-                for chunk in range(len(self.layout)):
-                    self._check_label(claimed, chunk)
+        self.memory.check_readable()
         if self.barrier.early_bytes > self.rules.bound:
             raise Violation(f"{self.barrier.early_bytes} early bytes, bound {self.rules.bound}")
-        return version, self.tasks, self.store.initialised
+        return self.store.version, self.tasks, self.store.initialised
 
     def read(self, version: int, chunk: int) -> int | None:
         """What a reader pinned to `version` copies; None: gone."""
@@ -153,7 +94,7 @@ class ShardModel(Component):
 
     def copy(self, version: int, chunk: int) -> int:
         """What lies at the place of `version`."""
-        return int(self._label(version, Run(chunk, chunk + 1))[0])
+        return int(self.memory.labels(version, Run(chunk, chunk + 1))[0])
 
     # -- members ---------------------------------------------------------------------------------------------
 
@@ -175,22 +116,15 @@ class ShardModel(Component):
 
     def kill_in_record(self, task: int) -> None:
         """The process dies while it writes a record."""
-        try:
-            self.store.record(self.tasks[task][1], _DiesWhenRead())  # type: ignore[arg-type]
-        except Killed:
-            self.store.norms[:] = TORN
+        self.memory.die_in_record(self.tasks[task][1])
         self._start()
 
     def init(self, chunk: int) -> Mail:
         """Initial bytes of a chunk, idempotent."""
         if self.store.words[chunk] >= 0:
             return ()
-        self._init(chunk)
+        self.memory.init(chunk)
         return tuple((member, ("ready",)) for member in range(len(self.newest))) if self.store.initialised else ()
-
-    def _init(self, chunk: int) -> None:
-        self._label(0, Run(chunk, chunk + 1))[:] = 0
-        self.store.words[chunk] = 0
 
     # -- contributions ---------------------------------------------------------------------------------------
 
@@ -275,7 +209,7 @@ class ShardModel(Component):
             return ()
         if not ((self.store.words[run.span] == answer.version).all() or self.store.readable(answer.version)):
             return ()
-        labels = tuple(int(self._label(answer.version, Run(c, c + 1))[0]) for c in range(run.first, run.stop))
+        labels = tuple(self.copy(answer.version, chunk) for chunk in range(run.first, run.stop))
         return (*self._send_norms(step), *self.ask(member), (member, ("params", answer.version, (run.first, run.stop), labels)))
 
     def ask(self, member: int) -> Mail:
@@ -316,7 +250,7 @@ class ShardModel(Component):
             self._begin_apply(part, weight)
             return ()
         if self.store.recorded_step == step:
-            self._check_record(step)
+            self.memory.check_record(step)
             self._begin_apply(part, weight)
             return ()
         self.held += ((part, weight),)
@@ -359,20 +293,11 @@ class ShardModel(Component):
         return ()
 
     def _overwrite(self, step: int, run: Run, weight: float) -> Mail:
-        """In the middle of the first overwrite."""
-        self._label(step + 1, run)[:] = TORN
+        self.memory.tear(step + 1, run)
         return ()
 
     def _write(self, step: int, run: Run, weight: float) -> Mail:
-        self.store.fill_next(step, run)
-        for chunk in range(run.first, run.stop):
-            one = Run(chunk, chunk + 1)
-            if (self._label(step + 1, one) != step).any():
-                raise Violation(f"step {step} of chunk {chunk} starts from {self._label(step + 1, one)[0]}")
-            self._label(step + 1, one)[:] = step + 1
-            self.store.state(step + 1, one)[0].view(np.int64)[:] = step + 1
-            if weight:
-                self.store.updates(step + 1, one)[:] += 1
+        self.memory.write(step + 1, run, counts=weight > 0)
         return ()
 
     def _words(self, step: int, run: Run, weight: float) -> Mail:
@@ -407,16 +332,11 @@ class ShardModel(Component):
         vectors = self.norms.all_vectors()
         assert vectors is not None
         self.store.record(step, vectors)
-        self._check_record(step)
+        self.memory.check_record(step)
         for part, weight in self.held:
             self._begin_apply(part, weight)
         self.held = ()
         return ()
-
-    def _check_record(self, step: int) -> None:
-        expected = [square_of(step, int(chunk)) for shard in self.whole.shards for chunk in shard.chunks]
-        if self.store.norms.tolist() != expected:
-            raise Violation(f"shard {self.index} decides step {step} by the norms {self.store.norms.tolist()}")
 
     def _send_norms(self, step: int) -> Mail:
         if not self.rules.two_phase:

@@ -7,7 +7,8 @@ from typing import Any
 from ps.layout import Layout, TensorSpec
 from tests.ps.models.core import Edge, Violation
 from tests.ps.models.member import END, INIT, JOIN, PULL, READY, STEP, Habits, MemberModel
-from tests.ps.models.shard import Rules, ShardModel
+from tests.ps.models.rules import Rules
+from tests.ps.models.shard import ShardModel
 
 Stream = tuple[int, tuple[Any, ...], tuple[Any, ...]] | None
 """Incarnation, messages on the way up, messages on the way down; None: broken."""
