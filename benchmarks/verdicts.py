@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Case:
     bandwidth: str | None = None
     wishes: Wishes = field(default_factory=Wishes)
     steps: int = STEPS
+    busy: int | None = None
+    """The shard whose host has a `size`-th of the processor time that it uses by itself: how much that is depends on the machine."""
 
     def __str__(self) -> str:
         return f"{self.kind} x{self.size:.1f}, {self.workers} x {self.servers}"
@@ -152,7 +154,7 @@ class Draw:
         shard = self._rng.randrange(servers)
         return Case(
             kind="busy server", size=size, workers=2, servers=servers, expected=f"CPU of shard {shard}'s host",
-            task={"sizes": [1 << 20] * 8, "compute_s": 0.02}, wishes=Wishes(hosts=(f"server-{shard}:cpus={0.8 / size:.3f}",)), steps=STEPS // 2,
+            task={"sizes": [1 << 20] * 8, "compute_s": 0.02}, steps=STEPS // 2, busy=shard,
         )  # fmt: skip
 
     def _layout(self) -> Case:
@@ -216,6 +218,16 @@ def trained(case: Case, config: Config, wishes: Wishes) -> RunDirectory:
     return RunDirectory(Path(outcome.path))
 
 
+def with_quota(case: Case) -> Case:
+    """As it is planted, after a run without, for a server that is to be busy."""
+    if case.busy is None:
+        return case
+    with tempfile.TemporaryDirectory() as folder:
+        steps = list(read_ledger(trained(case, case.config(folder), case.wishes).comm))
+    cpu_s = statistics.median(row.cpu_s for step in steps[WARMUP:] for row in step.servers if row.shard == case.busy)
+    return replace(case, wishes=Wishes(hosts=(f"server-{case.busy}:cpus={cpu_s / _step_s(steps) / case.size:.3f}",)))
+
+
 def tried(case: Case, change: Change, run: RunDirectory, folder: str) -> float:
     """The step of the run with the change."""
     halved = [f"task.{name}_s={case.task.get(f'{name}_s', 0.0) / 2}" for name in _HALVES if change.what.startswith(_HALVES[name])]
@@ -232,7 +244,7 @@ def _step_s(steps: Sequence[LedgerStep]) -> float:
 def main() -> None:
     arguments = _arguments()
     right, with_confidence, near = 0, 0, list[bool]()
-    for number, case in enumerate(Draw(arguments.seed).cases(arguments.cases)):
+    for number, case in enumerate(map(with_quota, Draw(arguments.seed).cases(arguments.cases))):
         with tempfile.TemporaryDirectory() as folder:
             run = trained(case, case.config(folder), case.wishes)
             seen = told(case, run)
