@@ -65,6 +65,8 @@ class Exchange:
         """Frames of each shard that have to leave yet, ready or not."""
         self._awaited = [[False] * len(runs) for runs in frames]
         """Frames on their way whose credit others need."""
+        self._num_awaited = [0] * len(frames)
+        """How many of each shard."""
         own = [np.ones(len(ids), np.bool_) for ids in tensors] if own is None else own
         self._foreign = [~mine for mine in own]
         self._landed = [np.ones(len(ids), np.bool_) for ids in tensors]
@@ -141,15 +143,17 @@ class Exchange:
                 self._sent[shard][index] = True
                 self._in_flight[shard] += 1
                 self._left[shard] -= 1
-                self._awaited[shard][index] = self._needs_credit(shard)
+                if self._needs_credit(shard):
+                    self._awaited[shard][index] = True
+                    self._num_awaited[shard] += 1
                 self._turn = (shard + 1) % len(self._frames)
                 return shard, index
         return None
 
     def _needs_credit(self, shard: int) -> bool:
         """Whether frames that have to leave yet need the credit of the one that leaves now beside those that are free or awaited already."""
-        credits = self._window - self.in_flight + sum(map(sum, self._awaited))
-        of_shard = self._share - self._in_flight[shard] + sum(self._awaited[shard])
+        credits = self._window - self.in_flight + sum(self._num_awaited)
+        of_shard = self._share - self._in_flight[shard] + self._num_awaited[shard]
         return credits < sum(self._left) or of_shard < self._left[shard]
 
     def awaits(self, shard: int, frame: int) -> bool:
@@ -159,12 +163,13 @@ class Exchange:
     def overdue(self) -> list[int]:
         """Shards to be asked for all receipts, now that no frame may leave: since a stream has ended more have to than were counted on, and wait for
         credits that need not come before the answers."""
-        full = {shard for shard, queue in enumerate(self._queue) if queue and self._in_flight[shard] >= self._share and not any(self._awaited[shard])}
-        if self.has_ready and self.in_flight >= self._window and not any(map(any, self._awaited)):
+        full = {shard for shard, queue in enumerate(self._queue) if queue and self._in_flight[shard] >= self._share and not self._num_awaited[shard]}
+        if self.has_ready and self.in_flight >= self._window and not any(self._num_awaited):
             full.update(range(len(self._frames)))
         asked = sorted(shard for shard in full if self._sent[shard] != self._awaited[shard])
         for shard in asked:
             self._awaited[shard] = list(self._sent[shard])
+            self._num_awaited[shard] = sum(self._sent[shard])
         return asked
 
     @property
@@ -177,6 +182,7 @@ class Exchange:
         if self._sent[shard][frame]:
             self._sent[shard][frame] = False
             self._in_flight[shard] -= 1
+            self._num_awaited[shard] -= self._awaited[shard][frame]
             self._awaited[shard][frame] = False
 
     def may_land(self, shard: int, version: int, run: Run) -> bool:
@@ -197,6 +203,7 @@ class Exchange:
         """Credits on the stream return; what has not landed must be pushed again on the next one."""
         self._in_flight[shard] = 0
         self._awaited[shard] = [False] * len(self._frames[shard])
+        self._num_awaited[shard] = 0
         self._left[shard] = sum(not self._landed[shard][run.span].all() for run in self._frames[shard])
         for index, run in enumerate(self._frames[shard]):
             self._sent[shard][index] = False
