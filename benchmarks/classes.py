@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.growth import filled
-from deploy.predict.classes import EVERY, Parts
+from deploy.predict.classes import EVERY, FINE
 from deploy.predict.costs import Costs
 from deploy.predict.scenario import Racks, Scenario, equal_tensors, tensors_of
 from deploy.predict.simulate import simulate
@@ -23,7 +23,6 @@ from workers.shapes import shapes_named
 PAGE = Path("docs/predict.md")
 MB = 1 << 20
 MUST = 0.01
-CLASSES = Parts(16, 16)
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def scenarios(workers: int, servers: int) -> Mapping[str, Scenario]:
 
 
 def compared(name: str, scenario: Scenario) -> Found:
-    found = Found(name, simulate(scenario, EVERY).step_s, simulate(scenario, CLASSES).step_s)
+    found = Found(name, simulate(scenario, EVERY).step_s, simulate(scenario, FINE).step_s)
     print(f"{name}: {found.error:+.2%}", file=sys.stderr, flush=True)
     return found
 

@@ -34,6 +34,8 @@ class Parts(NamedTuple):
 
 EVERY = Parts(sys.maxsize, sys.maxsize)
 """Every member alone, and every frame."""
+FINE = Parts(16, 16)
+"""Half as many of a kind that has more than MANY members."""
 ROUGH = Parts(8, 4)
 """To compare scenarios with: some are a few percent off, and take a sixth of the events."""
 
@@ -111,7 +113,8 @@ def fine_parts(scenario: Scenario) -> Parts:
     """With more classes the step is the same to a percent."""
     if _are_few(scenario):
         return EVERY
-    return Parts(*(16 if count <= MANY else 8 for count in (scenario.num_workers, scenario.num_servers)))
+    counts = scenario.num_workers, scenario.num_servers
+    return Parts(*(parts if count <= MANY else parts // 2 for parts, count in zip(FINE, counts, strict=True)))
 
 
 def classes_of(scenario: Scenario, layers: Layers, parts: Parts) -> Classes:

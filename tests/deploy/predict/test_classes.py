@@ -3,15 +3,13 @@
 import pytest
 
 from deploy.predict import floors
-from deploy.predict.classes import EVERY, ROUGH, Parts, fine_parts
+from deploy.predict.classes import EVERY, FINE, ROUGH, Parts, fine_parts
 from deploy.predict.costs import Costs
 from deploy.predict.plan import changed_steps
 from deploy.predict.scenario import Racks, equal_tensors
 from deploy.predict.simulate import simulate
 from ps.config import CommConfig
 from tests.deploy.predict.test_simulate import MB, scenario
-
-FINE = Parts(16, 16)
 
 
 @pytest.mark.parametrize(
