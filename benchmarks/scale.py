@@ -32,6 +32,8 @@ MEMORY_TENSORS = 8
 SLOTS = 2
 """Values that Adam keeps for every parameter."""
 WARMUP = 3
+CPUCLOCK_SCHED = 2
+"""Of Linux's clocks of a whole process."""
 
 
 def main() -> None:
@@ -108,9 +110,8 @@ def _cpu_us(pid: int, clients: Contender, workers: int, arguments: argparse.Name
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time of a process since its start."""
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
+    """CPU time of a process since its start, by the clock that clock_getcpuclockid(3) gives: /proc counts ticks of 10 ms, as much as 25 pushes take."""
+    return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED)
 
 
 def _memory(workers: int, arguments: argparse.Namespace) -> Row:

@@ -24,7 +24,7 @@ from ps.line import Line
 from ps.link_test import LinkTest
 from ps.member_state import MemberState
 from ps.norms import NormRelay
-from ps.pacing import Pacing, least_window
+from ps.pacing import Pacing, windows_of
 from ps.plan import Plan
 from ps.rank_state import RankState
 from ps.rejoin import Locate
@@ -75,11 +75,11 @@ class Client:
         ]
         clock = StepClock(member.rank * num_stages + member.stage, len(lines))
         frames, exchange = plan_frames(layout, lines, comm, Pacing())
-        least = least_window(num_workers, len(lines))
-        self._state = state = MemberState(member, layout, lines, landing, NormRelay(len(lines)), clock, exchange, least)
+        windows = windows_of(num_workers, len(lines))
+        self._state = state = MemberState(member, layout, lines, landing, NormRelay(len(lines)), clock, exchange, windows)
         # guards the state, the lines and everything below
         self._changed = state.changed
-        self._link_test = LinkTest(state.changed, least)
+        self._link_test = LinkTest(state.changed, windows)
         self._waiter = Waiter(state.changed, lambda s, blocked: state.clock.waited(s, blocked=blocked), lambda: state.exchange.has_ready)
         self.sender = Sender(state, comm, frames, self._waiter)
         self.inbox = Inbox(state, self._waiter, self._link_test, self.sender.pump)

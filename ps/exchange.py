@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ps.layout import IntArray, Run
+from ps.pacing import Windows
 
 LEAST_SHARE = 3
 """Frames: one on its way up, one of which the receipt is on its way, one to follow."""
@@ -24,7 +25,7 @@ class Exchange:
     """State of one member's step. Not thread-safe: the client locks.
 
     `frames` are the runs of every shard that are pushed as one frame each, in layout order; `tensors` names the tensor of
-    every versioned chunk of every shard; `window` is the number of frames that may be on their way. `own`: the chunks that are the
+    every versioned chunk of every shard; `windows` are the numbers of frames that may be on their way. `own`: the chunks that are the
     member's; None: all. Others neither leave nor land.
     """
 
@@ -33,14 +34,12 @@ class Exchange:
         rank: int,
         frames: Sequence[Sequence[Run]],
         tensors: Sequence[IntArray],
-        window: int,
+        windows: Windows,
         own: Sequence[npt.NDArray[np.bool_]] | None = None,
     ) -> None:
         self._frames = frames
         self._tensors = tensors
-        self._window = window
-        self._share = max(LEAST_SHARE, math.ceil(window / len(frames)))
-        """Frames that may be on their way to one shard."""
+        self._windows = windows
         self._turn = rank % len(frames)
         self._in_frame = [[frozenset(ids[run.span].tolist()) for run in runs] for runs, ids in zip(frames, tensors, strict=True)]
         self._frames_of: dict[int, list[tuple[int, int]]] = {}
@@ -53,6 +52,8 @@ class Exchange:
         self._at_place = [list(range(len(runs))) for runs in frames]
         self._unready = [[0] * len(runs) for runs in frames]
         """How many tensors of each frame are not ready."""
+        self._num_unready = 0
+        """Frames of which any is not."""
         self._ready = [[False] * len(runs) for runs in frames]
         self._queue: list[list[int]] = [[] for _ in frames]
         """Places of the frames that are ready: a heap per shard."""
@@ -98,6 +99,7 @@ class Exchange:
         assert self.is_done, "first-push gate"
         self.step = step
         self._unready = [[len(its) for its in contents] for contents in self._in_frame]
+        self._num_unready = sum(map(len, self._frames))
         self._ready = [[False] * len(runs) for runs in self._frames]
         self._queue = [[] for _ in self._frames]
         self._left = [len(runs) for runs in self._frames]
@@ -112,6 +114,7 @@ class Exchange:
             for shard, index in self._frames_of.get(tensor, ()):
                 self._unready[shard][index] -= 1
                 if not self._unready[shard][index]:
+                    self._num_unready -= 1
                     self._enqueue(shard, index)
 
     def _enqueue(self, shard: int, index: int) -> None:
@@ -131,13 +134,24 @@ class Exchange:
         """Whether every versioned chunk of these tensors has landed."""
         return self.is_done or not any(self._missing_of[tensor] for tensor in tensors)
 
+    @property
+    def _window(self) -> int:
+        """Frames that may be on their way."""
+        return self._windows.least if self._num_unready else self._windows.wide
+
+    @property
+    def _share(self) -> int:
+        """Those to one shard."""
+        return max(LEAST_SHARE, math.ceil(self._window / len(self._frames)))
+
     def next_frame(self) -> tuple[int, int] | None:
         """(shard, frame) to send now, shards in turn; None if the window is full, or nothing is ready for a shard that may have more."""
         if self.in_flight >= self._window:
             return None
+        share = self._share
         for i in range(len(self._frames)):
             shard = (self._turn + i) % len(self._frames)
-            if self._queue[shard] and self._in_flight[shard] < self._share:
+            if self._queue[shard] and self._in_flight[shard] < share:
                 index = self._at_place[shard][heappop(self._queue[shard])]
                 self._ready[shard][index] = False
                 self._sent[shard][index] = True

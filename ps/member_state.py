@@ -13,6 +13,7 @@ from ps.frame import Bytes
 from ps.layout import Layout
 from ps.line import Line
 from ps.norms import NormRelay
+from ps.pacing import Windows
 from ps.shared import StoreView
 from ps.step_clock import StepClock
 
@@ -39,8 +40,7 @@ class MemberState:
     clock: StepClock
     exchange: Exchange
     """Of the frames as they are planned now."""
-    least_window: int
-    """Of frames on their way, on a link without delay."""
+    windows: Windows
     changed: threading.Condition = field(default_factory=threading.Condition)
     """Guards everything here and the lines; notified by the receiving threads."""
     in_place: StoreView | None = None

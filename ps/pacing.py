@@ -7,7 +7,7 @@ are as long as the link moves in FRAME_S. The window covers the time until a cre
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from pydantic import ConfigDict
 
@@ -20,7 +20,7 @@ USUAL_FRAME_BYTES = 1 << 20
 """Of frames on a link that nothing is known of, and of those that have no window."""
 MAX_FRAME_BYTES = 4 << 20
 MAX_WINDOW_BYTES = 32 << 20
-"""Frames are longer than the usual ones only as far as the least window holds no more than this."""
+"""Frames are longer than the usual ones, and windows wider than they must be, only as far as a window holds no more than this."""
 WINDOW = 8
 """At least, where nobody shares a server's link."""
 MIN_WINDOW = 3
@@ -45,6 +45,8 @@ class Pacing:
     """What a frame carries over the link."""
     window_frames: int = WINDOW
     """Frames on their way to all shards together."""
+    wide_frames: int = WINDOW
+    """The same once all of a step's are ready."""
     link_bytes_per_s: float = math.inf
     """What the member's link to all shards together was measured to carry up."""
     delay_s: float = 0.0
@@ -60,21 +62,34 @@ class Pacing:
         return f"{link}: {self.window_frames} frames of {self.frame_bytes / 1024:.0f} KiB"
 
 
-def least_window(num_ranks: int, num_servers: int) -> int:
-    """Frames on their way at least: for every server one that it takes and one of which the receipt is on its way. Windows of ranks that
-    outnumber the servers queue for the servers' links, and longer ones overrun the queue."""
-    return min(max(2 * num_servers, WINDOW if num_ranks <= num_servers else MIN_WINDOW), MAX_WINDOW)
+class Windows(NamedTuple):
+    """Frames that a member must be allowed to have on their way, on a link without delay."""
+
+    least: int
+    wide: int
+    """Once all frames of a step are ready."""
 
 
-def pacing_of(link_bytes_per_s: float, delay_s: float, least: int, frame_bytes: int | None = None) -> Pacing:
-    """Frames for a link of that rate and round trip. `least`: of the window; `frame_bytes`: of a length that others have chosen."""
+def windows_of(num_ranks: int, num_servers: int) -> Windows:
+    """For every server one frame that it takes and one of which the receipt is on its way. Twice as many hide that a process pauses, but an early
+    layer's frame would wait behind them: so only when none is still to come. Windows of ranks that outnumber the servers queue for the servers'
+    links, and longer ones overrun the queue."""
+    shares_links = num_ranks > num_servers
+    least = min(max(2 * num_servers, MIN_WINDOW if shares_links else WINDOW), MAX_WINDOW)
+    return Windows(least, least if shares_links else min(2 * least, MAX_WINDOW))
+
+
+def pacing_of(link_bytes_per_s: float, delay_s: float, windows: Windows, frame_bytes: int | None = None) -> Pacing:
+    """Frames for a link of that rate and round trip. `frame_bytes`: of a length that others have chosen."""
     if frame_bytes is None:
-        frame_bytes = min(1 << round(math.log2(max(1.0, link_bytes_per_s * FRAME_S))), _longest(least))
+        frame_bytes = min(1 << round(math.log2(max(1.0, link_bytes_per_s * FRAME_S))), _longest(windows.least))
     frame_bytes = min(max(frame_bytes, MIN_FRAME_BYTES), MAX_FRAME_BYTES)
     covering = math.ceil(2 * link_bytes_per_s * delay_s / frame_bytes)
+    window = min(max(covering, windows.least), MAX_WINDOW)
     return Pacing(
         frame_bytes=frame_bytes,
-        window_frames=min(max(covering, least), MAX_WINDOW),
+        window_frames=window,
+        wide_frames=max(window, min(windows.wide, MAX_WINDOW_BYTES // frame_bytes)),
         link_bytes_per_s=link_bytes_per_s,
         delay_s=delay_s,
     )
@@ -94,8 +109,8 @@ def exact_bytes(pacing: Pacing, comm: CommConfig) -> int:
 class Probe:
     """Which echoes to ask for, and what they tell: empty ones, then of twice the size each until TRIES of one size take long enough."""
 
-    def __init__(self, least_window: int) -> None:
-        self._least_window = least_window
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
         self._delay_s = self._quickest_s = math.inf
         self._size = 0
         """Of the echoes of which `_quickest_s` is the quickest one."""
@@ -129,4 +144,4 @@ class Probe:
     @property
     def pacing(self) -> Pacing | None:
         """None before anything has been learnt."""
-        return None if self._rate is None else pacing_of(self._rate, self._delay_s, self._least_window)
+        return None if self._rate is None else pacing_of(self._rate, self._delay_s, self._windows)

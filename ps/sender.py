@@ -62,7 +62,7 @@ class Sender:
     def _follow(self, order: Order) -> None:
         """Pushes as rank 0 does, from the next step on. Under the lock."""
         if order.frame_bytes and self.pacing.is_measured and order.frame_bytes != self.pacing.frame_bytes:
-            self.plan(pacing_of(self.pacing.link_bytes_per_s, self.pacing.delay_s, self._state.least_window, order.frame_bytes))
+            self.plan(pacing_of(self.pacing.link_bytes_per_s, self.pacing.delay_s, self._state.windows, order.frame_bytes))
             for line in self._state.lines:
                 line.forget_frames()
             rank = self._state.member.rank

@@ -58,9 +58,11 @@ class Worker:
         self._turn = 0
         largest = max(server.cls.count / parts for server, parts in zip(servers, self._parts, strict=True))
         together = max(frame.together for server in servers for frame in server.cls.frames)
-        window = scenario.pacing.window_frames if not scenario.is_shared or scenario.comm.push_format != "fp32" else math.inf
-        self._window = together * max(window, min(window, LEAST_IN_FLIGHT) * largest)
-        self._stretch = self._window / window if math.isfinite(window) else 1.0
+        is_endless = scenario.is_shared and scenario.comm.push_format == "fp32"
+        windows = (math.inf, math.inf) if is_endless else (scenario.pacing.window_frames, scenario.pacing.wide_frames)
+        self._windows = [together * max(window, min(window, LEAST_IN_FLIGHT) * largest) for window in windows]
+        """While something is still to become ready, and then."""
+        self._stretch = self._windows[0] / windows[0] if math.isfinite(windows[0]) else 1.0
         """A window that is too large for its round trip is made up for by a longer one."""
         self._in_flight = 0.0
         self._step = 0
@@ -82,7 +84,7 @@ class Worker:
             for layer in frame.layers:
                 self._frames_of[layer].append((b, j))
         self._missing = list(map(len, self._frames_of))
-        self._num_missing = len(own)
+        self._num_missing = self._num_unready = len(own)
 
     def start(self) -> None:
         self._device.do(self._costs.step_s, lambda: self._forward(0))
@@ -137,6 +139,7 @@ class Worker:
             for b, j in self._frames_of[layer]:
                 self._unready[b][j] -= 1
                 if not self._unready[b][j]:
+                    self._num_unready -= 1
                     heappush(self._queues[b], (self._servers[b].cls.frames[j].layers[0], j))
         self._pump(self._train)
 
@@ -150,7 +153,7 @@ class Worker:
                 j, left = heappop(self._queues[b])[1], self._parts[b]
             if left:
                 num_frames = self._servers[b].cls.count / self._parts[b] * self._servers[b].cls.frames[j].together
-                if self._in_flight + num_frames > self._window * (1 + 1e-9):
+                if self._in_flight + num_frames > self._windows[not self._num_unready] * (1 + 1e-9):
                     self._open[b] = j, left
                     return None
                 self._open[b] = j, left - 1

@@ -10,7 +10,7 @@ from deploy.predict.costs import Costs
 from ps.comm import SHARED_FRAME_BYTES, CommConfig
 from ps.errors import ConfigError
 from ps.layout import Layout, Rule, TensorSpec
-from ps.pacing import Pacing, exact_bytes, least_window, pacing_of
+from ps.pacing import Pacing, exact_bytes, pacing_of, windows_of
 from workers.stages.schedule import Schedule
 
 Hosts = Literal["apart", "colocated", "one"]
@@ -153,9 +153,11 @@ class Scenario:
             links = min(links, self.racks.uplink_bytes_per_s / self.racks.size)
         elif self.racks and self.racks.aggregator_bytes_per_s:
             links = min(links, self.racks.aggregator_bytes_per_s / self.racks.size)
-        found = pacing_of(links, 2 * self.latency_s, least_window(summed or self.num_workers, self.num_servers)) if math.isfinite(links) else Pacing()
+        windows = windows_of(summed or self.num_workers, self.num_servers)
+        found = pacing_of(links, 2 * self.latency_s, windows) if math.isfinite(links) else Pacing()
         frame_bytes = SHARED_FRAME_BYTES if self.is_shared and self.comm.push_format == "fp32" else exact_bytes(found, self.comm)
-        return replace(found, frame_bytes=self.comm.frame_bytes or frame_bytes, window_frames=self.comm.window_frames or found.window_frames)
+        window, wide = [self.comm.window_frames] * 2 if self.comm.window_frames else (found.window_frames, found.wide_frames)
+        return replace(found, frame_bytes=self.comm.frame_bytes or frame_bytes, window_frames=window, wide_frames=wide)
 
     def worker_link(self, number: int) -> float:
         return self.worker_links.get(number, self.comm.link_bytes_per_s(worker=number) or math.inf)

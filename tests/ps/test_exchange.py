@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ps.exchange import LEAST_SHARE, Exchange
 from ps.layout import Run
+from ps.pacing import Windows
 
 CHUNKS = 12
 
@@ -16,7 +17,7 @@ CHUNKS = 12
 def exchange(num_shards: int, window: int) -> Exchange:
     """A step in which everything is ready: every shard has frames of one chunk each, all of them of one tensor."""
     frames = [[Run(chunk, chunk + 1) for chunk in range(CHUNKS)] for _ in range(num_shards)]
-    made = Exchange(0, frames, [np.zeros(CHUNKS, np.int64)] * num_shards, window)
+    made = Exchange(0, frames, [np.zeros(CHUNKS, np.int64)] * num_shards, Windows(window, window))
     made.begin(0)
     made.ready([0])
     return made
@@ -42,6 +43,21 @@ def test_a_shard_that_keeps_what_it_gets_has_its_share_of_the_window(num_shards:
     assert len(on_their_way) == of.in_flight == share or num_shards == 1
 
 
+def test_the_window_is_wider_once_all_frames_are_ready() -> None:
+    of = Exchange(0, [[Run(i, i + 1) for i in range(CHUNKS)]] * 2, [np.arange(CHUNKS)] * 2, Windows(4, 12))
+    for step in range(2):
+        of.begin(step)
+        of.ready(range(1, CHUNKS))
+        assert len(sent(of)) == 4, "the first layer's frames would wait behind more"
+        of.ready([0])
+        later = sent(of)
+        assert of.in_flight == 12
+        assert later[:2] == [(0, 0), (1, 0)]
+        for shard in range(2):
+            of.stream_ended(shard)
+            of.landed(shard, Run(0, CHUNKS))
+
+
 def test_a_stream_that_ends_gives_its_share_back() -> None:
     of = exchange(3, 8)
     sent(of)
@@ -65,7 +81,7 @@ def test_the_last_window_of_a_step_awaits_no_credit() -> None:
 
 
 def test_a_shard_with_more_frames_than_its_share_awaits_credit_in_spite_of_a_wide_window() -> None:
-    of = Exchange(0, [[Run(i, i + 1) for i in range(8)], [Run(0, 1)]], [np.zeros(8, np.int64), np.zeros(1, np.int64)], 10)
+    of = Exchange(0, [[Run(i, i + 1) for i in range(8)], [Run(0, 1)]], [np.zeros(8, np.int64), np.zeros(1, np.int64)], Windows(10, 10))
     of.begin(0)
     of.ready([0])
     awaited = [(found[0], of.awaits(*found)) for found in iter(of.next_frame, None)]
@@ -87,10 +103,12 @@ def test_what_must_be_pushed_again_is_left() -> None:
     assert [narrow.awaits(*found) for found in sent(narrow)] == [False] * 4
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 12), st.randoms(use_true_random=False))
-def test_every_frame_can_leave_with_the_credits_that_are_awaited_alone(frames: list[int], window: int, random: Random) -> None:
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 12), st.integers(0, 12), st.randoms(use_true_random=False))
+def test_every_frame_can_leave_with_the_credits_that_are_awaited_alone(frames: list[int], window: int, wider: int, random: Random) -> None:
     """Other receipts come with answers, which may need all that has not left. Tensors become ready, and a stream ends, at any time."""
-    of = Exchange(0, [[Run(i, i + 1) for i in range(count)] for count in frames], [np.arange(count) for count in frames], window)
+    of = Exchange(
+        0, [[Run(i, i + 1) for i in range(count)] for count in frames], [np.arange(count) for count in frames], Windows(window, window + wider)
+    )
     of.begin(0)
     unready = list(range(max(frames)))
     random.shuffle(unready)
@@ -116,7 +134,7 @@ def test_every_frame_can_leave_with_the_credits_that_are_awaited_alone(frames: l
 
 
 def test_receipts_that_had_time_are_asked_for_when_a_stream_ends_and_nothing_may_leave() -> None:
-    of = Exchange(0, [[Run(i, i + 1) for i in range(3)], [Run(0, 1)]], [np.zeros(3, np.int64), np.zeros(1, np.int64)], 2)
+    of = Exchange(0, [[Run(i, i + 1) for i in range(3)], [Run(0, 1)]], [np.zeros(3, np.int64), np.zeros(1, np.int64)], Windows(2, 2))
     of.begin(0)
     of.ready([0])
     for found in sent(of):

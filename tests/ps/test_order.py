@@ -11,7 +11,7 @@ from torch import nn
 
 from ps.config import CommConfig
 from ps.frame_plan import plan_frames
-from ps.pacing import pacing_of
+from ps.pacing import Windows, pacing_of
 from ps.plan import Plan
 from tests.ps.cluster import Cluster, Member, cluster, in_threads
 from tests.ps.training import Job, Marked, train
@@ -100,7 +100,9 @@ def test_ranks_whose_links_differ_push_frames_of_one_length_and_the_same_bits(ca
         with cluster(2, 2, optimizer=JOB.optimizer, comm=comm, plan=plan) as servers:
             (zero, one), _ = trained(servers)
             found.append(servers.sha256(JOB.steps))
-    assert zero.client.pacing.frame_bytes == one.client.pacing.frame_bytes > pacing_of(one.client.pacing.link_bytes_per_s, 0, 8).frame_bytes
+    assert (
+        zero.client.pacing.frame_bytes == one.client.pacing.frame_bytes > pacing_of(one.client.pacing.link_bytes_per_s, 0, Windows(8, 8)).frame_bytes
+    )
     assert zero.client.sender.frames == one.client.sender.frames
     assert "rank 1: as rank 0, 8 frames of " in caplog.text
     assert found[0] == found[1]

@@ -7,53 +7,63 @@ import pytest
 from torch import nn
 
 from ps.config import CommConfig
-from ps.pacing import Pacing, Probe, exact_bytes, least_window, pacing_of
+from ps.pacing import Pacing, Probe, Windows, exact_bytes, pacing_of, windows_of
 from tests.ps.cluster import Cluster, Member, cluster, exchange, in_threads, start
 
 KIB, MBIT = 1 << 10, 1e6 / 8
 FAST = 500e6
 """Beyond it frames are as long as they get."""
+WINDOWS = Windows(8, 16)
 
 
 @pytest.mark.parametrize(
-    ("link", "delay_s", "least", "frame_bytes", "window_frames"),
+    ("link", "delay_s", "windows", "frame_bytes", "window_frames", "wide_frames"),
     [
-        (1 * MBIT, 0.001, 8, 32 * KIB, 8),
-        (50 * MBIT, 0.0004, 8, 64 * KIB, 8),
-        (100 * MBIT, 0.0004, 8, 128 * KIB, 8),
-        (1000 * MBIT, 0.0002, 8, 1024 * KIB, 8),
-        (2500 * MBIT, 0.0002, 8, 4096 * KIB, 8),
-        (16_000 * MBIT, 0.0001, 8, 4096 * KIB, 8),
-        (16_000 * MBIT, 0.0001, 3, 4096 * KIB, 3),  # no longer, however few there are
-        (16_000 * MBIT, 0.0001, 12, 2048 * KIB, 12),  # no more than 32 MiB on their way
-        (16_000 * MBIT, 0.0001, 64, 1024 * KIB, 64),
-        (100 * MBIT, 0.05, 8, 128 * KIB, 10),  # twice what is on its way in a round trip
-        (10_000 * MBIT, 0.2, 8, 4096 * KIB, 64),
-        (50 / 6 * MBIT, 0.0004, 3, 32 * KIB, 3),
-        (100 / 6 * MBIT, 0.05, 3, 32 * KIB, 7),
-        (50 * MBIT, 0.0004, 32, 64 * KIB, 32),
+        (1 * MBIT, 0.001, (8, 16), 32 * KIB, 8, 16),
+        (50 * MBIT, 0.0004, (8, 16), 64 * KIB, 8, 16),
+        (100 * MBIT, 0.0004, (8, 16), 128 * KIB, 8, 16),
+        (1000 * MBIT, 0.0002, (8, 16), 1024 * KIB, 8, 16),
+        (2500 * MBIT, 0.0002, (8, 16), 4096 * KIB, 8, 8),  # no more than 32 MiB on their way
+        (16_000 * MBIT, 0.0001, (8, 16), 4096 * KIB, 8, 8),
+        (16_000 * MBIT, 0.0001, (3, 3), 4096 * KIB, 3, 3),  # no longer, however few there are
+        (16_000 * MBIT, 0.0001, (12, 24), 2048 * KIB, 12, 16),
+        (16_000 * MBIT, 0.0001, (64, 64), 1024 * KIB, 64, 64),
+        (100 * MBIT, 0.05, (8, 16), 128 * KIB, 10, 16),  # twice what is on its way in a round trip
+        (10_000 * MBIT, 0.2, (8, 16), 4096 * KIB, 64, 64),
+        (50 / 6 * MBIT, 0.0004, (3, 3), 32 * KIB, 3, 3),
+        (100 / 6 * MBIT, 0.05, (3, 3), 32 * KIB, 7, 7),
+        (50 * MBIT, 0.0004, (32, 64), 64 * KIB, 32, 64),
     ],
 )
 def test_frames_are_short_on_thin_links_and_the_window_covers_the_delay(
-    link: float, delay_s: float, least: int, frame_bytes: int, window_frames: int
+    link: float, delay_s: float, windows: tuple[int, int], frame_bytes: int, window_frames: int, wide_frames: int
 ) -> None:
-    found = pacing_of(link, delay_s, least)
-    assert (found.frame_bytes, found.window_frames) == (frame_bytes, window_frames)
+    found = pacing_of(link, delay_s, Windows(*windows))
+    assert (found.frame_bytes, found.window_frames, found.wide_frames) == (frame_bytes, window_frames, wide_frames)
 
 
 @pytest.mark.parametrize(
-    ("ranks", "servers", "least"),
-    [(1, 1, 8), (2, 4, 8), (4, 4, 8), (16, 16, 32), (64, 64, 64), (6, 1, 3), (6, 2, 4), (5, 4, 8)],  # ranks that share servers' links share queues
+    ("ranks", "servers", "least", "wide"),
+    [
+        (1, 1, 8, 16),
+        (2, 4, 8, 16),
+        (4, 4, 8, 16),
+        (16, 16, 32, 64),
+        (64, 64, 64, 64),
+        (6, 1, 3, 3),  # ranks that share servers' links share queues
+        (6, 2, 4, 4),
+        (5, 4, 8, 8),
+    ],
 )
-def test_the_window_has_two_frames_for_every_server_and_few_where_ranks_share_one(ranks: int, servers: int, least: int) -> None:
-    assert least_window(ranks, servers) == least
+def test_the_window_has_two_frames_for_every_server_and_few_where_ranks_share_one(ranks: int, servers: int, least: int, wide: int) -> None:
+    assert windows_of(ranks, servers) == (least, wide)
 
 
 @pytest.mark.parametrize("burst_bytes", [0, 32 * KIB])
 @pytest.mark.parametrize("delay_s", [0.0004, 0.04])
 @pytest.mark.parametrize("link", [1 * MBIT, 50 * MBIT, 1000 * MBIT, 16_000 * MBIT])
 def test_a_link_is_told_from_its_echoes_in_little_time(link: float, delay_s: float, burst_bytes: int) -> None:
-    probe, spent_s = Probe(8), 0.0
+    probe, spent_s = Probe(WINDOWS), 0.0
     for size in probe.rounds():
         seconds = delay_s + max(0, size - burst_bytes) / link
         spent_s += seconds
@@ -67,7 +77,7 @@ def test_a_link_is_told_from_its_echoes_in_little_time(link: float, delay_s: flo
 @pytest.mark.parametrize("stalled", range(3, 9))
 def test_a_stall_is_not_taken_for_a_thin_link(stalled: int) -> None:
     """Whichever echo it keeps waiting."""
-    probe = Probe(8)
+    probe = Probe(WINDOWS)
     for number, size in enumerate(probe.rounds()):
         probe.echoed(size, 0.001 + size / (1000 * MBIT) + (0.2 if number == stalled else 0.0))
     assert number > stalled and probe.pacing
@@ -75,18 +85,18 @@ def test_a_stall_is_not_taken_for_a_thin_link(stalled: int) -> None:
 
 
 def test_the_log_says_what_was_measured_and_chosen() -> None:
-    assert str(pacing_of(6.1e6, 0.0004, 8)) == "link 6.1 MB/s, 0.4 ms: 8 frames of 64 KiB"
+    assert str(pacing_of(6.1e6, 0.0004, WINDOWS)) == "link 6.1 MB/s, 0.4 ms: 8 frames of 64 KiB"
 
 
 @pytest.mark.parametrize(
     ("push", "pull", "exact_kib"), [("fp32", "fp32", 64), ("bf16", "fp32", 64), ("fp32", "fp16", 64), ("bf16", "bf16", 128), ("int8", "fp16", 128)]
 )
 def test_frames_are_as_long_on_the_link_in_every_format(push: Any, pull: Any, exact_kib: int) -> None:
-    assert exact_bytes(pacing_of(50 * MBIT, 0.001, 8), CommConfig(push_format=push, pull_format=pull)) == exact_kib * KIB
+    assert exact_bytes(pacing_of(50 * MBIT, 0.001, WINDOWS), CommConfig(push_format=push, pull_format=pull)) == exact_kib * KIB
 
 
 def test_nothing_is_known_before_the_first_echo() -> None:
-    probe = Probe(8)
+    probe = Probe(WINDOWS)
     next(iter(probe.rounds()))
     assert probe.pacing is None
 

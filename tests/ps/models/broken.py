@@ -8,6 +8,7 @@ from ps.barrier import Answer, Barrier, Offer, Verdict
 from ps.exchange import Exchange
 from ps.layout import IntArray, Run
 from ps.norms import NormDelivery
+from ps.pacing import Windows
 from ps.store import Store
 from tests.ps.models.member import MemberModel
 from tests.ps.models.shard import Mail, Message, Part, ShardModel
@@ -151,7 +152,7 @@ class ExchangeThatAwaitsNothing(Exchange):
 
 class ExchangeWithoutWindow(Exchange):
     def next_frame(self) -> tuple[int, int] | None:
-        self._window = self.in_flight + 1
+        self._windows = Windows(self.in_flight + 1, self.in_flight + 1)
         return super().next_frame()
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from ps.exchange import Exchange
 from ps.layout import Layout, Run
 from ps.norms import NormRelay
+from ps.pacing import Windows
 from tests.ps.models.core import Component, Violation, fields, set_fields
 
 JOIN, INIT, READY, PULL, STEP, END = "join", "init", "ready", "pull", "step", "end"
@@ -31,7 +32,9 @@ class MemberModel(Component):
         super().__init__()
         self.rank, self.steps, self.layout, self.stage = rank, steps, layout, stage
         self.frames = self._cut(layout, habits)
-        self.exchange = habits.exchange(rank, self.frames, [shard.tensor for shard in layout.shards], habits.window, self._own(layout))
+        self.exchange = habits.exchange(
+            rank, self.frames, [shard.tensor for shard in layout.shards], Windows(habits.window, habits.window), self._own(layout)
+        )
         self.relay = habits.relay(len(layout.shards))
         self._begin_join()
 
