@@ -1,6 +1,6 @@
 """How far the plan is from what is measured, on virtual hosts and in configurations that it was not calibrated on. `make plan-accuracy`.
 
-Every run's ledger is kept as it ends: the same command goes on where it was left.
+Every run's ledger is kept as it ends: the same command goes on where it was left. When all have been run it begins anew.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.ledgers import ledger_of, on_hosts, step_s
+from benchmarks.ledgers import ledger_of, ledgers_in, on_hosts, step_s
 from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig
 from deploy.measure.ledger_file import LedgerStep
 from deploy.predict.calibrate import WARMUP, fit_together
@@ -167,18 +167,8 @@ def _page(text: str, seed: int) -> str:
 
 def main() -> None:
     arguments = _arguments()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    ledgers = {name: measure(case, arguments.folder) for name, case in CALIBRATION.items()}
-    fitted = fit_together([(steps[SETTLED - WARMUP : -1], on_hosts(CALIBRATION[name].config("."), steps)) for name, steps in ledgers.items()])
-    calibrated = dict(zip(ledgers, fitted, strict=True))
-    cases = draw(arguments.cases, arguments.seed)
-    rounds = [[measure(case, arguments.folder, repeat) for case in cases] for repeat in range(2)]
-    runs = [list(its) for its in zip(*rounds, strict=True)]
-    for case, its in zip(cases, runs, strict=True):
-        if spread([step_s(_settled(run)) for run in its]) > DIFFERENT:
-            its.append(measure(case, arguments.folder, repeat=2))
-    found = [_found(case, its, calibrated) for case, its in zip(cases, runs, strict=True)]
-    print(f"costs: {calibrated['frames'].costs}", file=sys.stderr)
+    with ledgers_in(arguments.folder, "plan-accuracy") as folder:
+        found = compare(draw(arguments.cases, arguments.seed), folder)
     print(text := table(found))
     errors = [abs(one.error) for one in found]
     median, worst = statistics.median(errors), max(errors)
@@ -187,11 +177,25 @@ def main() -> None:
     print(json.dumps({"cases": len(found), "median_error": round(median, 4), "worst_error": round(worst, 4)}))
 
 
+def compare(cases: Sequence[Case], folder: Path) -> list[Found]:
+    """Runs and predicts all of them."""
+    ledgers = {name: measure(case, folder) for name, case in CALIBRATION.items()}
+    fitted = fit_together([(steps[SETTLED - WARMUP : -1], on_hosts(CALIBRATION[name].config("."), steps)) for name, steps in ledgers.items()])
+    calibrated = dict(zip(ledgers, fitted, strict=True))
+    print(f"costs: {calibrated['frames'].costs}", file=sys.stderr)
+    rounds = [[measure(case, folder, repeat) for case in cases] for repeat in range(2)]
+    runs = [list(its) for its in zip(*rounds, strict=True)]
+    for case, its in zip(cases, runs, strict=True):
+        if spread([step_s(_settled(run)) for run in its]) > DIFFERENT:
+            its.append(measure(case, folder, repeat=2))
+    return [_found(case, its, calibrated) for case, its in zip(cases, runs, strict=True)]
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--folder", type=Path, default=Path("build/plan-accuracy"), help="where ledgers are kept: what is there is not run again")
+    parser.add_argument("--folder", type=Path, help="where ledgers are kept: what is there is not run again (default: until all have been run)")
     parser.add_argument("--table", type=Path, help="file for the table, in Markdown")
     return parser.parse_args()
 

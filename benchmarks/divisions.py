@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.ledgers import ledger_of, on_hosts, step_s
+from benchmarks.ledgers import ledger_of, ledgers_in, on_hosts, step_s
 from deploy.config import Config, RunConfig, ScalingConfig, TaskConfig
 from deploy.measure.ledger_file import LedgerStep
 from deploy.predict.blocks import Blocks
@@ -110,20 +110,20 @@ def table(found: Sequence[Found]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("build/plan-stages"), help="where ledgers are kept: what is there is not run again")
+    parser.add_argument("--folder", type=Path, help="where ledgers are kept: what is there is not run again (default: until all have been run)")
     parser.add_argument("--rates", nargs="+", default=list(RATES))
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    planner = Planner(measure(CALIBRATION, arguments.folder), Blocks(CALIBRATION.config(".")))
     found, named = [], 0
-    for rate in arguments.rates:
-        there = []
-        for division in DIVISIONS:
-            case = Case(*division, rate)
-            steps = measure(case, arguments.folder)
-            there.append(Found(case, step_s(steps[WARMUP:]), *(planner.step_s(case, steps, from_run=known) for known in (False, True))))
-        named += min(there, key=lambda one: one.measured_s) is min(there, key=lambda one: one.from_run_s)
-        found += there
+    with ledgers_in(arguments.folder, "plan-stages") as folder:
+        planner = Planner(measure(CALIBRATION, folder), Blocks(CALIBRATION.config(".")))
+        for rate in arguments.rates:
+            there = []
+            for division in DIVISIONS:
+                case = Case(*division, rate)
+                steps = measure(case, folder)
+                there.append(Found(case, step_s(steps[WARMUP:]), *(planner.step_s(case, steps, from_run=known) for known in (False, True))))
+            named += min(there, key=lambda one: one.measured_s) is min(there, key=lambda one: one.from_run_s)
+            found += there
     print(f"compute in the run takes {planner.slowness:.2f} times what blocks take by themselves", file=sys.stderr)
     print(table(found))
     errors = {name: [abs(getattr(one, f"{name}_s") / one.measured_s - 1) for one in found] for name in ("from_config", "from_run")}

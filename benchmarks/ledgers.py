@@ -1,10 +1,11 @@
-"""Ledgers of runs on virtual hosts, kept as they end: what is there is not run again."""
+"""Ledgers of runs on virtual hosts, kept as they end: what is there is not run again, so that a campaign goes on where it was left."""
 
 import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,16 @@ from deploy.predict.scenario import Scenario
 from deploy.rundir import RunDirectory
 from deploy.simulation.run import simulate as train_on_hosts
 from deploy.simulation.wishes import Wishes
+
+
+@contextmanager
+def ledgers_in(folder: Path | None, campaign: str) -> Iterator[Path]:
+    """Where a campaign's ledgers are kept: in the folder, or in one that goes when the campaign is complete. The next one measures anew."""
+    kept = folder or Path("build", campaign)
+    kept.mkdir(parents=True, exist_ok=True)
+    yield kept
+    if folder is None:
+        shutil.rmtree(kept)
 
 
 def ledger_of(kept: Path, config_in: Callable[[str], Config]) -> list[LedgerStep]:

@@ -110,7 +110,7 @@ def _cpu_us(pid: int, clients: Contender, workers: int, arguments: argparse.Name
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time of a process since its start, by the clock that clock_getcpuclockid(3) gives: /proc counts ticks of 10 ms, as much as 25 pushes take."""
+    """CPU time of a process since its start, by the clock of clock_getcpuclockid(3): /proc counts ticks of 10 ms, as much as 25 pushes take."""
     return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED)
 
 

@@ -25,6 +25,9 @@ LAGS = 1.15
 """From how many times the typical compute a rank is slow."""
 STARVED = 1.5
 """From how many times the typical stretch on a server is taken to want a processor."""
+ON_PROCESSORS, FREE = 0.5, 0.75
+"""Compute that is on a processor for a smaller part of its time, while processors are busy for a smaller part of theirs, waits for something else: a
+device, or a clock. It takes as long however many ranks share a host."""
 SHARES_OVER_TIMES = 1.5
 """Spread of shares of a link over the spread of the times that pushes through it take."""
 
@@ -80,7 +83,22 @@ def _computing(steps: Sequence[LedgerStep], run: Scenario) -> Scenario:
         return with_stages(steps, run)
     data_s, forward_s, backward_s = (statistics.median_low(by_rank(steps, name).values()) for name in ("data_wait_s", "forward_s", "backward_s"))
     samples = statistics.fmean(row.samples for step in steps for row in step.workers)
-    return replace(run, forward_s=forward_s + data_s, backward_s=backward_s, samples=samples)
+    on_host = run.computes_on_host and not _computes_elsewhere(steps, run, forward_s + backward_s)
+    return replace(run, forward_s=forward_s + data_s, backward_s=backward_s, samples=samples, computes_on_host=on_host)
+
+
+def _computes_elsewhere(steps: Sequence[LedgerStep], run: Scenario, compute_s: float) -> bool:
+    """Whether the typical rank's compute waits for something else than the processors that it shares."""
+    of_ranks = by_rank(steps, "compute_cpu_s")
+    on_processors_s = statistics.median_low(of_ranks.values())
+    if not 0 < on_processors_s < ON_PROCESSORS * compute_s:
+        return False
+    shares = run.hosts == "one" or math.isfinite(run.machine_cores)
+    cores = min(run.machine_cores, _cores(steps)) if shares else _cores(steps)
+    used_s = (sum(row.cpu_s for row in step.rows) if shares else max(row.cpu_s for row in step.workers) for step in steps)
+    in_step = statistics.median(used / cores / step.workers[0].step_s for used, step in zip(used_s, steps, strict=True))
+    in_compute = (sum if shares else max)(of_ranks.values()) / cores / compute_s  # ranks compute at once: the rest of a step may be quiet
+    return max(in_step, in_compute) < FREE
 
 
 def slow_ranks(steps: Sequence[LedgerStep], num_stages: int = 1) -> dict[int, float]:

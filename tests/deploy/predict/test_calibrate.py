@@ -25,30 +25,30 @@ STEP_S, WORK_S = 5e-3, 1e-3
 def run_of(
     frame_bytes: int, push_s: Sequence[float] = (0.1, 0.1), num_servers: int = 1, model_bytes: int = 1 << 20
 ) -> tuple[list[LedgerStep], Scenario]:
-    """Two workers and one server that spend exactly that; ranks push for `push_s`."""
+    """Workers, two unless `push_s` says otherwise, and one server that spend exactly that; ranks push for `push_s`."""
     scenario = Scenario(
         specs=equal_tensors(model_bytes, 16),
         forward_s=0.0,
         backward_s=0.0,
-        num_workers=2,
+        num_workers=len(push_s),
         num_servers=num_servers,
         comm=CommConfig(frame_bytes=frame_bytes),
     )
     num_frames = sum(server.count * len(server.frames) for server in classes_of(scenario, layers_of(scenario.specs), EVERY).servers)
     spent_s = num_frames * FRAME_S + 2 * scenario.model_bytes * BYTE_S
-    usual_s = scenario.model_bytes * (2 * scenario.costs.sum_byte_s + scenario.costs.apply_byte_s)
+    usual_s = scenario.model_bytes * (len(push_s) * scenario.costs.sum_byte_s + scenario.costs.apply_byte_s)
     traffics = [
         ShardTraffic(shard=0, push_bytes=1000, pull_bytes=1000, push_wire_bytes=1030, pull_wire_bytes=1010, push_from_s=push_s[rank], push_to_s=0.0)
-        for rank in range(2)
+        for rank in range(len(push_s))
     ]
     workers = [
         WorkerRow(
             rank=rank, step=0, time_s=1.0, step_s=0.2, backward_s=0.06, compute_cpu_s=0.03, cpu_s=0.03 + STEP_S + spent_s, shards=[traffics[rank]]
         )
-        for rank in range(2)
+        for rank in range(len(push_s))
     ]
     work_s = usual_s + num_frames * WORK_S
-    loop_s = 2 * spent_s + num_servers * STEP_S
+    loop_s = len(push_s) * spent_s + num_servers * STEP_S
     servers = [
         ServerRow(shard=shard, step=0, time_s=1.0, work_cpu_s=work_s / num_servers, cpu_s=(work_s + loop_s) / num_servers)
         for shard in range(num_servers)
@@ -72,6 +72,32 @@ def test_what_frames_bytes_and_steps_cost_is_told_apart_by_three_runs() -> None:
         assert both_ways(short.costs, *(f"{end}_byte_s" for end in ends)) == pytest.approx(2 * BYTE_S)
     assert short.compute_s == pytest.approx(0.03), "what processors did of it, not what it took where others wanted them"
     assert short.costs.wire_overhead == pytest.approx(1.03)
+
+
+@pytest.mark.parametrize("fitted", [lambda *run: fit_together([run])[0], fit], ids=["together", "alone"])
+@pytest.mark.parametrize(
+    ("compute_cpu_s", "more_cpu_s", "num_ranks", "on_host"),
+    [(0.002, 0.0, 2, False), (0.05, 0.0, 2, True), (0.002, 0.2, 2, True), (0.025, 0.0, 4, True)],
+    ids=["waits", "computes", "waits for busy processors", "waits for other ranks that compute"],
+)
+def test_compute_that_leaves_processors_alone_takes_as_long_however_many_ranks_share_them(
+    fitted: Callable[..., Scenario], compute_cpu_s: float, more_cpu_s: float, num_ranks: int, on_host: bool
+) -> None:
+    """Ranks and a server on two cores; steps of 0.2 s, of which a rank computes for 0.06."""
+    steps, run = run_of(256 << 10, (0.1,) * num_ranks)
+    seen = [
+        replace(
+            step,
+            workers=[
+                replace(row, cores=2.0, compute_cpu_s=compute_cpu_s, cpu_s=row.cpu_s - 0.03 + compute_cpu_s + more_cpu_s) for row in step.workers
+            ],
+            servers=[replace(row, cores=2.0) for row in step.servers],
+        )
+        for step in steps
+    ]
+    found = fitted(seen, replace(run, machine_cores=2.0))
+    assert found.computes_on_host == on_host
+    assert on_host or found.compute_s == pytest.approx(0.06)
 
 
 @pytest.mark.parametrize("fitted", [lambda *run: fit_together([run])[0], fit], ids=["together", "alone"])
