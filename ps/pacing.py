@@ -58,8 +58,13 @@ class Pacing:
         return math.isfinite(self.link_bytes_per_s)
 
     def __str__(self) -> str:
-        link = f"link {self.link_bytes_per_s / 1e6:.3g} MB/s, {self.delay_s * 1e3:.2g} ms"
-        return f"{link}: {self.window_frames} frames of {self.frame_bytes / 1024:.0f} KiB"
+        return f"link {self.link_bytes_per_s / 1e6:.3g} MB/s, {self.delay_s * 1e3:.2g} ms: {self.frames}"
+
+    @property
+    def frames(self) -> str:
+        """For people."""
+        in_the_end = f" ({self.wide_frames} in the end)" if self.wide_frames > self.window_frames else ""
+        return f"{self.window_frames} frames{in_the_end} of {self.frame_bytes / 1024:.0f} KiB"
 
 
 class Windows(NamedTuple):

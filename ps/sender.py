@@ -66,7 +66,7 @@ class Sender:
             for line in self._state.lines:
                 line.forget_frames()
             rank = self._state.member.rank
-            log.info("rank %d: as rank 0, %d frames of %d KiB", rank, self.pacing.window_frames, self.pacing.frame_bytes >> 10)
+            log.info("rank %d: as rank 0, %s", rank, self.pacing.frames)
         self._state.exchange.prioritise(dict(enumerate(order.places)))
 
     # -- a step ----------------------------------------------------------------------------------------------

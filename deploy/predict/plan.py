@@ -98,7 +98,7 @@ class Plan:
     def text(self) -> str:
         """For people."""
         of, step = self.scenario, self.step
-        wire = f", {of.pacing.window_frames} frames of {of.pacing.frame_bytes / 1024:.0f} KiB on their way"
+        wire = f", {of.pacing.frames} on their way"
         split = f"{counted(of.num_workers, 'rank')} x {of.num_stages} stages"
         bubble = f", of which {seconds(step.bubble_s)} pipeline bubble" if of.pipeline else ""
         lines = [

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from pathlib import Path
 
 from deploy.result import Result
@@ -11,6 +10,7 @@ from ps.errors import Diverged
 from tests.deploy.faults import S0, W0, Faults
 from tests.deploy.forked import ForkedLauncher, trainer
 from tests.deploy.leftovers import nothing_left
+from tests.waiting import until
 
 SUMS_OF_A_STEP = 4
 """Of two ranks, parameters and loss."""
@@ -37,8 +37,7 @@ def run(storage: Path, *, exact: bool) -> Result:
 
 
 def _mark_when_logged(log: Path, mark: Path) -> None:
-    while not (log.exists() and "rank 0 pushed other bytes for step 5" in log.read_text()):
-        time.sleep(0.01)
+    until(lambda: log.exists() and "rank 0 pushed other bytes for step 5" in log.read_text(), 100)
     mark.touch()
 
 

@@ -27,7 +27,7 @@ from tests.deploy.broken import Broken
 from tests.deploy.conftest import gone
 from tests.deploy.forked import CONTEXT, ForkedLauncher, ForkedTrainer, train, trainer
 from tests.deploy.leftovers import nothing_left, segments_of
-from tests.deploy.waiting import until
+from tests.waiting import until
 from workers.config import TrainConfig
 
 BROKEN = "tests.deploy.broken:Broken"

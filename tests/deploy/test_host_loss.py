@@ -22,7 +22,7 @@ from deploy.virtual.ray_nodes import RAY_FOLDER, RayNodes
 from tests.deploy.forked import ForkedTrainer
 from tests.deploy.killing import bits_of
 from tests.deploy.test_launch_ray_nodes import Done, ended, error_of, run_of
-from tests.deploy.waiting import until
+from tests.waiting import until
 
 CONFIG = """
 [task]

@@ -5,8 +5,8 @@ import pytest
 
 from deploy.launch.ray_head import LOST_AFTER_S, RayHead
 from ps.errors import HeadLost
-from tests.deploy.waiting import until
 from tests.ports import free_port
+from tests.waiting import until
 
 
 def test_a_head_that_is_back_in_time_is_no_loss_and_one_that_is_not_is_named_with_the_remedy() -> None:

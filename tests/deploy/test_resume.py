@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +20,7 @@ from tests.deploy.faults import S0, W0, W1, Faults, Point
 from tests.deploy.forked import CONTEXT
 from tests.deploy.killing import bits_of, run
 from tests.deploy.leftovers import nothing_left
+from tests.waiting import until
 
 FAILS: dict[str, Any] = {"every_steps": 2, "num_to_keep": 20, "max_failures": 0, "name": "run"}
 SKIPS = {"optimizer": "skip", "task": "tests.deploy.broken:Broken", "fields": {"how": "nan"}, "batch_size": 11, "epochs": 1}
@@ -99,10 +99,7 @@ def test_a_driver_killed_in_mid_run_and_another_one_goes_on(tmp_path: Path) -> N
     driver = CONTEXT.Process(target=_drive, args=(tmp_path,))
     driver.start()
     rundir = RunDirectory(tmp_path / "run")
-    deadline = time.monotonic() + 60
-    while len(rundir.checkpoints.versions()) < 2 or rundir.checkpoints.versions()[-1] < 8:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: len(versions := rundir.checkpoints.versions()) >= 2 and versions[-1] >= 8, 60)
     with pytest.raises(ConfigError, match=f"run is still going on \\(driver {driver.pid} on "):
         resume(tmp_path, optimizer="adam", epochs=20)
     os.kill(driver.pid, signal.SIGKILL)

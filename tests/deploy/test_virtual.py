@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from deploy.virtual.plan import ClusterPlan, HostSpec
 from deploy.virtual.remove import NAMESPACES, pids_in, remove_abandoned
 from ps.errors import ResourcesMissing
 from tests.deploy.conftest import gone
+from tests.waiting import until
 
 PYTHON = sys.executable
 
@@ -239,10 +239,7 @@ def test_a_killed_owner_leaves_nothing() -> None:
     assert len(list(pids_in(f"pserver-{tag}-a"))) == 3
     kill(process)
     assert gone(child) and gone(grandchild)
-    deadline = time.monotonic() + 10
-    while left_of(tag) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert left_of(tag) == []
+    until(lambda: not left_of(tag), 10)
 
 
 @pytest.mark.root

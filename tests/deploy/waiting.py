@@ -1,7 +1,6 @@
-"""Waiting for things to happen in other processes."""
+"""Waiting for processes to end."""
 
 import time
-from collections.abc import Callable
 
 from deploy.launch.base import Ending, Launcher, ProcessKey
 
@@ -13,11 +12,3 @@ def ending_of(launcher: Launcher, key: ProcessKey, timeout_s: float = 20.0) -> E
         assert time.monotonic() < deadline, f"{key} has not ended"
         time.sleep(0.01)
     return ended[key]
-
-
-def until(done: Callable[[], bool], timeout_s: float) -> None:
-    """Returns as soon as `done`."""
-    deadline = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.05)

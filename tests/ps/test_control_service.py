@@ -1,7 +1,6 @@
 """The driver's service and a process' end of it, over real gRPC."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
@@ -16,6 +15,7 @@ from ps.roles import Role
 from ps.security import CALLS_AT_ONCE
 from tests.ps.cluster import in_threads
 from tests.ps.driver import Driver
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -79,10 +79,10 @@ def test_no_thread_is_kept_for_a_process_that_has_died_in_its_report(driver: Dri
         assert client.member.incarnation == incarnation
         ended: SimpleQueue[PserverError] = SimpleQueue()
         in_thread(ended, lambda c=client: c.report_epoch(EpochSums(4, {}, {})))
-        until(lambda: driver.guard._guard._running[role] == 1)
+        until(lambda: driver.guard._guard._running[role] == 1, 10)
         client.close()
         assert ended.get(timeout=10)
-        until(lambda: driver.guard._guard._running[role] == 0)
+        until(lambda: driver.guard._guard._running[role] == 0, 10)
     in_thread(SimpleQueue(), lambda: other.report_epoch(EpochSums(4, {}, {})))
     assert driver.client(0).report_epoch(EpochSums(4, {}, {})) is False
 
@@ -95,13 +95,6 @@ def in_thread(ended: "SimpleQueue[PserverError]", call: Callable[[], object]) ->
             ended.put(error)
 
     threading.Thread(target=run, daemon=True).start()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_a_server_is_located_where_its_newest_incarnation_is_and_nowhere_between_two(driver: Driver) -> None:

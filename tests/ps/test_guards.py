@@ -12,9 +12,9 @@ from protos import pserver_pb2 as pb
 from ps.contribution import Contribution
 from ps.errors import PserverError
 from ps.layout import Run
-from tests.deploy.waiting import until
 from tests.ps.cluster import Cluster, await_taken, cluster, in_threads
 from tests.ps.ranks import OPTIMIZER, OVER_GRPC, STEPS, Rank, finish, reference, started, successor
+from tests.waiting import until
 
 
 def begin_all(ranks: list[Rank]) -> None:

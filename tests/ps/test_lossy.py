@@ -1,8 +1,6 @@
 """int8 and topk from the worker's memory to the shard's: the same bits, nothing lost, one decision on a skipped step."""
 
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +14,7 @@ from ps.layout import Rule, Run, ShardLayout
 from tests.ps import training
 from tests.ps.cluster import Member, cluster, exchange, in_threads, start
 from tests.ps.test_formats import run_halved
+from tests.waiting import until
 
 LOSSY = ["int8", "topk"]
 
@@ -142,10 +141,10 @@ def test_a_step_is_not_over_while_a_thread_still_encodes_for_it() -> None:
         pushing.start()
         assert entered.wait(10)
         member.client._state.lines[0]._stream.cancel()
-        until(lambda: bool(member.client._state.broken))
+        until(lambda: bool(member.client._state.broken), 20)
         settling.start()  # opens another stream and pushes everything there
         push_all(other)
-        until(lambda: member.client._state.exchange.is_done)
+        until(lambda: member.client._state.exchange.is_done, 20)
         settling.join(0.3)
         assert settling.is_alive()
         go_on.set()
@@ -159,10 +158,3 @@ def push_all(member: Member) -> None:
     member.bound.gradients[:] = 1
     member.client.begin(0, 1.0, member.bound.gradients)
     member.client.ready(range(len(member.bound.layout.specs)), present=True)
-
-
-def until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)

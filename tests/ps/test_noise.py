@@ -12,8 +12,8 @@ from ps.layout import Layout, Run, TensorSpec
 from ps.ledger import ServerRow, from_line
 from ps.noise import NormSamples, square
 from tests.deploy.ledgers import step_of
-from tests.deploy.waiting import until
 from tests.ps.cluster import Cluster, cluster, exchange, in_threads, start
+from tests.waiting import until
 
 
 def rows_until(step: int, servers: Cluster) -> list[ServerRow]:

@@ -104,5 +104,5 @@ def test_ranks_whose_links_differ_push_frames_of_one_length_and_the_same_bits(ca
         zero.client.pacing.frame_bytes == one.client.pacing.frame_bytes > pacing_of(one.client.pacing.link_bytes_per_s, 0, Windows(8, 8)).frame_bytes
     )
     assert zero.client.sender.frames == one.client.sender.frames
-    assert "rank 1: as rank 0, 8 frames of " in caplog.text
+    assert "rank 1: as rank 0, 8 frames (16 in the end) of " in caplog.text
     assert found[0] == found[1]

@@ -85,7 +85,8 @@ def test_a_stall_is_not_taken_for_a_thin_link(stalled: int) -> None:
 
 
 def test_the_log_says_what_was_measured_and_chosen() -> None:
-    assert str(pacing_of(6.1e6, 0.0004, WINDOWS)) == "link 6.1 MB/s, 0.4 ms: 8 frames of 64 KiB"
+    assert str(pacing_of(6.1e6, 0.0004, WINDOWS)) == "link 6.1 MB/s, 0.4 ms: 8 frames (16 in the end) of 64 KiB"
+    assert str(pacing_of(6.1e6, 0.0004, Windows(4, 4))) == "link 6.1 MB/s, 0.4 ms: 4 frames of 64 KiB"
 
 
 @pytest.mark.parametrize(

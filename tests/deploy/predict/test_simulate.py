@@ -132,6 +132,17 @@ def test_a_narrow_window_waits_for_its_round_trips() -> None:
     assert simulate(two_layers(latency_s=0.1)).step_s == pytest.approx(3 * FRAME_S + 0.2)
 
 
+def test_the_window_is_wider_once_all_frames_are_ready() -> None:
+    def step_s(window: int | None, **changes: object) -> float:
+        comm = CommConfig(bandwidth="8mbit", frame_bytes=32768, window_frames=window)
+        return simulate(scenario(specs=equal_tensors(4 * MB, 32), comm=comm, **changes)).step_s
+
+    one_by_one = {"backward_s": 4.0}
+    assert step_s(None, **one_by_one) == step_s(8, **one_by_one) != step_s(16, **one_by_one)
+    at_once = {"overlap": False, "costs": Costs()}
+    assert step_s(None, **at_once) == step_s(16, **at_once) != step_s(8, **at_once)
+
+
 def test_credits_come_back_behind_the_answers_before_them() -> None:
     # four frames of one layer: all of them up, then the last one's answer down; or each up after the answer that brings the credit of the one before
     specs = tensors_of({"only.weight": (4 * 8192, 1)})

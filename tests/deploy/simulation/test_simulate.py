@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from deploy.virtual import owner
 from deploy.virtual.remove import NAMESPACES
 from ps.errors import ResourcesMissing, Stopped
 from tests.deploy.forked import ForkedTrainer
+from tests.waiting import until
 from workers.config import TrainConfig
 
 CONFIG = """
@@ -94,9 +94,7 @@ def test_a_killed_command_leaves_no_process_and_no_host(tmp_path: Path) -> None:
         process.kill()
         rest = process.stdout.read()  # ends when nobody is left who could write
     assert process.returncode == -signal.SIGKILL and b"params_sha256" not in rest
-    deadline = time.monotonic() + 10
-    while any(name.startswith(namespaces) for name in left_here()) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: not any(name.startswith(namespaces) for name in left_here()), 10)
     assert not left_here() - before
     assert {path.name.rpartition("-")[2] for path in temporary.iterdir()} <= {"mark"}, "which the next start removes"
 
