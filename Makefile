@@ -114,7 +114,7 @@ OUR_TORCH = $(shell sed -n 's/^torch==//p' constraints.txt)
 FOUND_TORCH = $(shell $(PYTHON) -c 'import torch; print(torch.__version__)' 2>/dev/null)
 TORCH = $(if $(filter .venv,$(VENV)),$(OUR_TORCH),$(or $(FOUND_TORCH),$(OUR_TORCH)))
 
-$(STAMP): pyproject.toml constraints.txt | $(PYTHON)
+$(STAMP): pyproject.toml constraints.txt ps/kernels.c | $(PYTHON)
 	@echo "installing pserver and its dependencies into $(VENV) (a few minutes the first time)"
 	@mkdir -p build
 	@sed "s/^torch==.*/torch==$(TORCH)/" constraints.txt > build/constraints.txt

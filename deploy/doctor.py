@@ -22,6 +22,7 @@ MODULES = {
 }
 """Program per library that fails if the library cannot be used, else prints its version."""
 
+KERNELS = "from ps import _kernels; print('compiled')"
 DIGITS = "from workers.tasks.digits import rows; print(len(rows()), 'digits')"
 
 
@@ -51,6 +52,7 @@ def run_checks() -> list[Check]:
         loopback(),
         congestion(Path("/proc/sys/net/ipv4/tcp_congestion_control")),
         *(library(name, program) for name, program in MODULES.items()),
+        kernels(KERNELS),
         digits(DIGITS),
     ]
 
@@ -112,6 +114,13 @@ def library(name: str, program: str) -> Check:
     """Runs `program` in a process of its own: a library may crash, or change the environment, on import."""
     ok, words = _try(program)
     return _judge(name, words, fail=not ok, remedy="reinstall with: make setup")
+
+
+def kernels(program: str) -> Check:
+    """They are built at the installation, where there is a compiler, for processors with AVX2 (docs/architecture.md)."""
+    ok, _ = _try(program)
+    remedy = "updates take three times as long, to the same bits: install a C compiler (apt-get install gcc libc6-dev), then pserver anew"
+    return _judge("kernels", "compiled" if ok else "not compiled, or not for this processor", warn=not ok, remedy=remedy)
 
 
 def digits(program: str) -> Check:

@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 from ps.layout import IntArray, Run
 
+Prints = npt.NDArray[np.uint64]
+"""What identifies the bytes of chunks."""
+
 
 class Verdict(IntEnum):
     """Answer to a push, from good to bad; the numbers are those of the protocol."""
@@ -117,7 +120,9 @@ class Barrier:
         self._state: npt.NDArray[np.uint8] = np.zeros((num_workers, chunks), np.uint8)
         self._absent = np.zeros((num_workers, chunks), np.bool_)
         self._held = np.zeros((num_workers, chunks), np.bool_)
-        self._print: npt.NDArray[np.uint64] = np.zeros((num_workers, chunks), np.uint64)
+        self._print: Prints = np.zeros((num_workers, chunks), np.uint64)
+        self._unmarked = np.zeros((num_workers, chunks), np.bool_)
+        """Whether each contribution lies in its member's segment, and nobody has made its prints yet."""
         self._weight = np.zeros((num_workers, chunks))
         self._owed = np.zeros((num_workers, chunks), np.bool_)
         self._next: IntArray = np.zeros(chunks, np.int64)
@@ -155,16 +160,17 @@ class Barrier:
         queued = own & (self._state[rank] == _QUEUED)
         self.early_bytes -= int(self._sizes[queued & self._held[rank]].sum())
         self._state[rank][queued] = _NONE
+        self._unmarked[rank][queued] = False
         return [part for part in _alike(Run(0, len(queued)), queued) if queued[part.first]]
 
     # -- contributions ---------------------------------------------------------------------------------------
 
-    def offer(self, rank: int, step: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float, *, holds_payload: bool = True) -> Offer:
+    def offer(self, rank: int, step: int, run: Run, prints: Prints | None, weight: float, *, holds_payload: bool = True) -> Offer:
         """A contribution of `rank` to `run` for `step`; `prints` identify its bytes, None means absent.
 
         The caller has checked that the sender is not fenced. Every part that is accepted, a duplicate or
         already applied is owed the bytes of step + 1. Only payload that the shard itself must hold counts against
-        the bound: what stays in the member's segment does not.
+        the bound: what stays in the member's segment does not, and its `prints` count only where it comes again.
         """
         offer = Offer()
         for part in _alike(run, self._words[run.span]):
@@ -178,7 +184,7 @@ class Barrier:
                 self._offer_current(offer, rank, part, _cut(prints, run, part), weight, holds_payload)
         return offer
 
-    def _offer_current(self, offer: Offer, rank: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float, holds_payload: bool) -> None:
+    def _offer_current(self, offer: Offer, rank: int, run: Run, prints: Prints | None, weight: float, holds_payload: bool) -> None:
         for part in _alike(run, self._state[rank][run.span] != _NONE):
             marks = _cut(prints, run, part)
             if self._state[rank, part.first] != _NONE:
@@ -188,13 +194,14 @@ class Barrier:
             else:
                 self._take(offer, rank, part, marks, weight, holds_payload)
 
-    def _is_same(self, rank: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float) -> bool:
+    def _is_same(self, rank: int, run: Run, prints: Prints | None, weight: float) -> bool:
+        assert not self._unmarked[rank][run.span].any(), "prints are made before they are compared"
         absent = self._absent[rank][run.span]
         if (self._weight[rank][run.span] != weight).any() or (absent != (prints is None)).any():
             return False
         return prints is None or bool((self._print[rank][run.span] == prints).all())
 
-    def _take(self, offer: Offer, rank: int, run: Run, prints: npt.NDArray[np.uint64] | None, weight: float, holds_payload: bool) -> None:
+    def _take(self, offer: Offer, rank: int, run: Run, prints: Prints | None, weight: float, holds_payload: bool) -> None:
         for part in _alike(run, self._next[run.span] == rank):
             is_next = self._next[part.first] == rank
             holds = holds_payload and prints is not None
@@ -205,6 +212,7 @@ class Barrier:
             self._owed[rank][part.span] = True
             self._absent[rank][part.span] = prints is None
             self._held[rank][part.span] = holds
+            self._unmarked[rank][part.span] = prints is not None and not holds_payload
             self._weight[rank][part.span] = weight
             if prints is not None:
                 self._print[rank][part.span] = _cut(prints, run, part)
@@ -262,7 +270,7 @@ class Barrier:
         for rank in np.flatnonzero(self._owed[:, run.span].any(axis=1)).tolist():
             owed = self._owed[rank]
             answers += [Answer(rank, part, version) for part in _alike(run, owed[run.span]) if owed[part.first]]
-        for table in (self._state, self._owed, self._absent):
+        for table in (self._state, self._owed, self._absent, self._unmarked):
             table[:, run.span] = 0
         self._next[run.span] = 0
         self._total[run.span] = 0
@@ -275,6 +283,16 @@ class Barrier:
     def has_contributed(self, rank: int, step: int, run: Run) -> bool:
         """Whether a contribution of the rank to any chunk of the run is in for a step in progress."""
         return bool(((self._words[run.span] == step) & (self._state[rank][run.span] != _NONE)).any())
+
+    def unmarked(self, rank: int, run: Run) -> list[Run]:
+        """Parts of the run of which a contribution of the rank is in whose prints nobody has made."""
+        unmarked = self._unmarked[rank][run.span]
+        return [part for part in _alike(run, unmarked) if unmarked[part.first - run.first]]
+
+    def mark(self, rank: int, run: Run, prints: Prints) -> None:
+        """These are the prints of what the rank has contributed to the run."""
+        self._print[rank][run.span] = prints
+        self._unmarked[rank][run.span] = False
 
     def missing(self) -> dict[int, int]:
         """Members that some chunk waits for, with the number of chunks."""
@@ -306,5 +324,5 @@ def _is_constant(array: npt.NDArray[Any]) -> bool:
     return data[size:] == data[:-size]
 
 
-def _cut(prints: npt.NDArray[np.uint64] | None, run: Run, part: Run) -> npt.NDArray[np.uint64] | None:
+def _cut(prints: Prints | None, run: Run, part: Run) -> Prints | None:
     return None if prints is None else prints[part.first - run.first : part.stop - run.first]

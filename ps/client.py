@@ -10,6 +10,7 @@ import numpy as np
 
 from protos import pserver_pb2 as pb
 from ps.agreement import spec_messages
+from ps.comm import EXACT
 from ps.config import CommConfig, Timeouts
 from ps.connections import Connections
 from ps.contribution import KnownDigests
@@ -152,6 +153,11 @@ class Client:
         with self._changed:
             self.sender.plan(found)
         log.info("rank %d: %s", self.member.rank, found)
+
+    @property
+    def pushes_digests(self) -> bool:
+        """Whether contributions travel to any shard as they lie in memory, with their digests."""
+        return self._comm.push_format == EXACT and not all(line.pushes_shared for line in self._state.lines)
 
     def is_local(self, shard: int) -> bool:
         """Whether Join has proved that the shard is on this host."""

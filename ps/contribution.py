@@ -101,10 +101,9 @@ class Encoder:
             return Encoded(frame.encode_coded(header, payload, layout, run, self._push_format), len(payload))
         wire = self._push_format if kind == pb.PUSH else EXACT
         size = frame.payload_bytes(layout, run, wire)
-        digests = contribution.digests.of(layout, run) if contribution.digests else None
         if kind != pb.PUSH or not shared:
+            digests = contribution.digests.of(layout, run) if contribution.digests else None
             return Encoded(frame.encode_run(header, values, layout, run, flat=True, wire=wire, digests=digests), size)
         header.dtype = layout.block_of(run).dtype
-        header.digests.extend(digests or frame.chunk_digests(values, layout, run, flat=True))
         header.shared = True
         return Encoded(frame.encode(header), size)

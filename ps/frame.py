@@ -186,7 +186,7 @@ def checked_run(
 ) -> Run:
     """The run a frame speaks of, after its range, dtype, format, length and digests have been checked. Raises MalformedFrame.
 
-    `wire` is the format configured for the direction. `may_share`: the payload may lie in a segment; its digests are not looked at then.
+    `wire` is the format configured for the direction. `may_share`: the payload may lie in a segment, without digests.
     """
     run = Run(header.first_chunk, header.first_chunk + header.num_chunks)
     if not run.first < run.stop <= len(layout):
@@ -202,7 +202,7 @@ def checked_run(
     if header.dtype != block.dtype:
         raise MalformedFrame(f"frame of chunks {run.first}..{run.stop - 1} has dtype {header.dtype!r}, they are {block.dtype}")
     sizes = [] if header.shared else _payload_sizes(header, payload, layout, run, wire)
-    if len(header.digests) != len(run):
+    if len(header.digests) != (0 if header.shared else len(run)):
         raise MalformedFrame(f"frame of {len(run)} chunks brings {len(header.digests)} digests")
     if header.shared:
         if not may_share or len(payload) or header.format:

@@ -9,7 +9,7 @@ import numpy as np
 from protos import pserver_pb2 as pb
 from ps import frame
 from ps.answers import Answers
-from ps.barrier import Offer, Verdict
+from ps.barrier import Offer, Prints, Verdict
 from ps.errors import Diverged, EarlyPush, MalformedFrame, ModelMismatch, NonFinite, PserverError
 from ps.failpoints import hit
 from ps.frame import Bytes
@@ -62,10 +62,7 @@ class Intake:
         with Spent() as spent:
             values = frame.exact_payload(header, payload, self._layout, run)
         self._state.stats.decoded(spent)
-        prints = np.array(header.digests, np.uint64) if header.kind == pb.PUSH else None
-        push = Push(member, header, run, values, len(payload), prints, receipt, [run], self._state.number(member))
-        if header.shared:
-            self._verify_repeated(push)
+        push = Push(member, header, run, values, len(payload), self._prints(member, header, run), receipt, [run], self._state.number(member))
         return self._go_on(push, may_wait=may_wait)
 
     def _go_on(self, push: Push, *, may_wait: bool) -> Callable[[], object] | None:
@@ -127,15 +124,31 @@ class Intake:
             self._check(push)
             raise
 
-    def _verify_repeated(self, push: Push) -> None:
-        """Looks at the bytes in a segment if the run was pushed before. Comes before the offer: the member waits for the run,
-        and would write its next contribution as soon as that is answered. Raises Diverged."""
+    def _prints(self, member: pb.Member, header: pb.FrameHeader, run: Run) -> Prints | None:
+        """What identifies the bytes of a contribution: digests that came with it, or, if it lies in a segment and the run was pushed before,
+        those of the memory. Comes before the offer: the member waits for the run, and would write its next contribution as soon as that
+        is answered."""
+        if header.kind != pb.PUSH:
+            return None
+        number = self._state.number(member)
         with self._changed:
-            if push.number not in self._segments or not self._state.barrier.has_contributed(push.rank, push.step, push.run):
-                return
-            memory = self._segments[push.number]
-        if frame.chunk_digests(memory, self._layout, push.run, flat=True) != list(push.header.digests):
-            raise self._refusal(Verdict.DIVERGED, push.rank, push.step, push.run)
+            memory = self._segments.get(number)
+            comes_again = memory is not None and self._state.barrier.has_contributed(member.rank, header.step, run)
+            if comes_again:
+                self.mark(number, member.rank, run)
+        if not header.shared:
+            return np.array(header.digests, np.uint64)
+        return self._digests(memory, run) if memory is not None and comes_again else np.zeros(len(run), np.uint64)
+
+    def mark(self, number: int, rank: int, run: Run) -> None:
+        """Makes the prints of what the member has contributed to the run in its segment, as long as that is there. Under the lock."""
+        memory = self._segments.get(number)
+        if memory is not None:
+            for part in self._state.barrier.unmarked(rank, run):
+                self._state.barrier.mark(rank, part, self._digests(memory, part))
+
+    def _digests(self, memory: Bytes, run: Run) -> Prints:
+        return np.array(frame.chunk_digests(memory, self._layout, run, flat=True), np.uint64)
 
     def _contribution(self, push: Push) -> Part:
         if not push.header.shared:

@@ -3,11 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
 from protos import pserver_pb2 as pb
-from ps.barrier import Action, Verdict
+from ps.barrier import Action, Prints, Verdict
 from ps.frame import Bytes
 from ps.layout import Run
 from ps.pending import Part
@@ -24,7 +21,7 @@ class Push:
     """In the elements' own type."""
     sent_bytes: int
     """Payload as it travelled."""
-    prints: npt.NDArray[np.uint64] | None
+    prints: Prints | None
     receipt: Callable[[Verdict], None]
     todo: list[Run]
     """Parts that have not been taken."""

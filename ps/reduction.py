@@ -4,7 +4,7 @@ The barrier says when; this says how. Multiplication and addition are separate I
 multiply-add), so that neither the slicing nor the CPU changes a bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -56,13 +56,32 @@ class Accumulators:
                 self._fold_part(part, ranks)
 
     def _fold_part(self, run: Run, ranks: Sequence[int]) -> None:
-        block, begun = self._layout.block_of(run), bool(self._begun[run.first])
-        for piece in self._layout.pieces(run):
-            total = self._memory[piece.local : piece.local + piece.num_bytes].view(block.dtype)
-            terms = [self._segments[rank, block.stage][piece.flat : piece.flat + piece.num_bytes].view(block.dtype) for rank in ranks]
-            _add_up(total, [total, *terms] if begun else terms)
+        dtype = self._layout.block_of(run).dtype
+        for span, terms in self._terms_of(run, ranks):
+            _add_up(self._memory[span].view(dtype), [term.view(dtype) for term in terms])
         self._lent[ranks, run.span] = False
         self._begun[run.span] = True
+
+    def terms(self, run: Run) -> Iterator[tuple[slice, list[Bytes]]]:
+        """What adds up to the run's sums, from left to right, piece by piece: where each lies in the shard's memory, and all terms of it.
+        Alignment is left out where contributions are lent."""
+        if not self._segments:
+            yield self._layout.span_bytes(run), [self.of(run)]
+            return
+        for part in self._alike(run, len(self._lent)):
+            yield from self._terms_of(part, np.flatnonzero(self._lent[:, part.first]).tolist())
+
+    def _terms_of(self, run: Run, ranks: Sequence[int]) -> Iterator[tuple[slice, list[Bytes]]]:
+        """Likewise of a run of which these ranks lend everything."""
+        stage, begun = self._layout.block_of(run).stage, bool(self._begun[run.first])
+        for piece in self._layout.pieces(run):
+            span = slice(piece.local, piece.local + piece.num_bytes)
+            lent = [self._segments[rank, stage][piece.flat : piece.flat + piece.num_bytes] for rank in ranks]
+            yield span, [self._memory[span], *lent] if begun else lent
+
+    def used(self, run: Run) -> None:
+        """The run's terms have been added up where they lay: nothing of it is lent any more."""
+        self._lent[:, run.span] = False
 
     def add(self, rank: int, contribution: Part, weight: float, *, is_first: bool) -> None:
         """Adds weight * contribution; the first contribution of a step overwrites. Sums of losses come unweighted.

@@ -19,7 +19,7 @@ from ps.errors import ConfigError, EarlyPush, Fenced, MalformedFrame, PserverErr
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.intake import Intake
-from ps.layout import Layout, Run
+from ps.layout import Layout, Rule, Run
 from ps.noise import NormSamples
 from ps.pending import PendingPayload
 from ps.plan import Plan
@@ -93,6 +93,9 @@ class Shard:
             self._check_running()
             self._check_may_join(member)
             if self._barrier.is_fenced(number, member.incarnation, member.generation):
+                for block in self.layout.blocks:
+                    if block.stage == member.stage and block.rule is not Rule.FROZEN:
+                        self._intake.mark(number, member.rank, block.run)
                 self.work.detach(member.rank, member.stage)
                 self._segments.pop(number, None)
             for run in self._barrier.join(number, member.incarnation):

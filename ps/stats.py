@@ -24,6 +24,13 @@ class Spent:
         self.wall_s += time.perf_counter() - self._began[0]
         self.cpu_s += time.thread_time() - self._began[1]
 
+    def split(self, share: float) -> "Spent":
+        """So much of the time goes to the one that is returned, the rest stays."""
+        other = Spent()
+        other.wall_s, other.cpu_s = share * self.wall_s, share * self.cpu_s
+        self.wall_s, self.cpu_s = self.wall_s - other.wall_s, self.cpu_s - other.cpu_s
+        return other
+
 
 class ServerStats:
     """Counts of the steps in progress; a step's row is handed on when it has been applied. Thread-safe."""

@@ -111,17 +111,20 @@ class Store:
 
     def params(self, version: int, run: Run) -> Bytes:
         """The run's bytes in the copy of `version`, alignment included; frozen chunks have one copy."""
-        frozen = run.first >= self.layout.num_versioned
-        return self._params[0 if frozen else version % 2][self.layout.span_bytes(run)]
+        return self.copy_of(version, run)[self.layout.span_bytes(run)]
 
     def copy_of(self, version: int, run: Run) -> Bytes:
-        """The whole copy that holds the run's bytes of `version`, for reading by local offsets."""
+        """The whole copy that holds the run's bytes of `version`, by local offsets."""
         frozen = run.first >= self.layout.num_versioned
         return self._params[0 if frozen else version % 2]
 
     def state(self, version: int, run: Run) -> list[Bytes]:
         """The run's optimizer state of `version`, one array per slot."""
         return [slot[self.layout.span_bytes(run)] for slot in self._slots[version % 2]]
+
+    def copies(self, version: int, run: Run) -> list[Bytes]:
+        """The whole copies that hold parameters and slots of a run of `version` that the optimizer updates, by local offsets."""
+        return [self.copy_of(version, run), *self._slots[version % 2]]
 
     def slot_copy(self, version: int, slot: int) -> Bytes:
         """The whole copy of one slot that holds its bytes of `version`, for reading by local offsets."""

@@ -7,10 +7,12 @@ from ps.config import OptimizerConfig, ScheduleConfig
 from ps.errors import ConfigError, NonFinite
 from ps.frame import Bytes
 from ps.groups import check_groups
+from ps.kernels import one_pass_rule
 from ps.layout import Block, Layout, Rule, Run
 from ps.norms import Norms, StepFactor
 from ps.optimizers import can_divide, update_rule
 from ps.plan import Plan
+from ps.reduction import Accumulators
 from ps.schedules import learning_rate
 from ps.store import Store
 
@@ -36,7 +38,9 @@ class Updater:
         if optimizer.lr_scaling != "none":
             raise ConfigError(f'optimizer.lr_scaling = "{optimizer.lr_scaling}" is the driver\'s: give servers the scaled optimizer.lr')
         check_groups(layout.specs, len(optimizer.groups))
-        self._rules = [update_rule(optimizer, group) for group in range(1 + len(optimizer.groups))]
+        groups = range(1 + len(optimizer.groups))
+        self._rules = [update_rule(optimizer, group) for group in groups]
+        self._one_pass_rules = [one_pass_rule(optimizer, group) for group in groups]
 
     def to_mean(self, step: int, run: Run, sums: Bytes, weight: float) -> None:
         """Divides the sums by the total weight, unless the update does, and clips each element, in place. Raises NonFinite where that
@@ -123,6 +127,28 @@ class Updater:
             updates = self._store.updates(step + 1, part)
             self._rules[block.group](params, grad[inner], slots, int(updates[0]), lr, divisor)
             updates += 1
+
+    def write_at_once(self, step: int, run: Run, sums: Accumulators, weight: float, *, rate_factor: float) -> float | None:
+        """As `to_mean` and `write` of a run that has weight, in one pass over memory; the part of the bytes that were read to sum.
+
+        None if that is not possible, or a sum is not finite: then nothing that was written counts.
+        """
+        block = self._layout.block_of(run)
+        rule = self._one_pass_rules[block.group] if self._divides_later(block) else None
+        if rule is None:
+            return None
+        lr = self._learning_rate(step, block.group, rate_factor)
+        summed, moved = 0, 0
+        for part in self._same_updates(step, run):
+            updates = self._store.updates(step, part)
+            old, new = self._store.copies(step, part), self._store.copies(step + 1, part)
+            for span, terms in sums.terms(part):
+                if not rule([copy[span] for copy in new], [copy[span] for copy in old], terms, int(updates[0]), lr, weight):
+                    return None
+                summed += len(terms)
+                moved += len(terms) + len(old) + len(new)
+            self._store.updates(step + 1, part)[:] = updates + 1
+        return summed / moved
 
     def _learning_rate(self, step: int, group: int, rate_factor: float) -> float:
         plan = self._plan

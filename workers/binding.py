@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -12,6 +11,7 @@ from ps.contribution import KnownDigests
 from ps.errors import ConfigError
 from ps.frame import Bytes, chunk_digests, tensor_digests
 from ps.groups import GroupConfig, assign_groups
+from ps.kernels import copy
 from ps.layout import DTYPES, Layout, Rule, Run, TensorSpec
 from ps.stages.memory import untouched
 from ps.weights import SUMS
@@ -20,7 +20,7 @@ from workers.device import Mover
 SUM_NAMES = ("loss", "weight", "samples", "steps")
 """What the versioned epoch sums hold, in order: weighted loss, weights, samples, and 1 per step."""
 DIGESTED_BYTES = 1 << 20
-"""Copied in one go before its digests are made: a multiple of every type's chunk, and short enough to be in the cache still."""
+"""Digested and copied in one go: a multiple of every type's chunk, and short enough to be in the cache still when it is copied."""
 
 
 def specs_of(model: nn.Module, groups: Sequence[GroupConfig] = (), stages: Mapping[str, int] | None = None) -> tuple[TensorSpec, ...]:
@@ -52,13 +52,13 @@ def _spec(name: str, tensor: torch.Tensor, rule: Rule, group: int = 0) -> Tensor
 
 
 def _copy_digested(source: torch.Tensor, view: torch.Tensor) -> list[int]:
-    """Copies contiguous tensors on the CPU; xxh3-64 of every chunk. As memcpy does: torch's copies go through the cache."""
+    """Copies contiguous tensors on the CPU; xxh3-64 of every chunk."""
     to, values, dtype = _bytes(view), _bytes(source), str(source.dtype).removeprefix("torch.")
     digests: list[int] = []
     for at in range(0, len(values), DIGESTED_BYTES):
         part = slice(at, at + DIGESTED_BYTES)
-        to[part] = values[part]
-        digests += tensor_digests(to[part], dtype)
+        digests += tensor_digests(values[part], dtype)
+        copy(to[part], values[part])
     return digests
 
 
@@ -87,14 +87,12 @@ class BoundModel:
         gradients: Bytes | None = None,
         stage: int | None = None,
         digests: Mapping[str, Sequence[int]] | None = None,
-        digests_gradients: bool = False,
     ) -> None:
         """`copies`: whether parameters keep their own memory. None: unless they are on the CPU.
 
         `gradients`: memory of a flat layout, zeroed, that servers read too; its own (pinned) if there is none. `stage`: whose tensors the model
         computes with: those of others are given up, and their places take no memory. None: it computes with all. `digests`: of the chunks of
-        others' tensors that have no values, by name. `digests_gradients`: contributions are pushed as they lie in memory, with digests, which cost
-        less while a copy is in the cache.
+        others' tensors that have no values, by name.
         """
         self.model = model
         self.layout = layout
@@ -113,7 +111,8 @@ class BoundModel:
         """Contributions of the step: mean gradients, buffers, sums."""
         self.digests = KnownDigests(layout)
         """Of `gradients`."""
-        self._digests_gradients = digests_gradients
+        self.digests_gradients = False
+        """Whether contributions are pushed as they lie in memory, with digests, which cost less while what is copied is in the cache."""
         self._views = [self._views_of(memory) for memory in (*self.landing, self.gradients)]
         self._present = [False] * len(layout.specs)
         self._collected = [False] * len(layout.specs)
@@ -227,7 +226,7 @@ class BoundModel:
         if source is None or (source is view and divisor is None):
             return
         if divisor is None or not is_parameter:
-            if self._digests_gradients and not self.copies and source.is_contiguous():
+            if self.digests_gradients and not self.copies and source.is_contiguous():
                 self.digests.keep(index, _copy_digested(source.detach(), view))
             else:
                 self._copy(source, view)
@@ -247,7 +246,7 @@ class BoundModel:
         if self.copies or not source.is_contiguous():
             view.copy_(source, non_blocking=True)
         else:
-            np.copyto(view.numpy(), source.detach().numpy())  # as memcpy does: torch's copies go through the cache
+            copy(_bytes(view), _bytes(source.detach()))
 
     @torch.no_grad()
     def gather(self, total_weight: float, *, divide: bool, sums: Sequence[float] | None) -> list[int]:

@@ -8,7 +8,6 @@ from torch import nn
 from ps.checkpoints.of_rank import SavedResiduals, restore
 from ps.client import Client
 from ps.codecs import is_lossy
-from ps.comm import EXACT
 from ps.control import EpochSums, ServerAddress
 from ps.control_client import ControlClient, Progress
 from ps.errors import NeighbourLost, Stopped, VersionGone
@@ -103,7 +102,6 @@ class Session:
             gradients=segment.contributions if segment else None,
             stage=stage,
             digests=digests,
-            digests_gradients=settings.comm.push_format == EXACT,
         )
         initial = bound.initial_digests()
         self._client = client = Client(
@@ -145,6 +143,7 @@ class Session:
         if version == -1 and self.rank == 0:
             client.init(self.bound.landing[0])
         client.open()
+        self.bound.digests_gradients = client.pushes_digests
         self._start_at(0)
         if self.links:
             return self._join_group(client, self.links, max(version, 0))

@@ -30,6 +30,8 @@ GIB = 1 << 30
         (doctor.library("x", "import no_such_library"), "fail"),
         (doctor.library("x", "import os; os.abort()"), "fail"),
         (doctor.digits("raise SystemExit('no data')"), "warn"),
+        (doctor.kernels(doctor.KERNELS), "ok"),
+        (doctor.kernels("raise ImportError"), "warn"),
         (doctor.shared_memory(Path("/no/such/folder")), "warn"),
         (doctor.loopback(), "ok"),
     ],

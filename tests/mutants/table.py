@@ -13,6 +13,7 @@ TIMELINE = f"{_GUARDS}a_member_of_another_timeline_changes_nothing"
 DAMAGED = f"{_GUARDS}a_frame_that_is_refused_leaves_no_trace[a byte changes on the way]"
 EARLY = f"{_GUARDS}a_frame_that_is_refused_leaves_no_trace[of the next step]"
 LATE_COPY = f"{_GUARDS}a_process_that_was_stopped_inside_its_copy_into_shared_memory_wakes_too_late_to_harm"
+FORMER_SEGMENT = "tests/ps/test_shared.py::test_a_restarted_rank_is_held_to_what_lay_in_its_former_segment"
 _SERVERS = "tests/deploy/test_server_deaths.py::test_servers_killed_anywhere_cost_no_bit"
 OLDEST = f"{_SERVERS}[adam-[('shard.oldest', 4)]-[('shard.written', 5)]]"
 ALL_DIE = "tests/deploy/test_server_deaths.py::test_all_processes_die_in_the_same_step_and_some_of_them_again"
@@ -44,8 +45,8 @@ MUTANTS = (
     Mutant(
         "the table is cleared",
         "ps/barrier.py",
-        "for table in (self._state, self._owed, self._absent):",
-        "for table in (self._owed, self._absent):",
+        "for table in (self._state, self._owed, self._absent, self._unmarked):",
+        "for table in (self._owed, self._absent, self._unmarked):",
         ORDER,
     ),
     Mutant("next in order", "ps/barrier.py", "            is_next = self._next[part.first] == rank\n", "            is_next = True\n", ORDER),
@@ -110,8 +111,8 @@ MUTANTS = (
     Mutant(
         "two copies",
         "ps/store.py",
-        "version % 2][self.layout.span_bytes(run)]\n\n    def copy_of",
-        "0][self.layout.span_bytes(run)]\n\n    def copy_of",
+        "return self._params[0 if frozen else version % 2]",
+        "return self._params[0]",
         OLDEST,
     ),
     Mutant("norms are recorded", "ps/store.py", "        self._header[2] = step\n", "        pass\n", ALL_DIE),
@@ -122,6 +123,14 @@ MUTANTS = (
         "                self.work.detach(member.rank, member.stage)\n",
         "",
         f"{LATE_COPY}[0]",
+    ),
+    Mutant(
+        "what was taken from a segment is known when that goes",
+        "ps/shard.py",
+        "                        self._intake.mark(number, member.rank, block.run)\n",
+        "                        pass\n",
+        FORMER_SEGMENT,
+        is_explored=False,  # a restarted rank brings the same bytes in every history
     ),
     Mutant(
         "segment per incarnation",

@@ -198,8 +198,7 @@ def test_a_frame_without_receipts_has_none() -> None:
     assert frame.receipts_of(frame.encode(*push_of_one_chunk())) == ([], 0)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_known_digests_are_taken_and_others_are_made(shared: bool) -> None:
+def test_known_digests_are_taken_and_others_are_made() -> None:
     layout = Layout(SPECS, 1)
     memory = np.random.default_rng(0).integers(0, 256, layout.flat_bytes, np.uint8)
     known = KnownDigests(layout)
@@ -210,7 +209,7 @@ def test_known_digests_are_taken_and_others_are_made(shared: bool) -> None:
     assert len(of_w) == 3
     known.keep(tensors["w"], [7, 8, 9])
 
-    def digests(run: Run) -> list[int]:
+    def digests(run: Run, *, shared: bool = False) -> list[int]:
         data = Encoder(SHARD, "fp32").encode(pb.Member(), pb.PUSH, run, contribution, 1, shared=shared).data
         return list(frame.decode(data)[0].digests)
 
@@ -218,5 +217,6 @@ def test_known_digests_are_taken_and_others_are_made(shared: bool) -> None:
         assert digests(run) == ([7 + of_w.index(run)] if run in of_w else frame.chunk_digests(memory, SHARD, run, flat=True))
     across = Run(of_w[-1].first, of_w[-1].stop + 1)
     assert digests(across) == frame.chunk_digests(memory, SHARD, across, flat=True), "of one tensor they are not known"
+    assert digests(across, shared=True) == [], "made only if it comes again, by the server"
     known.forget(tensors["w"])
     assert digests(of_w[0]) == frame.chunk_digests(memory, SHARD, of_w[0], flat=True)

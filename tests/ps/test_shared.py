@@ -11,7 +11,6 @@ import pytest
 from protos import pserver_pb2 as pb
 from ps.config import CommConfig, OptimizerConfig
 from ps.errors import Diverged, Fenced, MalformedFrame
-from ps.frame import chunk_digests
 from ps.layout import Run
 from tests.ps.bench import Bench, Line, settings, specs_of
 from tests.ps.cluster import Member, cluster, exchange, in_threads, start
@@ -82,11 +81,11 @@ def rejoin(bench: Bench, rank: int, incarnation: int, memory: np.ndarray) -> Lin
     return line
 
 
-def push(bench: Bench, rank: int, step: int, memory: np.ndarray, incarnation: int = 1, weight: float = 1.0) -> None:
-    whole = Run(0, bench.mine.num_versioned)
-    digests, dtype = chunk_digests(memory, bench.mine, whole, flat=True), bench.mine.block_of(whole).dtype
-    header = pb.FrameHeader(kind=pb.PUSH, step=step, num_chunks=len(whole), weight=weight, digests=digests, dtype=dtype, shared=True)
-    bench.shard.push(bench.member(rank, incarnation), header, whole, np.empty(0, np.uint8), lambda v: bench.verdicts.append((rank, v.name)))
+def push(bench: Bench, rank: int, step: int, memory: np.ndarray, incarnation: int = 1, weight: float = 1.0, run: Run | None = None) -> None:
+    run = run or Run(0, bench.mine.num_versioned)
+    dtype = bench.mine.block_of(run).dtype
+    header = pb.FrameHeader(kind=pb.PUSH, step=step, first_chunk=run.first, num_chunks=len(run), weight=weight, dtype=dtype, shared=True)
+    bench.shard.push(bench.member(rank, incarnation), header, run, np.empty(0, np.uint8), lambda v: bench.verdicts.append((rank, v.name)))
 
 
 def drained(bench: Bench) -> None:
@@ -155,14 +154,43 @@ def test_a_segment_of_an_older_incarnation_is_never_read_again(made: Bench) -> N
 
 def test_bytes_in_the_segment_are_compared_when_a_push_is_repeated(made: Bench) -> None:
     memory = made.flat(1.0)
-    rejoin(made, 1, 1, memory)
-    push(made, 1, 0, memory)
-    push(made, 1, 0, memory)
-    announced = memory.copy()
+    rejoin(made, 0, 1, memory)
+    push(made, 0, 0, memory)
+    push(made, 0, 0, memory)
     memory[8] ^= 1
     with pytest.raises(Diverged):
-        push(made, 1, 0, announced)
+        push(made, 0, 0, memory)
     assert [verdict for _, verdict in made.verdicts] == ["ACCEPTED", "DUPLICATE"]
+
+
+@pytest.mark.parametrize("shares_again", [True, False])
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_restarted_rank_is_held_to_what_lay_in_its_former_segment(made: Bench, *, shares_again: bool, is_same: bool) -> None:
+    """Nobody makes digests of what lies in a segment until its member joins anew; the zombie may write there from then on."""
+    former, again = made.flat(3.0), made.flat(3.0)
+    rejoin(made, 0, 1, former)
+    push(made, 0, 0, former)
+    made.shard.work._pool.submit(lambda: None).result()
+    again[8 * 100] ^= not is_same
+    if shares_again:
+        rejoin(made, 0, 2, again)
+    else:
+        made.join(0, incarnation=2)
+    former[:] = 255
+    whole = Run(0, made.mine.num_versioned)
+
+    def bring() -> None:
+        if shares_again:
+            push(made, 0, 0, again, incarnation=2)
+        else:
+            made.push(0, 0, whole, again, incarnation=2)
+
+    if is_same:
+        bring()
+    else:
+        with pytest.raises(Diverged, match="rank 0 pushed other bytes for step 0"):
+            bring()
+    assert [verdict for _, verdict in made.verdicts] == ["ACCEPTED", *(["DUPLICATE"] if is_same else [])]
 
 
 # -- too little room -------------------------------------------------------------------------------------------

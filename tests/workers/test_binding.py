@@ -173,7 +173,8 @@ def test_gradients_of_micro_batches_are_divided_buffers_are_not(copies: bool) ->
 def test_digests_are_made_of_what_is_copied_and_forgotten_when_it_changes(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Linear(700, 3 * 2**10, dtype=dtype), nn.BatchNorm1d(3 * 2**10, dtype=dtype))
     layout = Layout(specs_of(model), 2)
-    made = BoundModel(model, layout, digests_gradients=True)
+    made = BoundModel(model, layout)
+    made.digests_gradients = True
     made.install(0)
     weight = next(i for i, spec in enumerate(layout.specs) if spec.name == "0.weight")
     assert layout.specs[weight].num_elements % CHUNK_ELEMENTS and layout.specs[weight].num_bytes > 8 << 20
@@ -191,7 +192,8 @@ def test_digests_are_made_of_what_is_copied_and_forgotten_when_it_changes(dtype:
 def test_digests_are_forgotten_when_what_they_are_of_changes() -> None:
     model = nn.Linear(3, 5)
     layout = Layout(specs_of(model), 1)
-    made = BoundModel(model, layout, digests_gradients=True)
+    made = BoundModel(model, layout)
+    made.digests_gradients = True
     made.install(0)
     weight = [spec.name for spec in layout.specs].index("weight")
     run = Run(first := layout.shards[0].tensor.tolist().index(weight), first + 1)
@@ -217,7 +219,8 @@ def test_digests_are_made_only_of_host_copies_of_what_lies_row_by_row_and_is_pus
 ) -> None:
     model = nn.Linear(3, 5)
     layout = Layout(specs_of(model), 1)
-    made = BoundModel(model, layout, copies=copies, digests_gradients=digests_gradients)
+    made = BoundModel(model, layout, copies=copies)
+    made.digests_gradients = digests_gradients
     gradient = torch.arange(15.0).view(3, 5).t() if transposed else torch.arange(15.0).view(5, 3)
     model.weight.grad = gradient
     weight = [spec.name for spec in layout.specs].index("weight")
