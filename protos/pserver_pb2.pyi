@@ -255,7 +255,7 @@ class Passed(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., strides: _Optional[_Iterable[int]] = ..., needs_gradient: bool = ...) -> None: ...
 
 class FrameHeader(_message.Message):
-    __slots__ = ("kind", "member", "step", "first_chunk", "num_chunks", "dtype", "digests", "weight", "sequence", "receipt_may_wait", "verdict", "detail", "norms_shard", "norms", "clock_s", "complete_s", "last_rank", "format", "shared", "places", "frame_bytes", "slot", "updates", "micro", "passed")
+    __slots__ = ("kind", "member", "step", "first_chunk", "num_chunks", "dtype", "digests", "weight", "sequence", "receipt_may_wait", "verdict", "detail", "norms_shard", "norms", "clock_s", "complete_s", "last_rank", "format", "shared", "places", "frame_bytes", "ready_s", "link_bytes_per_s", "slot", "updates", "micro", "passed")
     KIND_FIELD_NUMBER: _ClassVar[int]
     MEMBER_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -277,6 +277,8 @@ class FrameHeader(_message.Message):
     SHARED_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
     FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READY_S_FIELD_NUMBER: _ClassVar[int]
+    LINK_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     UPDATES_FIELD_NUMBER: _ClassVar[int]
     MICRO_FIELD_NUMBER: _ClassVar[int]
@@ -302,11 +304,13 @@ class FrameHeader(_message.Message):
     shared: bool
     places: _containers.RepeatedScalarFieldContainer[int]
     frame_bytes: int
+    ready_s: _containers.RepeatedScalarFieldContainer[float]
+    link_bytes_per_s: float
     slot: int
     updates: _containers.RepeatedScalarFieldContainer[int]
     micro: int
     passed: _containers.RepeatedCompositeFieldContainer[Passed]
-    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ..., first_chunk: _Optional[int] = ..., num_chunks: _Optional[int] = ..., dtype: _Optional[str] = ..., digests: _Optional[_Iterable[int]] = ..., weight: _Optional[float] = ..., sequence: _Optional[int] = ..., receipt_may_wait: bool = ..., verdict: _Optional[_Union[Verdict, str]] = ..., detail: _Optional[str] = ..., norms_shard: _Optional[int] = ..., norms: _Optional[_Iterable[float]] = ..., clock_s: _Optional[float] = ..., complete_s: _Optional[float] = ..., last_rank: _Optional[int] = ..., format: _Optional[str] = ..., shared: bool = ..., places: _Optional[_Iterable[int]] = ..., frame_bytes: _Optional[int] = ..., slot: _Optional[int] = ..., updates: _Optional[_Iterable[int]] = ..., micro: _Optional[int] = ..., passed: _Optional[_Iterable[_Union[Passed, _Mapping]]] = ...) -> None: ...
+    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., member: _Optional[_Union[Member, _Mapping]] = ..., step: _Optional[int] = ..., first_chunk: _Optional[int] = ..., num_chunks: _Optional[int] = ..., dtype: _Optional[str] = ..., digests: _Optional[_Iterable[int]] = ..., weight: _Optional[float] = ..., sequence: _Optional[int] = ..., receipt_may_wait: bool = ..., verdict: _Optional[_Union[Verdict, str]] = ..., detail: _Optional[str] = ..., norms_shard: _Optional[int] = ..., norms: _Optional[_Iterable[float]] = ..., clock_s: _Optional[float] = ..., complete_s: _Optional[float] = ..., last_rank: _Optional[int] = ..., format: _Optional[str] = ..., shared: bool = ..., places: _Optional[_Iterable[int]] = ..., frame_bytes: _Optional[int] = ..., ready_s: _Optional[_Iterable[float]] = ..., link_bytes_per_s: _Optional[float] = ..., slot: _Optional[int] = ..., updates: _Optional[_Iterable[int]] = ..., micro: _Optional[int] = ..., passed: _Optional[_Iterable[_Union[Passed, _Mapping]]] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("header", "padding", "receipts", "payload")

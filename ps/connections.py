@@ -103,7 +103,7 @@ class Connections:
         for source, squares in known.items():
             state.relay_norms(line, state.exchange.step, source, squares.tolist())
         if state.member.rank == 0 and line.index == 0 and state.order is not None:
-            line.send_order(*state.order)
+            line.send_order(state.order)
 
     def _join_again(self, line: Line) -> None:
         """Raises VersionGone if the server has lost what the step needs."""

@@ -11,7 +11,8 @@ from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.line import PROBED, Line
 from ps.link_test import LinkTest
-from ps.member_state import MemberState, Order
+from ps.member_state import MemberState
+from ps.order import Order
 from ps.waiter import Waiter
 
 
@@ -38,7 +39,7 @@ class Inbox:
                 elif header.kind == pb.RECEIPT:
                     self._return_credit(line, header)
                 elif header.kind == pb.ORDER:
-                    self._state.order = self._state.new_order = Order(list(header.places), header.frame_bytes)
+                    self._state.order = self._state.new_order = Order.read(header)
                 self._waiter.news()
             self._pump()
 

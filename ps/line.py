@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import grpc
@@ -18,6 +18,7 @@ from ps.credentials import Credentials
 from ps.errors import PserverError, Unreachable, from_rpc_error
 from ps.frame import Bytes
 from ps.layout import Run, ShardLayout
+from ps.order import Order
 from ps.rank_state import RankState
 from ps.roles import Role
 from ps.security import call_metadata
@@ -187,9 +188,11 @@ class Line:
         header = pb.FrameHeader(kind=pb.PROBE, member=self.member, sequence=self.next_sequence(index))
         self.send(frame.encode(header, [np.zeros(num_bytes, np.uint8)]))
 
-    def send_order(self, places: Sequence[int], frame_bytes: int) -> None:
-        """Queues rank 0's order of pushes, and how long its frames are."""
-        self.send(frame.encode(pb.FrameHeader(kind=pb.ORDER, member=self.member, places=places, frame_bytes=frame_bytes)))
+    def send_order(self, order: Order) -> None:
+        """Queues rank 0's order of pushes."""
+        header = pb.FrameHeader(kind=pb.ORDER, member=self.member)
+        order.write(header)
+        self.send(frame.encode(header))
 
     def send(self, data: bytes) -> None:
         """Queues a frame."""

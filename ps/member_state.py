@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from protos import pserver_pb2 as pb
 from ps import frame
@@ -13,18 +12,10 @@ from ps.frame import Bytes
 from ps.layout import Layout
 from ps.line import Line
 from ps.norms import NormRelay
+from ps.order import Order
 from ps.pacing import Windows
 from ps.shared import StoreView
 from ps.step_clock import StepClock
-
-
-class Order(NamedTuple):
-    """What rank 0 has chosen for all ranks: a sum is complete when the last rank's frames are in, so frames should be alike."""
-
-    places: Sequence[int]
-    """Of every tensor in its forward pass."""
-    frame_bytes: int
-    """Of its frames that travel; 0: none does."""
 
 
 @dataclass

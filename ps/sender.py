@@ -5,17 +5,24 @@ import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ps.config import CommConfig
 from ps.contribution import Contribution, KnownDigests
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.frame_plan import Frames, plan_frames
-from ps.member_state import MemberState, Order
-from ps.pacing import Pacing, pacing_of
+from ps.layout import CHUNK_ELEMENTS, DTYPES
+from ps.member_state import MemberState
+from ps.order import Order
+from ps.pacing import Pacing, exact_bytes, pacing_of
 from ps.waiter import Waiter
 
 log = logging.getLogger(__name__)
+
+MEASURED_STEPS = range(1, 3)
+"""Of a process: those whose gradients tell when gradients are ready. The first one takes longer than others."""
+CHUNK_BYTES = CHUNK_ELEMENTS * DTYPES["float32"]
 
 
 class Sender:
@@ -32,8 +39,15 @@ class Sender:
         """Frames that travel, as the link is."""
         self._contribution: Contribution
         """What is pushed in the step."""
+        self._steps = 0
+        """That this process has begun."""
+        self._ready_s: npt.NDArray[np.float64] = np.zeros(len(state.layout.specs))
+        """Of rank 0: when each tensor was ready at the soonest, seconds after its step began, in the steps that count."""
         self._encoding = 0
         """Frames that a thread works on: they read the contribution."""
+
+        self._began_s = 0.0
+        """When the step began, by the monotonic clock."""
 
     @property
     def is_idle(self) -> bool:
@@ -57,7 +71,16 @@ class Sender:
             if member.rank == 0:
                 places = [use.get(tensor, len(use)) for tensor in range(len(self._state.layout.specs))]
                 state.order = Order(places, self.pacing.frame_bytes if self.pacing.is_measured else 0)
-                state.lines[0].send_order(*state.order)
+                state.lines[0].send_order(state.order)
+
+    def _fix_order(self) -> None:
+        """Rank 0 knows now when its gradients are ready: all ranks are to push in the same order, whenever theirs are. Under the lock."""
+        state = self._state
+        if state.member.rank or state.order is None or state.order.is_measured or not self.pacing.is_measured or self._steps != MEASURED_STEPS.stop:
+            return
+        state.order = state.order._replace(ready_s=self._ready_s.tolist(), link_bytes_per_s=self.pacing.link_bytes_per_s)
+        state.lines[0].send_order(state.order)
+        self._follow(state.order)
 
     def _follow(self, order: Order) -> None:
         """Pushes as rank 0 does, from the next step on. Under the lock."""
@@ -67,7 +90,11 @@ class Sender:
                 line.forget_frames()
             rank = self._state.member.rank
             log.info("rank %d: as rank 0, %s", rank, self.pacing.frames)
-        self._state.exchange.prioritise(dict(enumerate(order.places)))
+        chunk_s = 0.0
+        if order.is_measured:
+            travels = CHUNK_BYTES * self.pacing.frame_bytes / exact_bytes(self.pacing, self._comm)
+            chunk_s = travels * len(self._state.lines) / order.link_bytes_per_s
+        self._state.exchange.prioritise(dict(enumerate(order.places)), dict(enumerate(order.ready_s)), chunk_s)
 
     # -- a step ----------------------------------------------------------------------------------------------
 
@@ -79,6 +106,9 @@ class Sender:
             if state.new_order is not None:
                 self._follow(state.new_order)
                 state.new_order = None
+            self._fix_order()
+            self._steps += 1
+            self._began_s = time.monotonic()
             state.exchange.begin(step)
             state.relay.begin()
             state.clock.begin()
@@ -89,6 +119,10 @@ class Sender:
         started = time.monotonic()
         with self._changed:
             self._contribution.present[list(tensors)] = present
+            if self._steps - 1 in MEASURED_STEPS:
+                since = started - self._began_s
+                first = self._steps - 1 == MEASURED_STEPS.start
+                self._ready_s[list(tensors)] = since if first else np.minimum(self._ready_s[list(tensors)], since)
             self._state.exchange.ready(tensors)
         self.pump()
         with self._changed:

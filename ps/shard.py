@@ -21,6 +21,7 @@ from ps.frame import Bytes
 from ps.intake import Intake
 from ps.layout import Layout, Rule, Run
 from ps.noise import NormSamples
+from ps.order import Order
 from ps.pending import PendingPayload
 from ps.plan import Plan
 from ps.push import Push
@@ -68,6 +69,7 @@ class Shard:
         self._num_tensors = len(layout.specs)
         self._order: bytes | None = None
         """Rank 0's order of pushes, as a frame for everybody."""
+        self._order_is_measured = False
         self._segments: dict[int, Bytes] = {}
         """Flat layout in the segment of every member's incarnation that has one, by the member's number."""
         self._ended: PserverError | None = None
@@ -157,14 +159,20 @@ class Shard:
             former.end(Fenced(f"{_name(member)} has opened another stream"))
 
     def share_order(self, member: pb.Member, header: pb.FrameHeader) -> None:
-        """Rank 0's order of pushes, for all ranks, now and when they open a stream; the first one stands. Raises Fenced, MalformedFrame."""
-        if member.rank or len(header.places) != self._num_tensors:
-            raise MalformedFrame(f"rank {member.rank} brings an order of {len(header.places)} tensors, rank 0 alone may, of {self._num_tensors}")
+        """Rank 0's order of pushes, for all ranks, now and when they open a stream; the first one stands, and the first that was measured.
+        Raises Fenced, MalformedFrame."""
+        order = Order.read(header)
+        if member.rank:
+            raise MalformedFrame(f"rank {member.rank} brings an order of {len(order.places)} tensors: rank 0 alone may")
+        order.check(self._num_tensors)
         with self._changed:
             self._check_fence(member)
-            if self._order is not None:
+            if self._order is not None and self._order_is_measured >= order.is_measured:
                 return
-            self._order = frame.encode(pb.FrameHeader(kind=pb.ORDER, places=header.places, frame_bytes=header.frame_bytes))
+            self._order_is_measured = order.is_measured
+            to_all = pb.FrameHeader(kind=pb.ORDER)
+            order.write(to_all)
+            self._order = frame.encode(to_all)
             for stream in self._streams.living():
                 stream.send(self._order)
 

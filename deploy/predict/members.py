@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from heapq import heappop, heappush
+from itertools import accumulate
 
 from deploy.predict.classes import Frame, ServerClass, WorkerClass
 from deploy.predict.costs import DECODE_BYTE_S, ENCODE_BYTE_S, Costs
@@ -18,6 +19,7 @@ from deploy.predict.network import Network, Part, Reader, Taker
 from deploy.predict.receipts import Held
 from deploy.predict.scenario import Layers, Scenario
 from deploy.predict.turns import turns
+from ps.order import scheduled
 from ps.receipts import COPIED_BYTES
 
 MOST_PARTS, ENOUGH_PARTS = 64, 128
@@ -64,6 +66,9 @@ class Worker:
         """While something is still to become ready, and then."""
         self._stretch = self._windows[0] / windows[0] if math.isfinite(windows[0]) else 1.0
         """A window that is too large for its round trip is made up for by a longer one."""
+        made_s, byte_s = _rank_0s_times(scenario, layers)
+        self._places = [_places(server.cls.frames, made_s, byte_s) for server in servers]
+        """Of every class's frames in the order in which they leave as soon as they are ready."""
         self._in_flight = 0.0
         self._step = 0
         self._all_landed = True
@@ -140,7 +145,7 @@ class Worker:
                 self._unready[b][j] -= 1
                 if not self._unready[b][j]:
                     self._num_unready -= 1
-                    heappush(self._queues[b], (self._servers[b].cls.frames[j].layers[0], j))
+                    heappush(self._queues[b], (self._places[b][j], j))
         self._pump(self._train)
 
     def _next(self) -> Part | None:
@@ -292,6 +297,25 @@ class Server:
             self._network.answer(self._index, index, portion, frame.pull_bytes * num_frames, num_frames, arrived)
 
         self.loop.do(seconds, made)
+
+
+def _rank_0s_times(scenario: Scenario, layers: Layers) -> tuple[tuple[float, ...], float]:
+    """When the gradient of each layer is ready, since backward has begun, and what a byte to one server takes, as far as rank 0 tells all ranks."""
+    rate = scenario.pacing.link_bytes_per_s
+    if not (math.isfinite(rate) and scenario.comm.measures_link and scenario.overlap and scenario.pipeline is None):
+        return (0.0,) * len(layers), 0.0
+    backward_s = scenario.stragglers.get(0, 1.0) * scenario.backward_s / scenario.micro_batches
+    made_s = [backward_s * share for share in accumulate(reversed(layers.shares))]
+    return tuple(reversed(made_s)), scenario.num_servers / rate
+
+
+@lru_cache(maxsize=4096)
+def _places(frames: tuple[Frame, ...], made_s: tuple[float, ...], byte_s: float) -> tuple[int, ...]:
+    """Of every frame to a server in the order in which they leave: the earliest layer's first, of those that rank 0 has ready then."""
+    first = [frame.layers[0] for frame in frames]
+    keys = [(layer, j) for j, layer in enumerate(first)]
+    order = scheduled(keys, [made_s[layer] for layer in first], [byte_s * frame.push_bytes * frame.together for frame in frames])
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 def parts_of(members: int, servers: ServerClass) -> int:

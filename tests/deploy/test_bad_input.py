@@ -69,7 +69,9 @@ def test_the_books_have_the_steps_before_the_one_that_fails(tmp_path: Path) -> N
     assert str(result.error) == "rank 1: ValueError: labels are missing"
     rows = [json.loads(line)["rows"] for line in (result.path / "comm.jsonl").read_text().splitlines()]
     assert [[row["kind"] for row in of] for of in rows[:4]] == [["worker", "worker", "server"]] * 4  # what the fifth took, rank 1 had yet to see
-    assert json.loads((result.path / "summary.json").read_text())["steps"] == 5
+    assert json.loads((result.path / "summary.json").read_text())["steps"] in (4, 5), (
+        "rank 1's next forward may fail before servers have applied the fifth"
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2], ids=["none for the servers", "one for a server"])

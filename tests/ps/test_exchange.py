@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ps.exchange import LEAST_SHARE, Exchange
 from ps.layout import Run
+from ps.order import scheduled
 from ps.pacing import Windows
 
 CHUNKS = 12
@@ -147,3 +148,64 @@ def test_receipts_that_had_time_are_asked_for_when_a_stream_ends_and_nothing_may
     assert not of.overdue(), "they are on their way"
     of.receipt(0, 1)
     assert of.next_frame() == (1, 0)
+
+
+# -- the order of frames ---------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from([0.0, 0.5, 1.0, 2.5]), st.sampled_from([0.0, 0.3, 1.0])),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_a_schedule_is_that_of_somebody_who_looks_at_every_end(frames: list[tuple[int, float, float]]) -> None:
+    keys = [(layer, index) for index, (layer, _, _) in enumerate(frames)]
+    left, now_s, expected = set(range(len(frames))), 0.0, []
+    while left:
+        now_s = max(now_s, min(frames[index][1] for index in left))
+        chosen = min((index for index in left if frames[index][1] <= now_s), key=lambda index: keys[index])
+        expected.append(chosen)
+        left.remove(chosen)
+        now_s += frames[chosen][2]
+    assert scheduled(keys, [ready for _, ready, _ in frames], [takes for _, _, takes in frames]) == expected
+
+
+LAYERS, EACH, BACKWARD_S, CHUNK_S = 16, 2, 0.056, 0.044
+"""A link that needs half as long again as backward: of every layer something stays behind."""
+
+
+def left_by(seed: int, *, is_fixed: bool) -> list[tuple[float, int]]:
+    """When each frame leaves, one after the other, of a rank whose link is up to 20% quicker or slower from frame to frame (seed 0: it is not)."""
+    tensors = np.repeat(np.arange(LAYERS), EACH)
+    of = Exchange(0, [[Run(i, i + 1) for i in range(len(tensors))]], [tensors], Windows(1, 1))
+    ready_s = {layer: (LAYERS - layer) * BACKWARD_S for layer in range(LAYERS)}
+    of.prioritise({layer: layer for layer in range(LAYERS)}, *([ready_s, CHUNK_S] if is_fixed else []))
+    of.begin(0)
+    random, now_s, found = Random(seed), 0.0, list[tuple[float, int]]()
+    coming = [(ready_s[layer], layer) for layer in reversed(range(LAYERS))]
+    while len(found) < len(tensors):
+        while coming and coming[0][0] <= now_s + 1e-9:
+            of.ready([coming.pop(0)[1]])
+        frame = of.next_frame()
+        if frame is None:
+            now_s = coming[0][0]
+            continue
+        now_s += CHUNK_S * (random.uniform(0.8, 1.2) if seed else 1.0)
+        found.append((now_s, frame[1]))
+        of.receipt(*frame)
+    return found
+
+
+def apart_s(ranks: list[list[tuple[float, int]]]) -> float:
+    """Between the first rank's frame and the last one's, of which the sum is complete, on average."""
+    times = [{frame: at for at, frame in left} for left in ranks]
+    return float(np.mean([max(one[frame] for one in times) - min(one[frame] for one in times) for frame in times[0]]))
+
+
+def test_ranks_whose_links_pause_push_the_same_frames_all_the_same() -> None:
+    """Else each leaves others behind when an earlier layer is ready, and their sums wait for the end of the step."""
+    assert left_by(0, is_fixed=True) == left_by(0, is_fixed=False), "rank 0 itself changes nothing"
+    fixed, free = (apart_s([left_by(seed, is_fixed=is_fixed) for seed in range(4)]) for is_fixed in (True, False))
+    assert free > 2 * fixed, (fixed, free)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -53,10 +53,10 @@ JOB = Job(
 )
 
 
-def trained(servers: Cluster) -> tuple[list[Member], list[Mapping[int, int]]]:
+def trained(servers: Cluster, job: Job = JOB) -> tuple[list[Member], list[Mapping[int, int]]]:
     """Members after all steps, and the order of use that each has seen."""
     seen: list[Mapping[int, int]] = [{}, {}]
-    members = [servers.member(rank, JOB.model()) for rank in range(2)]
+    members = [servers.member(rank, job.model()) for rank in range(2)]
 
     def noted(member: Member) -> None:
         prioritise = member.client.prioritise
@@ -69,7 +69,7 @@ def trained(servers: Cluster) -> tuple[list[Member], list[Mapping[int, int]]]:
 
     for member in members:
         noted(member)
-    in_threads([lambda member=member: train(JOB, member, []) for member in members])
+    in_threads([lambda member=member: train(job, member, []) for member in members])
     return members, seen
 
 
@@ -94,15 +94,19 @@ UNEQUAL = CommConfig(shared_memory=False, bandwidth="100mbit", worker_bandwidth=
 
 def test_ranks_whose_links_differ_push_frames_of_one_length_and_the_same_bits(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "ps.sender")
-    plan = Plan(JOB.batches().steps_per_epoch(), JOB.steps)
+    job = replace(JOB, train=replace(JOB.train, max_steps=6))
+    plan = Plan(job.batches().steps_per_epoch(), job.steps)
     found = []
-    for comm in (JOB.comm, UNEQUAL):
-        with cluster(2, 2, optimizer=JOB.optimizer, comm=comm, plan=plan) as servers:
-            (zero, one), _ = trained(servers)
-            found.append(servers.sha256(JOB.steps))
+    for comm in (job.comm, UNEQUAL):
+        with cluster(2, 2, optimizer=job.optimizer, comm=comm, plan=plan) as servers:
+            (zero, one), _ = trained(servers, job)
+            found.append(servers.sha256(job.steps))
     assert (
         zero.client.pacing.frame_bytes == one.client.pacing.frame_bytes > pacing_of(one.client.pacing.link_bytes_per_s, 0, Windows(8, 8)).frame_bytes
     )
     assert zero.client.sender.frames == one.client.sender.frames
+    orders = [member.client._state.order for member in (zero, one)]
+    assert orders[0] == orders[1] and orders[0] and orders[0].is_measured, "from the fourth step on"
+    assert order_of(zero) == order_of(one)
     assert "rank 1: as rank 0, 8 frames (16 in the end) of " in caplog.text
     assert found[0] == found[1]

@@ -1,6 +1,8 @@
 """What a client sees that was written against the protocol file alone."""
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -274,12 +276,35 @@ def test_rank_0s_order_goes_to_all_now_and_later(pair: Pair) -> None:
     assert list(pair.one.receive(pb.ORDER).header.places) == [1, 0, 2]
 
 
-@pytest.mark.parametrize(("rank", "places"), [(1, [1, 0, 2]), (0, [1, 0])])
-def test_an_order_of_another_rank_or_of_another_model_is_refused(pair: Pair, rank: int, places: list[int]) -> None:
+def test_an_order_that_was_measured_takes_the_place_of_one_that_was_not(pair: Pair) -> None:
+    pair.zero.send(pb.Frame(header=pb.FrameHeader(kind=pb.ORDER, places=[1, 0, 2])))
+    assert list(pair.one.receive(pb.ORDER).header.ready_s) == []
+    for ready_s in ([0.5, 0.25, 0.0], [0.1, 0.1, 0.1]):
+        pair.zero.send(pb.Frame(header=pb.FrameHeader(kind=pb.ORDER, places=[1, 0, 2], ready_s=ready_s, link_bytes_per_s=1e6)))
+    header = pair.one.receive(pb.ORDER).header
+    assert (list(header.ready_s), header.link_bytes_per_s) == ([0.5, 0.25, 0.0], 1e6)
+    pair.step(0)
+    pair.one.open()
+    assert list(pair.one.receive(pb.ORDER).header.ready_s) == [0.5, 0.25, 0.0], "the first that was measured stands"
+
+
+@pytest.mark.parametrize(
+    ("rank", "order", "words"),
+    [
+        (1, {"places": [1, 0, 2]}, "rank 1 brings an order of 3 tensors"),
+        (0, {"places": [1, 0]}, "an order of 2 tensors and 0 times, the model has 3"),
+        (0, {"places": [1, 0, 2], "ready_s": [0.1], "link_bytes_per_s": 1e6}, "an order of 3 tensors and 1 times"),
+        (0, {"places": [1, 0, 2], "ready_s": [0.1, math.nan, 0.1], "link_bytes_per_s": 1e6}, "times or a rate that are none"),
+        (0, {"places": [1, 0, 2], "ready_s": [0.1, -1.0, 0.1], "link_bytes_per_s": 1e6}, "times or a rate that are none"),
+        (0, {"places": [1, 0, 2], "ready_s": [0.1, 0.2, 0.1]}, "times or a rate that are none"),
+        (0, {"places": [1, 0, 2], "ready_s": [0.1, 0.2, 0.1], "link_bytes_per_s": math.inf}, "times or a rate that are none"),
+    ],
+)
+def test_an_order_of_another_rank_or_of_another_model_is_refused(pair: Pair, rank: int, order: dict[str, Any], words: str) -> None:
     member = (pair.zero, pair.one)[rank]
-    member.send(pb.Frame(header=pb.FrameHeader(kind=pb.ORDER, places=places)))
+    member.send(pb.Frame(header=pb.FrameHeader(kind=pb.ORDER, **order)))
     code, text = member.ending()
-    assert code is grpc.StatusCode.INVALID_ARGUMENT and f"rank {rank} brings an order of {len(places)} tensors" in text
+    assert code is grpc.StatusCode.INVALID_ARGUMENT and words in text
 
 
 def test_a_probe_is_answered_before_anything_is_pushed(pair: Pair) -> None:
