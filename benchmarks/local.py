@@ -9,7 +9,7 @@ import sys
 
 from benchmarks.guards import report_guards
 from benchmarks.harness import Entry, Row, compete, report
-from benchmarks.peers import ddp, ledger, raw
+from benchmarks.peers import ddp, ledger, ours, raw
 from benchmarks.workload import model_bytes_of, parse_size, width_of
 
 MUST_DDP = {2: 0.70, 4: 0.68}
@@ -57,15 +57,18 @@ def _steps(workers: int, arguments: argparse.Namespace) -> list[Row]:
     """Whole steps."""
     servers = arguments.servers or 1
     work = {"workers": workers, "servers": servers, "width": arguments.width, "batch": arguments.batch}
-    entries = {"ours": Entry(module="ours", members=workers), "ddp": Entry(module="ddp", members=workers, variants=ddp.VARIANTS)}
+    entries = {
+        "ours": Entry(module="ours", members=workers, variants=["", ours.ALONE]),
+        "ddp": Entry(module="ddp", members=workers, variants=ddp.VARIANTS),
+    }
     if not arguments.no_ray:
         entries["ray_example"] = Entry(module="ray_example", members=1)
     title = f"{workers} workers, {servers} servers"
     samples = compete(entries, rounds=arguments.rounds, warmup=WARMUP, steps=arguments.steps, title=title, **work)
-    ours, best = samples["ours", ""], min((samples["ddp", v] for v in ddp.VARIANTS), key=lambda s: s.median)
-    rows = [Row(f"{workers} workers: step / DDP's best", ours.median, best.median, MUST_DDP.get(workers, min(MUST_DDP.values())))]
+    mine, best = samples["ours", ""], min((samples["ddp", v] for v in ddp.VARIANTS), key=lambda s: s.median)
+    rows = [Row(f"{workers} workers: step / DDP's best", mine.median, best.median, MUST_DDP.get(workers, min(MUST_DDP.values())))]
     if not arguments.no_ray:
-        rows.append(Row(f"{workers} workers: step / Ray's example", ours.median, samples["ray_example", ""].median, MUST_RAY))
+        rows.append(Row(f"{workers} workers: step / Ray's example", mine.median, samples["ray_example", ""].median, MUST_RAY))
     return rows
 
 

@@ -20,7 +20,8 @@ MUST_GLOO = 0.70
 MUST_HALF = 0.55
 MUST_TCP = 1.10
 MUST_EXPOSED = 0.20
-WARMUP = 1
+WARMUP = 4
+"""Steps until all ranks push in the order that rank 0 has measured."""
 COMPUTING = "ours with compute"
 
 

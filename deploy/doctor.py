@@ -119,7 +119,7 @@ def library(name: str, program: str) -> Check:
 def kernels(program: str) -> Check:
     """They are built at the installation, where there is a compiler, for processors with AVX2 (docs/architecture.md)."""
     ok, _ = _try(program)
-    remedy = "updates take three times as long, to the same bits: install a C compiler (apt-get install gcc libc6-dev), then pserver anew"
+    remedy = "updates take longer, to the same bits: install a C compiler (apt-get install gcc libc6-dev), then pserver anew"
     return _judge("kernels", "compiled" if ok else "not compiled, or not for this processor", warn=not ok, remedy=remedy)
 
 
