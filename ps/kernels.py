@@ -1,6 +1,6 @@
 """Work on long memory in one pass, by compiled kernels (`ps/kernels.c`).
 
-torch and numpy make a new version in five passes: the sum of the contributions, a look whether it is finite, the copy of parameters and
+torch and numpy make a new version in several passes: the sum of the contributions, a look whether it is finite, the copy of parameters and
 optimizer state, the update. A kernel reads contributions and the old copy, and writes the new one, once. It is used where it exists (there
 was a compiler at the installation, and the processor has AVX2) and gives torch's bits, which every rule is tried for before its first use.
 """
