@@ -16,6 +16,7 @@ from deploy.bottleneck_log import BottleneckLog
 from deploy.checkpoints import CheckpointKeeper
 from deploy.config import Config, apply_batch_rule
 from deploy.console import Console
+from deploy.interrupts import uninterrupted
 from deploy.keys import RunKeys
 from deploy.last_state import LastState
 from deploy.launch.base import Launcher, ProcessKey
@@ -122,7 +123,8 @@ class Driver:
             try:
                 self._run()
             finally:
-                remove_segments(self._run_id)
+                with uninterrupted():
+                    remove_segments(self._run_id)
 
     def _run(self) -> None:
         server = None
@@ -141,13 +143,14 @@ class Driver:
         finally:
             try:
                 self._end_processes()
-            finally:  # a second Ctrl-C may come at any time
-                self._rundir.control.unlink(missing_ok=True)
-                self.window = self._ledger.close()
-                if server:
-                    server.stop(0.5).wait(2)
-                    self._reader.close()
-                self._rundir.checkpoints.remove_unfinished()
+            finally:
+                with uninterrupted():  # gRPC does not bear an exception in the middle of a server's end
+                    self._rundir.control.unlink(missing_ok=True)
+                    self.window = self._ledger.close()
+                    if server:
+                        server.stop(0.5).wait(2)
+                        self._reader.close()
+                    self._rundir.checkpoints.remove_unfinished()
 
     # -- phases ----------------------------------------------------------------------------------------------
 

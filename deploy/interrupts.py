@@ -3,23 +3,38 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_APART_S = 1.0
+"""What follows an interrupt sooner is the same one: it would only break off what the first has begun to end."""
+
+
+class _Interrupt:
+    """Raises KeyboardInterrupt, but no second one at once; sets the event each time."""
+
+    def __init__(self) -> None:
+        self.seen = threading.Event()
+        self._again_at = 0.0
+
+    def __call__(self, *_: object) -> None:
+        self.seen.set()
+        now = time.monotonic()
+        if now >= self._again_at:
+            self._again_at = now + _APART_S
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Both signals raise KeyboardInterrupt, and set the event: an extension module may have swallowed the exception."""
-    interrupted = threading.Event()
-
-    def interrupt(*_: object) -> NoReturn:
-        interrupted.set()
-        raise KeyboardInterrupt
-
+    """Both signals raise KeyboardInterrupt, and set the event: an extension module may have swallowed the exception, or made another error
+    of it. Inside another such context the event is that one's."""
+    outer = signal.getsignal(signal.SIGINT)
+    interrupt = outer if isinstance(outer, _Interrupt) else _Interrupt()
     with _handled_by(interrupt):
-        yield interrupted
+        yield interrupt.seen
 
 
 @contextlib.contextmanager

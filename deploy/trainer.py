@@ -153,11 +153,13 @@ class Trainer:
                     driver = Driver(config, beginning, self._make_launcher(rundir, console), console, self._timeouts, tell=tell)
                     driver.run(interrupted)
             except KeyboardInterrupt:
-                error = Stopped(_where_it_stands(rundir, driver))
+                error = Stopped("interrupted")
             except Exception as caught:
-                error = caught
+                error = Stopped("interrupted") if interrupted.is_set() else caught  # a library may make another error of the interrupt
                 logging.getLogger(__name__).exception("the run fails")
             with uninterrupted():
+                if isinstance(error, Stopped):
+                    error = Stopped(_where_it_stands(rundir, driver))
                 if callbacks:
                     callbacks.close()
                 window = driver.window if driver else Window()

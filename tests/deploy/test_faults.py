@@ -15,6 +15,7 @@ import ray
 
 from deploy.config import FailureConfig, RunConfig, ScalingConfig
 from deploy.console import Console
+from deploy.interrupts import interruptible
 from deploy.launch.base import Ending, ProcessKey
 from deploy.launch.choice import LauncherName
 from deploy.launch.ray import RayLauncher
@@ -193,7 +194,7 @@ def command(folder: Path, launcher: LauncherName, address: str = "") -> Driver:
 
 @pytest.fixture
 def interrupted(tmp_path: Path) -> tuple[Driver, float, list[int]]:
-    """A run of plain processes that was interrupted twice in the middle of training; the seconds it took, and its processes."""
+    """A run of plain processes that was interrupted in mid-training, and again and again while it ended; the seconds it took, its processes."""
     driver = command(tmp_path, "process")
     try:
         driver.wait_for(lambda: in_training(driver.rundir))
@@ -202,7 +203,10 @@ def interrupted(tmp_path: Path) -> tuple[Driver, float, list[int]]:
         driver.process.send_signal(signal.SIGINT)
         while all(map(psutil.pid_exists, children)):
             assert time.monotonic() - started < SOON_S
-        driver.process.send_signal(signal.SIGINT)
+        while driver.process.poll() is None and not driver.rundir.summary.exists():
+            assert time.monotonic() - started < 2 * SOON_S
+            driver.process.send_signal(signal.SIGINT)
+            time.sleep(0.0005)
         driver.process.wait(20)
         return driver, time.monotonic() - started, children
     finally:
@@ -227,7 +231,7 @@ def assert_interrupted_by(sent: signal.Signals, driver: Driver) -> None:
     """The run ends soon, and says why."""
     started = time.monotonic()
     driver.process.send_signal(sent)
-    assert driver.process.wait(20) == 130
+    assert driver.process.wait(20) == 130, driver.output
     assert time.monotonic() - started < SOON_S
     assert json.loads(driver.rundir.summary.read_text())["status"] == "interrupted"
 
@@ -243,16 +247,45 @@ def test_an_interrupt_while_servers_start_leaves_nothing(tmp_path: Path) -> None
     assert f"interrupted before an epoch had ended: {Path('runs/run')} holds no weights" in driver.output
 
 
-def test_an_interrupt_that_an_extension_swallows_still_ends_the_run(tmp_path: Path) -> None:
-    swallowed = []
+def test_an_interrupt_at_the_very_end_breaks_nothing_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+
+    def control(rundir: RunDirectory) -> Path:
+        if made.launcher.ended() and not sent:  # its last use, in the midst of what the driver closes
+            sent.append(True)
+            signal.raise_signal(signal.SIGINT)
+        return rundir.path / ".control.json"
+
+    monkeypatch.setattr(RunDirectory, "control", property(control))
+    made = trainer(tmp_path, BROKEN, {"how": "not at all"}, batch_size=8, epochs=1)
+    with nothing_left():
+        result = made.fit()
+    assert sent
+    assert result.error is None
+    assert result.comm["steps"] > 0
+
+
+def test_a_second_interrupt_at_once_is_the_first() -> None:
+    with interruptible() as interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    assert interrupted.is_set()
+
+
+@pytest.mark.parametrize("made_of_it", [None, ValueError("a schema cannot be built")], ids=["swallowed", "another error"])
+def test_an_interrupt_still_ends_the_run_whatever_an_extension_makes_of_it(tmp_path: Path, made_of_it: Exception | None) -> None:
+    seen = []
 
     def prepare(launcher: ForkedLauncher, rundir: RunDirectory) -> None:
         def interrupt() -> bool:
-            if not swallowed and in_training(rundir):
+            if not seen and in_training(rundir):
                 try:
                     os.kill(os.getpid(), signal.SIGINT)
                 except KeyboardInterrupt:
-                    swallowed.append(True)
+                    seen.append(True)
+                    if made_of_it:
+                        raise made_of_it from None
             return False
 
         launcher.victim, launcher.when = ProcessKey("worker", 0), interrupt
@@ -261,7 +294,7 @@ def test_an_interrupt_that_an_extension_swallows_still_ends_the_run(tmp_path: Pa
     made.prepare = prepare  # type: ignore[method-assign]
     with nothing_left():
         result = made.fit()
-    assert swallowed
+    assert seen
     assert isinstance(result.error, Stopped)
 
 
