@@ -15,14 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ps.layout import IntArray, Run
-from ps.order import scheduled
+from ps.order import Schedule, scheduled
 from ps.pacing import Windows
 
 LEAST_SHARE = 3
 """Frames: one on its way up, one of which the receipt is on its way, one to follow."""
-
-
-_NO_TIMES: Mapping[int, float] = {}
 
 
 class Exchange:
@@ -89,18 +86,21 @@ class Exchange:
         """Frames whose credit has not come back."""
         return sum(self._in_flight)
 
-    def prioritise(self, use: Mapping[int, int], ready_s: Mapping[int, float] = _NO_TIMES, chunk_s: float = 0.0) -> None:
+    def prioritise(self, use: Mapping[int, int], schedule: Schedule | None = None) -> None:
         """Frames leave in the order in which the forward pass uses their tensors (`use`: first use; without one: last), of those that are ready.
         Between steps.
 
-        With `ready_s`, when tensors become ready in the backward pass, and `chunk_s`, what a chunk takes on its way to one shard, that order is fixed
-        beforehand. Ranks that are not equally far when an earlier layer is ready would each leave other frames for later, and all their sums wait.
+        With a schedule that order is fixed beforehand. Ranks that are not equally far when an earlier layer is ready would each leave other frames
+        for later, and all their sums wait.
         """
         last = len(use)
         for shard, contents in enumerate(self._in_frame):
             keys = [(min(use.get(tensor, last) for tensor in its), index) for index, its in enumerate(contents)]
-            ready = [max(ready_s.get(tensor, 0.0) for tensor in its) for its in contents]
-            self._at_place[shard] = scheduled(keys, ready, [chunk_s * len(run) for run in self._frames[shard]])
+            if schedule:
+                ready_s = [max(schedule.ready_s[tensor] for tensor in its) for its in contents]
+                self._at_place[shard] = scheduled(keys, ready_s, schedule.takes_s[shard])
+            else:
+                self._at_place[shard] = sorted(range(len(keys)), key=keys.__getitem__)
             for place, index in enumerate(self._at_place[shard]):
                 self._place[shard][index] = place
 

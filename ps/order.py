@@ -46,6 +46,20 @@ class Order(NamedTuple):
             raise MalformedFrame("an order with times or a rate that are none")
 
 
+class Schedule(NamedTuple):
+    """From which it follows which frame leaves when, whoever is how far."""
+
+    ready_s: Sequence[float]
+    """When the gradient of every tensor is ready in the backward pass."""
+    takes_s: Sequence[Sequence[float]]
+    """What every frame of every shard takes on a link that all shards share."""
+
+    @property
+    def pays(self) -> bool:
+        """Frames wait for the link, and not the link for gradients."""
+        return math.fsum(map(math.fsum, self.takes_s)) > len(self.takes_s) * max(self.ready_s)
+
+
 def scheduled(keys: Sequence[tuple[int, int]], ready_s: Sequence[float], takes_s: Sequence[float]) -> list[int]:
     """Frames one after the other, each of which takes its time: always the one with the least key of those that are ready when the one
     before has left."""

@@ -12,9 +12,8 @@ from ps.contribution import Contribution, KnownDigests
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.frame_plan import Frames, plan_frames
-from ps.layout import CHUNK_ELEMENTS, DTYPES
 from ps.member_state import MemberState
-from ps.order import Order
+from ps.order import Order, Schedule
 from ps.pacing import Pacing, exact_bytes, pacing_of
 from ps.waiter import Waiter
 
@@ -22,7 +21,6 @@ log = logging.getLogger(__name__)
 
 MEASURED_STEPS = range(1, 3)
 """Of a process: those whose gradients tell when gradients are ready. The first one takes longer than others."""
-CHUNK_BYTES = CHUNK_ELEMENTS * DTYPES["float32"]
 
 
 class Sender:
@@ -74,13 +72,16 @@ class Sender:
                 state.lines[0].send_order(state.order)
 
     def _fix_order(self) -> None:
-        """Rank 0 knows now when its gradients are ready: all ranks are to push in the same order, whenever theirs are. Under the lock."""
+        """Rank 0 knows now when its gradients are ready: where they wait for the link, all ranks are to push in the same order, whenever theirs are.
+        Under the lock."""
         state = self._state
         if state.member.rank or state.order is None or state.order.is_measured or not self.pacing.is_measured or self._steps != MEASURED_STEPS.stop:
             return
-        state.order = state.order._replace(ready_s=self._ready_s.tolist(), link_bytes_per_s=self.pacing.link_bytes_per_s)
-        state.lines[0].send_order(state.order)
-        self._follow(state.order)
+        order = state.order._replace(ready_s=self._ready_s.tolist(), link_bytes_per_s=self.pacing.link_bytes_per_s)
+        if self._schedule(order).pays:
+            state.order = order
+            state.lines[0].send_order(order)
+            self._follow(order)
 
     def _follow(self, order: Order) -> None:
         """Pushes as rank 0 does, from the next step on. Under the lock."""
@@ -90,11 +91,14 @@ class Sender:
                 line.forget_frames()
             rank = self._state.member.rank
             log.info("rank %d: as rank 0, %s", rank, self.pacing.frames)
-        chunk_s = 0.0
-        if order.is_measured:
-            travels = CHUNK_BYTES * self.pacing.frame_bytes / exact_bytes(self.pacing, self._comm)
-            chunk_s = travels * len(self._state.lines) / order.link_bytes_per_s
-        self._state.exchange.prioritise(dict(enumerate(order.places)), dict(enumerate(order.ready_s)), chunk_s)
+        self._state.exchange.prioritise(dict(enumerate(order.places)), self._schedule(order) if order.is_measured else None)
+
+    def _schedule(self, order: Order) -> Schedule:
+        """Of this member's frames on rank 0's link."""
+        lines = self._state.lines
+        byte_s = len(lines) / order.link_bytes_per_s * self.pacing.frame_bytes / exact_bytes(self.pacing, self._comm)
+        takes_s = [[byte_s * line.layout.payload_bytes(run) for run in runs] for line, runs in zip(lines, self.frames, strict=True)]
+        return Schedule(order.ready_s, takes_s)
 
     # -- a step ----------------------------------------------------------------------------------------------
 

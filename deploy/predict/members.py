@@ -66,7 +66,7 @@ class Worker:
         """While something is still to become ready, and then."""
         self._stretch = self._windows[0] / windows[0] if math.isfinite(windows[0]) else 1.0
         """A window that is too large for its round trip is made up for by a longer one."""
-        made_s, byte_s = _rank_0s_times(scenario, layers)
+        made_s, byte_s = _rank_0s_times(scenario, layers, [server.cls for server in servers])
         self._places = [_places(server.cls.frames, made_s, byte_s) for server in servers]
         """Of every class's frames in the order in which they leave as soon as they are ready."""
         self._in_flight = 0.0
@@ -299,14 +299,16 @@ class Server:
         self.loop.do(seconds, made)
 
 
-def _rank_0s_times(scenario: Scenario, layers: Layers) -> tuple[tuple[float, ...], float]:
-    """When the gradient of each layer is ready, since backward has begun, and what a byte to one server takes, as far as rank 0 tells all ranks."""
+def _rank_0s_times(scenario: Scenario, layers: Layers, servers: Sequence[ServerClass]) -> tuple[tuple[float, ...], float]:
+    """When the gradient of each layer is ready, since backward has begun, and what a byte to one server takes, as far as rank 0 tells all ranks:
+    where gradients wait for its link (`Schedule.pays`)."""
     rate = scenario.pacing.link_bytes_per_s
-    if not (math.isfinite(rate) and scenario.comm.measures_link and scenario.overlap and scenario.pipeline is None):
-        return (0.0,) * len(layers), 0.0
-    backward_s = scenario.stragglers.get(0, 1.0) * scenario.backward_s / scenario.micro_batches
-    made_s = [backward_s * share for share in accumulate(reversed(layers.shares))]
-    return tuple(reversed(made_s)), scenario.num_servers / rate
+    if math.isfinite(rate) and scenario.comm.measures_link and scenario.overlap and scenario.pipeline is None:
+        backward_s = scenario.stragglers.get(0, 1.0) * scenario.backward_s / scenario.micro_batches
+        made_s = [backward_s * share for share in accumulate(reversed(layers.shares))]
+        if sum(cls.count * frame.push_bytes * frame.together for cls in servers for frame in cls.frames) > rate * made_s[-1]:
+            return tuple(reversed(made_s)), scenario.num_servers / rate
+    return (0.0,) * len(layers), 0.0
 
 
 @lru_cache(maxsize=4096)

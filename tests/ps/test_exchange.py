@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ps.exchange import LEAST_SHARE, Exchange
 from ps.layout import Run
-from ps.order import scheduled
+from ps.order import Schedule, scheduled
 from ps.pacing import Windows
 
 CHUNKS = 12
@@ -172,6 +172,12 @@ def test_a_schedule_is_that_of_somebody_who_looks_at_every_end(frames: list[tupl
     assert scheduled(keys, [ready for _, ready, _ in frames], [takes for _, _, takes in frames]) == expected
 
 
+def test_a_schedule_pays_where_frames_of_all_shards_wait_for_the_link_that_these_share() -> None:
+    takes_s = [[1.0, 2.0], [3.0]]  # each as long as if its shard had half of the link
+    assert Schedule([0.5, 2.9], takes_s).pays
+    assert not Schedule([0.5, 3.1], takes_s).pays
+
+
 LAYERS, EACH, BACKWARD_S, CHUNK_S = 16, 2, 0.056, 0.044
 """A link that needs half as long again as backward: of every layer something stays behind."""
 
@@ -181,7 +187,8 @@ def left_by(seed: int, *, is_fixed: bool) -> list[tuple[float, int]]:
     tensors = np.repeat(np.arange(LAYERS), EACH)
     of = Exchange(0, [[Run(i, i + 1) for i in range(len(tensors))]], [tensors], Windows(1, 1))
     ready_s = {layer: (LAYERS - layer) * BACKWARD_S for layer in range(LAYERS)}
-    of.prioritise({layer: layer for layer in range(LAYERS)}, *([ready_s, CHUNK_S] if is_fixed else []))
+    schedule = Schedule([ready_s[layer] for layer in range(LAYERS)], [[CHUNK_S] * len(tensors)])
+    of.prioritise({layer: layer for layer in range(LAYERS)}, schedule if is_fixed else None)
     of.begin(0)
     random, now_s, found = Random(seed), 0.0, list[tuple[float, int]]()
     coming = [(ready_s[layer], layer) for layer in reversed(range(LAYERS))]

@@ -22,10 +22,11 @@ WIDTH = 64
 
 
 class Forked(nn.Module):
-    """Which of two layers comes first is up to the batch."""
+    """Which of two layers comes first is up to the batch. `work`: how many times as much is computed for the first one."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: int) -> None:
         super().__init__()
+        self.work = work
         self.first = nn.Linear(8, WIDTH)
         self.left = nn.Linear(WIDTH, WIDTH)
         self.right = nn.Linear(WIDTH, WIDTH)
@@ -34,6 +35,8 @@ class Forked(nn.Module):
     def forward(self, x: torch.Tensor, mark: torch.Tensor) -> torch.Tensor:
         way = (self.left, self.right) if float(x.sum()) > 0 else (self.right, self.left)
         hidden = torch.tanh(self.first(x))
+        if self.work > 1:
+            hidden = torch.tanh(hidden.unsqueeze(-1).expand(-1, -1, self.work)).mean(-1)
         for layer in way:
             hidden = torch.tanh(layer(hidden))
         out: torch.Tensor = self.head(hidden)
@@ -42,8 +45,10 @@ class Forked(nn.Module):
 
 @dataclass(frozen=True)
 class Fork(Marked):
+    work: int = 1
+
     def model(self) -> nn.Module:
-        return Forked()
+        return Forked(self.work)
 
 
 JOB = Job(
@@ -110,3 +115,13 @@ def test_ranks_whose_links_differ_push_frames_of_one_length_and_the_same_bits(ca
     assert order_of(zero) == order_of(one)
     assert "rank 1: as rank 0, 8 frames (16 in the end) of " in caplog.text
     assert found[0] == found[1]
+
+
+def test_a_link_that_waits_for_gradients_leaves_the_order_free() -> None:
+    comm = CommConfig(shared_memory=False, bandwidth="1gbit")
+    job = replace(JOB, task=Fork(work=20_000), train=replace(JOB.train, max_steps=6), comm=comm)
+    plan = Plan(job.batches().steps_per_epoch(), job.steps)
+    with cluster(2, 2, optimizer=job.optimizer, comm=comm, plan=plan) as servers:
+        (zero, _), _ = trained(servers, job)
+        order = zero.client._state.order
+        assert zero.client.pacing.is_measured and order is not None and not order.is_measured

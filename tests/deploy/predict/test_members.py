@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from deploy.predict.classes import Frame
+from deploy.predict.classes import Frame, ServerClass
 from deploy.predict.members import _places, _rank_0s_times
 from deploy.predict.scenario import layers_of
 from ps.config import CommConfig
@@ -21,9 +21,16 @@ def test_an_earlier_layer_goes_before_what_is_left_of_a_later_one_once_rank_0_ha
     assert _places((frame(0), frame(1), frame(1)), (0.2, 0.1), byte_s) == places
 
 
+def times(**changes: Any) -> tuple[tuple[float, ...], float]:
+    """Of rank 0, with four servers that have a quarter of 16 layers each: 1.6 MB in all, for links of 1 MB/s."""
+    made = scenario(**changes)
+    quarters = tuple(Frame(exact_bytes=25_000, push_bytes=25_000, pull_bytes=25_000, layers=(layer,)) for layer in range(16))
+    return _rank_0s_times(made, layers_of(made.specs), [ServerClass(0, 4, 1.0, 1e6, 0, quarters)])
+
+
 def test_rank_0s_times_are_those_of_its_backward_and_its_link() -> None:
-    made_s, byte_s = _rank_0s_times(found := scenario(backward_s=1.6, stragglers={0: 2.0}), layers_of(found.specs))
-    assert made_s == pytest.approx([0.2 * (16 - layer) for layer in range(16)])
+    made_s, byte_s = times(backward_s=0.6, stragglers={0: 2.0})
+    assert made_s == pytest.approx([0.075 * (16 - layer) for layer in range(16)])
     assert byte_s == pytest.approx(4 / 1e6)
 
 
@@ -33,8 +40,9 @@ def test_rank_0s_times_are_those_of_its_backward_and_its_link() -> None:
         {"comm": CommConfig()},  # no link
         {"comm": CommConfig(bandwidth="8mbit", frame_bytes=65536, window_frames=8)},  # nobody measures it
         {"overlap": False},
+        {"backward_s": 1.7},  # the link waits for gradients
+        {"stragglers": {0: 3.0}},
     ],
 )
 def test_elsewhere_the_earliest_layer_that_is_ready_goes_first(changes: dict[str, Any]) -> None:
-    free = scenario(backward_s=1.6, **changes)
-    assert _rank_0s_times(free, layers_of(free.specs)) == ((0.0,) * 16, 0.0)
+    assert times(**({"backward_s": 0.6} | changes)) == ((0.0,) * 16, 0.0)
