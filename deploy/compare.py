@@ -63,14 +63,14 @@ def compare(config: Config, make_launcher: MakeLauncher, *, num_steps: int, time
 
 
 def _compare(config: Config, rundir: RunDirectory, make_launcher: MakeLauncher, num_steps: int, timeouts: Timeouts) -> Comparison:
-    with Console(quiet=True, stderr=True) as console, interruptible() as interrupted:
+    with Console(quiet=True, stderr=True) as console, interruptible() as interrupt:
         launcher = make_launcher(config, rundir, console)
         try:
             launcher.check()
             store = _store(config, launcher, timeouts)
             rival = RivalSettings(store_address=f"{store.host}:{store.port}", num_steps=num_steps, schedule=config.schedule)
             driver = Driver(config, Beginning(rundir), launcher, console, timeouts, rival)
-            driver.run(interrupted)
+            driver.run(interrupt)
         finally:
             launcher.stop(timeouts.stop_s)
     return _found(config, store, rundir, driver)

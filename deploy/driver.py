@@ -3,7 +3,6 @@
 import logging
 import secrets
 import socket
-import threading
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from deploy.bottleneck_log import BottleneckLog
 from deploy.checkpoints import CheckpointKeeper
 from deploy.config import Config, apply_batch_rule
 from deploy.console import Console
-from deploy.interrupts import uninterrupted
+from deploy.interrupts import Interrupt, uninterrupted
 from deploy.keys import RunKeys
 from deploy.last_state import LastState
 from deploy.launch.base import Launcher, ProcessKey
@@ -92,6 +91,8 @@ class Driver:
             checkpoints=self.checkpoints,
         )
         self._loss: float | None = None
+        self.failure: Exception | None = None
+        """What ends the run, whoever interrupts what comes then."""
         self._bottlenecks = BottleneckLog(self._ledger, config.comm.push_format, say=self._say, tell=tell)
 
     @property
@@ -104,15 +105,15 @@ class Driver:
         """Host of every process that has registered, by its name."""
         return {f"{role} {index}": machine.host for (role, index), machine in sorted(self._control.machines.items())}
 
-    def run(self, interrupted: threading.Event) -> None:
-        """Trains to the end, or until `interrupted` is set. Raises what ended the run; no process is left in any case,
+    def run(self, interrupt: Interrupt) -> None:
+        """Trains to the end, or until it is interrupted. Raises what ended the run; no process is left in any case,
         and no memory on this host."""
         self._watch = Watch(
             self._launcher,
             self._control,
             self._service,
             self._rundir,
-            interrupted,
+            interrupt,
             recovery=self.recovery,
             timeouts=self._timeouts,
             restart=lambda key: self._processes.start(key),
@@ -121,12 +122,12 @@ class Driver:
         )
         with run_mark(self._run_id):
             try:
-                self._run()
+                self._run(interrupt)
             finally:
                 with uninterrupted():
                     remove_segments(self._run_id)
 
-    def _run(self) -> None:
+    def _run(self, interrupt: Interrupt) -> None:
         server = None
         try:
             self._launcher.check()
@@ -140,6 +141,10 @@ class Driver:
             self._wait_for_processes(self._beginning.checkpoint)
             self._train()
             self._finish()
+        except Exception as error:
+            if not interrupt.seen:
+                self.failure = error
+            raise
         finally:
             try:
                 self._end_processes()
@@ -214,7 +219,8 @@ class Driver:
         try:
             self._aside("the workers to join", self._begin)
             self._watch.wait("training", lambda: self._control.final_version is not None)
-        except ProcessDied:
+        except ProcessDied as died:
+            self.failure = died
             if not self._rival:
                 self._save_last_state()
             raise

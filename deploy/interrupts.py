@@ -12,15 +12,16 @@ _APART_S = 1.0
 """What follows an interrupt sooner is the same one: it would only break off what the first has begun to end."""
 
 
-class _Interrupt:
-    """Raises KeyboardInterrupt, but no second one at once; sets the event each time."""
+class Interrupt:
+    """Handles both signals: raises KeyboardInterrupt, but no second one at once. Without a lock, for it may come in the midst of itself."""
 
     def __init__(self) -> None:
-        self.seen = threading.Event()
+        self.seen = False
+        """Whether one has come; an extension module may have swallowed the exception, or made another error of it."""
         self._again_at = 0.0
 
     def __call__(self, *_: object) -> None:
-        self.seen.set()
+        self.seen = True
         now = time.monotonic()
         if now >= self._again_at:
             self._again_at = now + _APART_S
@@ -28,13 +29,12 @@ class _Interrupt:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Both signals raise KeyboardInterrupt, and set the event: an extension module may have swallowed the exception, or made another error
-    of it. Inside another such context the event is that one's."""
+def interruptible() -> Iterator[Interrupt]:
+    """Both signals interrupt what is done here. Inside another such context it is that one's."""
     outer = signal.getsignal(signal.SIGINT)
-    interrupt = outer if isinstance(outer, _Interrupt) else _Interrupt()
+    interrupt = outer if isinstance(outer, Interrupt) else Interrupt()
     with _handled_by(interrupt):
-        yield interrupt.seen
+        yield interrupt
 
 
 @contextlib.contextmanager

@@ -139,7 +139,7 @@ class Trainer:
         if beginning.generation > 1:
             rundir.rewind(beginning.checkpoint.manifest.history if beginning.checkpoint else [], beginning.version)
         started = time.monotonic()
-        with _log_to(rundir), Console(self._quiet, stderr=False) as console, interruptible() as interrupted:
+        with _log_to(rundir), Console(self._quiet, stderr=False) as console, interruptible() as interrupt:
             console.line(f"run {rundir.name}: {rundir.path}")
             for note in (*([self.simulated] if self.simulated else []), *beginning.notes):
                 console.line(note)
@@ -151,15 +151,15 @@ class Trainer:
                 with metered(config.metrics, 0) as meter:
                     tell = partial(_tell, callbacks, meter)
                     driver = Driver(config, beginning, self._make_launcher(rundir, console), console, self._timeouts, tell=tell)
-                    driver.run(interrupted)
+                    driver.run(interrupt)
             except KeyboardInterrupt:
                 error = Stopped("interrupted")
             except Exception as caught:
-                error = Stopped("interrupted") if interrupted.is_set() else caught  # a library may make another error of the interrupt
+                error = Stopped("interrupted") if interrupt.seen else caught  # a library may make another error of the interrupt
                 logging.getLogger(__name__).exception("the run fails")
             with uninterrupted():
                 if isinstance(error, Stopped):
-                    error = Stopped(_where_it_stands(rundir, driver))
+                    error = (driver and driver.failure) or Stopped(_where_it_stands(rundir, driver))
                 if callbacks:
                     callbacks.close()
                 window = driver.window if driver else Window()

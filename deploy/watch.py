@@ -1,12 +1,12 @@
 """Watches the processes of a run: waits for things, has dead processes started again, and says what has gone wrong by its
 cause, not by its echo."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from deploy.interrupts import Interrupt
 from deploy.launch.base import Ending, Launcher, ProcessKey, kill_all
 from deploy.recovery import NAMED_AFTER, Pulse, Recovery
 from deploy.rundir import RunDirectory
@@ -29,7 +29,7 @@ class Watch:
         control: Control,
         service: ControlServicer,
         rundir: RunDirectory,
-        interrupted: threading.Event,
+        interrupt: Interrupt,
         *,
         recovery: Recovery,
         timeouts: Timeouts,
@@ -41,7 +41,7 @@ class Watch:
         self._control = control
         self._service = service
         self._rundir = rundir
-        self._interrupted = interrupted
+        self._interrupt = interrupt
         self._recovery = recovery
         self._pulse = Pulse(timeouts.frozen_after_s)
         self._timeouts = timeouts
@@ -63,7 +63,7 @@ class Watch:
             with self._service.changed:
                 self._service.changed.wait(POLL_S)
                 failure = self._control.failure
-            if self._interrupted.is_set():
+            if self._interrupt.seen:
                 raise KeyboardInterrupt
             if failure:
                 error = by_name(failure.error_type, self._named(failure.worker, failure.error))

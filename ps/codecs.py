@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ps.comm import CAST_BYTES
+from ps.comm import CAST_BYTES, CommConfig
 from ps.errors import MalformedFrame
-from ps.layout import Block, Rule
+from ps.layout import CHUNK_ELEMENTS, DTYPES, Block, Rule
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[Any]
@@ -238,6 +238,18 @@ def lossy_codec(name: str, topk_fraction: float) -> Codec:
 def format_of(configured: str, block: Block) -> str:
     """How a block's chunks travel where `configured` is asked for: only what an optimizer updates is cast."""
     return configured if block.rule is Rule.OPTIMIZER and block.dtype in ("float32", "float64") else "fp32"
+
+
+def wire_bytes(num_bytes: float, dtype: str, wire_format: str, comm: CommConfig) -> float:
+    """Payload of `num_bytes` exact bytes as they travel."""
+    elements = num_bytes / DTYPES[dtype]
+    if wire_format in ("bf16", "fp16"):
+        return 2 * elements
+    if wire_format == "int8":
+        return elements * (1 + DTYPES[dtype] / CHUNK_ELEMENTS)
+    if wire_format == "topk":
+        return elements * (comm.topk_fraction * (2 + DTYPES[dtype]) + 2 / CHUNK_ELEMENTS)
+    return num_bytes
 
 
 _INFINITE_HALF = 0x7C00

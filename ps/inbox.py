@@ -39,9 +39,14 @@ class Inbox:
                 elif header.kind == pb.RECEIPT:
                     self._return_credit(line, header)
                 elif header.kind == pb.ORDER:
-                    self._state.order = self._state.new_order = Order.read(header)
+                    self._learn_order(Order.read(header))
                 self._waiter.news()
             self._pump()
+
+    def _learn_order(self, order: Order) -> None:
+        """A shard may not have seen rank 0's measured order yet when a stream is opened again."""
+        if self._state.order is None or order.is_measured or not self._state.order.is_measured:
+            self._state.order = self._state.new_order = order
 
     def _return_credit(self, line: Line, header: pb.FrameHeader) -> None:
         index = line.frame_of(header.sequence)

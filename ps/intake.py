@@ -128,14 +128,14 @@ class Intake:
         """What identifies the bytes of a contribution: digests that came with it, or, if it lies in a segment and the run was pushed before,
         those of the memory. Comes before the offer: the member waits for the run, and would write its next contribution as soon as that
         is answered."""
-        if header.kind != pb.PUSH:
-            return None
         number = self._state.number(member)
         with self._changed:
             memory = self._segments.get(number)
             comes_again = memory is not None and self._state.barrier.has_contributed(member.rank, header.step, run)
             if comes_again:
                 self.mark(number, member.rank, run)
+        if header.kind != pb.PUSH:
+            return None
         if not header.shared:
             return np.array(header.digests, np.uint64)
         return self._digests(memory, run) if memory is not None and comes_again else np.zeros(len(run), np.uint64)

@@ -52,12 +52,13 @@ class Schedule(NamedTuple):
     ready_s: Sequence[float]
     """When the gradient of every tensor is ready in the backward pass."""
     takes_s: Sequence[Sequence[float]]
-    """What every frame of every shard takes on a link that all shards share."""
+    """What every frame of every shard takes on a link that `sharing` of the shards share; nothing where it stays in memory."""
+    sharing: int
 
     @property
     def pays(self) -> bool:
         """Frames wait for the link, and not the link for gradients."""
-        return math.fsum(map(math.fsum, self.takes_s)) > len(self.takes_s) * max(self.ready_s)
+        return math.fsum(map(math.fsum, self.takes_s)) > self.sharing * max(self.ready_s)
 
 
 def scheduled(keys: Sequence[tuple[int, int]], ready_s: Sequence[float], takes_s: Sequence[float]) -> list[int]:

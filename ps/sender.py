@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ps.codecs import format_of, wire_bytes
 from ps.config import CommConfig
 from ps.contribution import Contribution, KnownDigests
 from ps.failpoints import hit
 from ps.frame import Bytes
 from ps.frame_plan import Frames, plan_frames
+from ps.layout import Run, ShardLayout
 from ps.member_state import MemberState
 from ps.order import Order, Schedule
-from ps.pacing import Pacing, exact_bytes, pacing_of
+from ps.pacing import Pacing, pacing_of
 from ps.waiter import Waiter
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,9 @@ class Sender:
         self._steps = 0
         """That this process has begun."""
         self._ready_s: npt.NDArray[np.float64] = np.zeros(len(state.layout.specs))
-        """Of rank 0: when each tensor was ready at the soonest, seconds after its step began, in the steps that count."""
+        """Of rank 0: when each tensor was ready at the soonest, seconds after its step began, in those measured steps that weigh most: a batch that
+        is smaller than others is ready sooner."""
+        self._measured_weight = 0.0
         self._encoding = 0
         """Frames that a thread works on: they read the contribution."""
 
@@ -75,9 +79,11 @@ class Sender:
         """Rank 0 knows now when its gradients are ready: where they wait for the link, all ranks are to push in the same order, whenever theirs are.
         Under the lock."""
         state = self._state
-        if state.member.rank or state.order is None or state.order.is_measured or not self.pacing.is_measured or self._steps != MEASURED_STEPS.stop:
+        is_due = self._steps == MEASURED_STEPS.stop and self._measured_weight > 0 and self.pacing.is_measured
+        if state.member.rank or state.order is None or state.order.is_measured or not is_due:
             return
-        order = state.order._replace(ready_s=self._ready_s.tolist(), link_bytes_per_s=self.pacing.link_bytes_per_s)
+        ready_s = np.where(np.isfinite(self._ready_s), self._ready_s, 0.0)  # of frozen tensors nobody is told
+        order = state.order._replace(ready_s=ready_s.tolist(), link_bytes_per_s=self.pacing.link_bytes_per_s)
         if self._schedule(order).pays:
             state.order = order
             state.lines[0].send_order(order)
@@ -95,10 +101,21 @@ class Sender:
 
     def _schedule(self, order: Order) -> Schedule:
         """Of this member's frames on rank 0's link."""
-        lines = self._state.lines
-        byte_s = len(lines) / order.link_bytes_per_s * self.pacing.frame_bytes / exact_bytes(self.pacing, self._comm)
-        takes_s = [[byte_s * line.layout.payload_bytes(run) for run in runs] for line, runs in zip(lines, self.frames, strict=True)]
-        return Schedule(order.ready_s, takes_s)
+        travelling = [line for line in self._state.lines if not line.pushes_shared]
+        byte_s = len(travelling) / order.link_bytes_per_s
+        return Schedule(
+            order.ready_s,
+            [
+                [0.0 if line.pushes_shared else byte_s * self._travels_bytes(line.layout, run) for run in runs]
+                for line, runs in zip(self._state.lines, self.frames, strict=True)
+            ],
+            len(travelling),
+        )
+
+    def _travels_bytes(self, layout: ShardLayout, run: Run) -> float:
+        """Payload of the run's frame, or about."""
+        block = layout.block_of(run)
+        return wire_bytes(layout.payload_bytes(run), block.dtype, format_of(self._comm.push_format, block), self._comm)
 
     # -- a step ----------------------------------------------------------------------------------------------
 
@@ -111,6 +128,9 @@ class Sender:
                 self._follow(state.new_order)
                 state.new_order = None
             self._fix_order()
+            if self._steps in MEASURED_STEPS and weight > self._measured_weight:
+                self._measured_weight = weight
+                self._ready_s[:] = np.inf
             self._steps += 1
             self._began_s = time.monotonic()
             state.exchange.begin(step)
@@ -123,10 +143,8 @@ class Sender:
         started = time.monotonic()
         with self._changed:
             self._contribution.present[list(tensors)] = present
-            if self._steps - 1 in MEASURED_STEPS:
-                since = started - self._began_s
-                first = self._steps - 1 == MEASURED_STEPS.start
-                self._ready_s[list(tensors)] = since if first else np.minimum(self._ready_s[list(tensors)], since)
+            if self._steps - 1 in MEASURED_STEPS and 0.0 < self._contribution.weight == self._measured_weight:
+                self._ready_s[list(tensors)] = np.minimum(self._ready_s[list(tensors)], started - self._began_s)
             self._state.exchange.ready(tensors)
         self.pump()
         with self._changed:

@@ -5,24 +5,23 @@ This module imports next to nothing: before `main`, Python itself shows the stac
 
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 
-from deploy.interrupts import interruptible
+from deploy.interrupts import Interrupt, interruptible
 
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; ends with SystemExit: 0 finished, 1 failed, 2 usage or config, 130 interrupted."""
-    with interruptible() as interrupted:
-        code = _ended(sys.argv[1:] if arguments is None else list(arguments), interrupted)
+    with interruptible() as interrupt:
+        code = _ended(sys.argv[1:] if arguments is None else list(arguments), interrupt)
     if arguments is None:  # the program is at its end: an impatient Ctrl-C shows no stack of that either
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
 
 
-def _ended(arguments: list[str], interrupted: threading.Event) -> int:
+def _ended(arguments: list[str], interrupt: Interrupt) -> int:
     try:
         from deploy.cli.verbs import call
 
@@ -30,7 +29,7 @@ def _ended(arguments: list[str], interrupted: threading.Event) -> int:
     except KeyboardInterrupt:
         pass
     except Exception:
-        if not interrupted.is_set():
+        if not interrupt.seen:
             raise  # else a library has made another error of the interrupt
     print("error: interrupted", file=sys.stderr)
     return INTERRUPTED

@@ -13,6 +13,7 @@ from typing import Self
 import psutil
 import torch
 
+from deploy.interrupts import uninterrupted
 from deploy.launch.base import ENVIRONMENT, Ending, LogPath, ProcessKey, Role, last_words, module_path
 from ps.errors import ResourcesMissing
 from ps.frame import Bytes
@@ -99,8 +100,9 @@ class ProcessLauncher:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, deadline - time.monotonic()))
         finally:  # a second Ctrl-C ends the wait, not the killing
-            for key in list(self._running):
-                self._bury(key)
+            with uninterrupted():
+                for key in list(self._running):
+                    self._bury(key)
 
     def _bury(self, key: ProcessKey) -> None:
         """Kills what is left of the process and of its children, and reaps it."""

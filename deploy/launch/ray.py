@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from deploy.interrupts import uninterrupted
 from deploy.launch.base import Ending, LogPath, ProcessKey, Role, last_words, module_path
 from deploy.launch.code import as_on_nodes
 from deploy.launch.fit import HOST_SHARE, check_fit, host_resource, placement
@@ -189,11 +190,12 @@ class RayLauncher:
                 ray.wait(list(self._runs.values()), num_returns=len(self._runs), timeout=grace_s)
                 self.ended()
         finally:  # a second Ctrl-C ends the wait, not the killing
-            self._kill_actors()
-            for group in self._groups:
-                remove_placement_group(group)
-            self._groups.clear()
-            self._cluster.close()
+            with uninterrupted():
+                self._kill_actors()
+                for group in self._groups:
+                    remove_placement_group(group)
+                self._groups.clear()
+                self._cluster.close()
 
     def _leave(self) -> None:
         """Without the head, calls to Ray would hang: what is here is killed; other nodes end what they have when they miss the head."""

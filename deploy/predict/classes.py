@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
-from deploy.predict.costs import wire_bytes
 from deploy.predict.scenario import Layers, Scenario
+from ps.codecs import wire_bytes
 from ps.layout import Rule
 
 MOST_FRAMES = 128

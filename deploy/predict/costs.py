@@ -5,9 +5,6 @@ The defaults were measured on one core of a 2026 server under load (`make bench-
 
 from dataclasses import dataclass, replace
 
-from ps.config import CommConfig
-from ps.layout import CHUNK_ELEMENTS, DTYPES
-
 NS = 1e-9
 ENCODE_BYTE_S = {"fp32": 0.0, "bf16": 0.13 * NS, "fp16": 0.15 * NS, "int8": 7.3 * NS, "topk": 2.7 * NS}
 """Seconds for a byte of exact values, error feedback included, by format."""
@@ -62,15 +59,3 @@ class Costs:
         """On processors that take `factor` times as long."""
         seconds = {name: value * factor for name, value in vars(self).items() if name.endswith("_s")}
         return replace(self, **seconds)
-
-
-def wire_bytes(num_bytes: float, dtype: str, wire_format: str, comm: CommConfig) -> float:
-    """Payload of `num_bytes` exact bytes as they travel."""
-    elements = num_bytes / DTYPES[dtype]
-    if wire_format in ("bf16", "fp16"):
-        return 2 * elements
-    if wire_format == "int8":
-        return elements * (1 + DTYPES[dtype] / CHUNK_ELEMENTS)
-    if wire_format == "topk":
-        return elements * (comm.topk_fraction * (2 + DTYPES[dtype]) + 2 / CHUNK_ELEMENTS)
-    return num_bytes

@@ -66,7 +66,7 @@ class Worker:
         """While something is still to become ready, and then."""
         self._stretch = self._windows[0] / windows[0] if math.isfinite(windows[0]) else 1.0
         """A window that is too large for its round trip is made up for by a longer one."""
-        made_s, byte_s = _rank_0s_times(scenario, layers, [server.cls for server in servers])
+        made_s, byte_s = _rank_0s_times(scenario, layers, cls.host, [server.cls for server in servers])
         self._places = [_places(server.cls.frames, made_s, byte_s) for server in servers]
         """Of every class's frames in the order in which they leave as soon as they are ready."""
         self._in_flight = 0.0
@@ -299,15 +299,19 @@ class Server:
         self.loop.do(seconds, made)
 
 
-def _rank_0s_times(scenario: Scenario, layers: Layers, servers: Sequence[ServerClass]) -> tuple[tuple[float, ...], float]:
+def _rank_0s_times(scenario: Scenario, layers: Layers, host: int, servers: Sequence[ServerClass]) -> tuple[tuple[float, ...], float]:
     """When the gradient of each layer is ready, since backward has begun, and what a byte to one server takes, as far as rank 0 tells all ranks:
-    where gradients wait for its link (`Schedule.pays`)."""
+    where gradients wait for its link (`Schedule.pays`). `host`: where it is, with one server of those classes that are there."""
     rate = scenario.pacing.link_bytes_per_s
     if math.isfinite(rate) and scenario.comm.measures_link and scenario.overlap and scenario.pipeline is None:
         backward_s = scenario.stragglers.get(0, 1.0) * scenario.backward_s / scenario.micro_batches
         made_s = [backward_s * share for share in accumulate(reversed(layers.shares))]
-        if sum(cls.count * frame.push_bytes * frame.together for cls in servers for frame in cls.frames) > rate * made_s[-1]:
-            return tuple(reversed(made_s)), scenario.num_servers / rate
+        away = [cls.count - (scenario.hosts == "colocated" and cls.host == host) for cls in servers]
+        num_bytes = sum(
+            num_servers * frame.push_bytes * frame.together for num_servers, cls in zip(away, servers, strict=True) for frame in cls.frames
+        )
+        if num_bytes > rate * made_s[-1]:
+            return tuple(reversed(made_s)), sum(away) / rate
     return (0.0,) * len(layers), 0.0
 
 

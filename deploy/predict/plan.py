@@ -8,10 +8,10 @@ from typing import Any
 from deploy.measure.text import counted, seconds, size
 from deploy.predict import floors
 from deploy.predict.classes import ROUGH
-from deploy.predict.costs import wire_bytes
 from deploy.predict.pipeline import stages_floor_s
 from deploy.predict.scenario import Scenario, layers_of
 from deploy.predict.simulate import Prediction, simulate
+from ps.codecs import wire_bytes
 from ps.config import PullFormat, PushFormat
 from ps.layout import Rule
 

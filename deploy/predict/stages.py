@@ -9,10 +9,10 @@ from deploy.config import Config
 from deploy.measure.table import Table
 from deploy.measure.text import counted, seconds, size
 from deploy.predict.blocks import Blocks, Profile
-from deploy.predict.costs import wire_bytes
 from deploy.predict.floors import bubble
 from deploy.predict.scenario import Pipeline, Scenario
 from deploy.predict.simulate import Prediction, simulate
+from ps.codecs import wire_bytes
 from ps.errors import ConfigError
 from workers.sampler import BatchPlan
 from workers.stages.schedule import most_held

@@ -265,12 +265,61 @@ def test_an_interrupt_at_the_very_end_breaks_nothing_off(tmp_path: Path, monkeyp
     assert result.comm["steps"] > 0
 
 
+def test_an_interrupt_while_processes_are_killed_breaks_nothing_off(tmp_path: Path) -> None:
+    sent = []
+
+    def prepare(launcher: ForkedLauncher, rundir: RunDirectory) -> None:
+        bury = launcher._bury
+
+        def then_interrupt(key: ProcessKey) -> None:
+            bury(key)
+            sent.append(key)
+            signal.raise_signal(signal.SIGINT)
+
+        def stop(grace_s: float) -> None:
+            launcher._bury = then_interrupt  # type: ignore[method-assign]
+            ForkedLauncher.stop(launcher, grace_s)
+
+        launcher.stop = stop  # type: ignore[method-assign]
+
+    made = trainer(tmp_path, BROKEN, {"how": "loss"}, batch_size=8, epochs=1)
+    made.prepare = prepare  # type: ignore[method-assign]
+    with nothing_left():
+        result = made.fit()
+    assert {ProcessKey("server", 0), ProcessKey("server", 1)} <= set(sent)
+    assert not isinstance(result.error, Stopped)
+
+
+def test_a_death_is_named_although_the_end_that_it_brings_is_interrupted(tmp_path: Path) -> None:
+    victim = ProcessKey("worker", 1)
+
+    def prepare(launcher: ForkedLauncher, rundir: RunDirectory) -> None:
+        def stop(grace_s: float) -> None:
+            terminate = launcher._running[ProcessKey("server", 0)].terminate
+
+            def then_interrupt() -> None:
+                terminate()
+                signal.raise_signal(signal.SIGINT)
+
+            launcher._running[ProcessKey("server", 0)].terminate = then_interrupt  # type: ignore[method-assign]
+            ForkedLauncher.stop(launcher, grace_s)
+
+        launcher.stop = stop  # type: ignore[method-assign]
+        launcher.victim, launcher.when = victim, lambda: in_training(rundir)
+
+    made = trainer(tmp_path, BROKEN, {"how": "long"}, max_failures=0, **ENDLESS)
+    made.prepare = prepare  # type: ignore[method-assign]
+    with nothing_left():
+        result = made.fit()
+    assert isinstance(result.error, ProcessDied) and "worker 1" in str(result.error)
+
+
 def test_a_second_interrupt_at_once_is_the_first() -> None:
-    with interruptible() as interrupted:
+    with interruptible() as interrupt:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
-    assert interrupted.is_set()
+    assert interrupt.seen
 
 
 @pytest.mark.parametrize("made_of_it", [None, ValueError("a schema cannot be built")], ids=["swallowed", "another error"])

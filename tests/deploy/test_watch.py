@@ -1,11 +1,11 @@
 """What the driver makes of endings: a launcher in memory stands for the processes."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from deploy.interrupts import Interrupt
 from deploy.launch.base import Ending, ProcessKey
 from deploy.recovery import Recovery
 from deploy.rundir import RunDirectory
@@ -69,7 +69,7 @@ class Run:
             self.control,
             self.service,
             RunDirectory(folder),
-            threading.Event(),
+            Interrupt(),
             recovery=self.recovery,
             timeouts=timeouts or Timeouts(),
             restart=lambda key: self.launcher.start(key, ""),

@@ -174,8 +174,9 @@ def test_a_schedule_is_that_of_somebody_who_looks_at_every_end(frames: list[tupl
 
 def test_a_schedule_pays_where_frames_of_all_shards_wait_for_the_link_that_these_share() -> None:
     takes_s = [[1.0, 2.0], [3.0]]  # each as long as if its shard had half of the link
-    assert Schedule([0.5, 2.9], takes_s).pays
-    assert not Schedule([0.5, 3.1], takes_s).pays
+    assert Schedule([0.5, 2.9], takes_s, 2).pays
+    assert not Schedule([0.5, 3.1], takes_s, 2).pays
+    assert not Schedule([0.5, 3.1], [[0.0, 0.0], [3.0]], 1).pays, "of a shard beside it nothing takes the link"
 
 
 LAYERS, EACH, BACKWARD_S, CHUNK_S = 16, 2, 0.056, 0.044
@@ -187,7 +188,7 @@ def left_by(seed: int, *, is_fixed: bool) -> list[tuple[float, int]]:
     tensors = np.repeat(np.arange(LAYERS), EACH)
     of = Exchange(0, [[Run(i, i + 1) for i in range(len(tensors))]], [tensors], Windows(1, 1))
     ready_s = {layer: (LAYERS - layer) * BACKWARD_S for layer in range(LAYERS)}
-    schedule = Schedule([ready_s[layer] for layer in range(LAYERS)], [[CHUNK_S] * len(tensors)])
+    schedule = Schedule([ready_s[layer] for layer in range(LAYERS)], [[CHUNK_S] * len(tensors)], 1)
     of.prioritise({layer: layer for layer in range(LAYERS)}, schedule if is_fixed else None)
     of.begin(0)
     random, now_s, found = Random(seed), 0.0, list[tuple[float, int]]()

@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from protos import pserver_pb2 as pb
 from ps.config import CommConfig
 from ps.frame_plan import plan_frames
+from ps.order import Order
 from ps.pacing import Windows, pacing_of
 from ps.plan import Plan
-from tests.ps.cluster import Cluster, Member, cluster, in_threads
+from tests.ps.cluster import Cluster, Member, cluster, exchange, in_threads, start
 from tests.ps.training import Job, Marked, train
 from workers.config import TrainConfig
 
@@ -115,6 +118,10 @@ def test_ranks_whose_links_differ_push_frames_of_one_length_and_the_same_bits(ca
     assert order_of(zero) == order_of(one)
     assert "rank 1: as rank 0, 8 frames (16 in the end) of " in caplog.text
     assert found[0] == found[1]
+    late = pb.FrameHeader(kind=pb.ORDER)
+    orders[0]._replace(ready_s=(), link_bytes_per_s=0.0).write(late)
+    zero.client.inbox.take(zero.client._state.lines[0], late, np.empty(0, np.uint8))
+    assert zero.client._state.order == orders[0], "what a shard says that has not seen the measured one yet changes nothing"
 
 
 def test_a_link_that_waits_for_gradients_leaves_the_order_free() -> None:
@@ -125,3 +132,46 @@ def test_a_link_that_waits_for_gradients_leaves_the_order_free() -> None:
         (zero, _), _ = trained(servers, job)
         order = zero.client._state.order
         assert zero.client.pacing.is_measured and order is not None and not order.is_measured
+
+
+def test_a_small_batch_does_not_say_when_gradients_are_ready() -> None:
+    with cluster(1, 2, comm=JOB.comm) as servers:
+        member = servers.member(0, JOB.model())
+        start(member)
+        sender = member.client.sender
+        exchange(member, 0, 12.0)
+        exchange(member, 1, 12.0)
+        found = sender._ready_s.copy()
+        assert 0 < found.max() < np.inf
+        exchange(member, 2, 1.0)
+        assert (sender._ready_s == found).all()
+
+
+@pytest.mark.parametrize(("weights", "is_measured"), [((12.0, 0.0, 0.0), False), ((12.0, 0.0, 12.0), True)])
+def test_a_step_without_weight_does_not_say_so_either(weights: tuple[float, ...], *, is_measured: bool) -> None:
+    comm = CommConfig(shared_memory=False, bandwidth="8mbit")
+    with cluster(1, 2, comm=comm) as servers:
+        member = servers.member(0, JOB.model())
+        start(member)
+        member.client.prioritise(dict(enumerate(range(len(member.bound.layout.specs)))))
+        for step, weight in enumerate((*weights, 12.0)):
+            exchange(member, step, weight, present=lambda _, weight=weight: weight > 0)
+        assert member.client.pacing.is_measured
+        order = member.client._state.order
+        assert order is not None and order.is_measured is is_measured
+
+
+@pytest.mark.parametrize(("push_format", "part"), [("fp32", 1.0), ("bf16", 0.25), ("int8", 0.125)])
+def test_a_schedule_is_that_of_the_bytes_that_travel(push_format: Any, part: float) -> None:
+    comm = CommConfig(shared_memory=False, bandwidth="8mbit", push_format=push_format)
+    with cluster(1, 2, comm=comm) as servers:
+        member = servers.member(0, JOB.model())
+        start(member)
+        num_tensors = len(member.bound.layout.specs)
+        schedule = member.client.sender._schedule(Order([0] * num_tensors, 0, [1.0] * num_tensors, 1e6))
+        exact = [
+            [line.layout.payload_bytes(run) for run in runs]
+            for line, runs in zip(member.client._state.lines, member.client.sender.frames, strict=True)
+        ]
+        assert schedule.sharing == 2
+        assert [sum(of) for of in schedule.takes_s] == pytest.approx([2 / 1e6 * part * sum(of) for of in exact], rel=0.02)

@@ -163,6 +163,16 @@ def test_bytes_in_the_segment_are_compared_when_a_push_is_repeated(made: Bench) 
     assert [verdict for _, verdict in made.verdicts] == ["ACCEPTED", "DUPLICATE"]
 
 
+def test_a_contribution_in_a_segment_that_comes_again_as_absent_is_another_one(made: Bench) -> None:
+    memory = made.flat(1.0)
+    rejoin(made, 0, 1, memory)
+    push(made, 0, 0, memory)
+    run = Run(0, made.mine.num_versioned)
+    header = pb.FrameHeader(kind=pb.ABSENT, step=0, first_chunk=run.first, num_chunks=len(run), weight=1.0)
+    with pytest.raises(Diverged):
+        made.shard.push(made.member(0), header, run, np.empty(0, np.uint8), lambda _: None)
+
+
 @pytest.mark.parametrize("shares_again", [True, False])
 @pytest.mark.parametrize("is_same", [True, False])
 def test_a_restarted_rank_is_held_to_what_lay_in_its_former_segment(made: Bench, *, shares_again: bool, is_same: bool) -> None:

@@ -21,11 +21,11 @@ def test_an_earlier_layer_goes_before_what_is_left_of_a_later_one_once_rank_0_ha
     assert _places((frame(0), frame(1), frame(1)), (0.2, 0.1), byte_s) == places
 
 
-def times(**changes: Any) -> tuple[tuple[float, ...], float]:
-    """Of rank 0, with four servers that have a quarter of 16 layers each: 1.6 MB in all, for links of 1 MB/s."""
+def times(host: int = 0, **changes: Any) -> tuple[tuple[float, ...], float]:
+    """Of rank 0, with four servers that have a quarter of 16 layers each: 1.6 MB in all, for links of 1 MB/s. They are on hosts of class 1."""
     made = scenario(**changes)
     quarters = tuple(Frame(exact_bytes=25_000, push_bytes=25_000, pull_bytes=25_000, layers=(layer,)) for layer in range(16))
-    return _rank_0s_times(made, layers_of(made.specs), [ServerClass(0, 4, 1.0, 1e6, 0, quarters)])
+    return _rank_0s_times(made, layers_of(made.specs), host, [ServerClass(0, 4, 1.0, 1e6, 1, quarters)])
 
 
 def test_rank_0s_times_are_those_of_its_backward_and_its_link() -> None:
@@ -42,6 +42,7 @@ def test_rank_0s_times_are_those_of_its_backward_and_its_link() -> None:
         {"overlap": False},
         {"backward_s": 1.7},  # the link waits for gradients
         {"stragglers": {0: 3.0}},
+        {"hosts": "colocated", "host": 1, "backward_s": 1.3},  # a quarter stays on the host
     ],
 )
 def test_elsewhere_the_earliest_layer_that_is_ready_goes_first(changes: dict[str, Any]) -> None:
