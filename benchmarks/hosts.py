@@ -1,7 +1,6 @@
 """Contenders on virtual hosts: worker-0 ... and server-0 ..., each with a link of its own, and the driver's, which is not shaped."""
 
 import subprocess
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO
@@ -11,6 +10,7 @@ from benchmarks.places import Places, host_of
 from deploy.config import Config
 from deploy.console import Console
 from deploy.driver import Driver
+from deploy.interrupts import Interrupt
 from deploy.launch.base import ProcessKey
 from deploy.launch.hosts import DRIVER, HostsLauncher, Place
 from deploy.resume import begin
@@ -40,4 +40,4 @@ def run_in_hosts(config: Config, places: Places) -> None:
     keys = [ProcessKey("worker", i) for i in range(scaling.num_workers)] + [ProcessKey("server", i) for i in range(scaling.num_servers)]
     launcher = HostsLauncher(lambda key: rundir.process_log(key.role, key.index), there, {key: host_of(key.role, key.index) for key in keys})
     with launcher, Console(quiet=True, stderr=True) as console:
-        Driver(config, beginning, launcher, console, Timeouts()).run(threading.Event())
+        Driver(config, beginning, launcher, console, Timeouts()).run(Interrupt())

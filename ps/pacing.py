@@ -1,7 +1,8 @@
 """How long frames are and how many of them may be on their way: from what the link to the servers is worth.
 
 Pure. A frame that takes long to travel makes everything that it carries late, a short one costs as much work as a long one: frames
-are as long as the link moves in FRAME_S. The window covers the time until a credit comes back: on the way down it queues behind answers.
+are as short as a host's processors bear, and no longer than what the link moves in FRAME_S. The window covers the time until a credit
+comes back: on the way down it queues behind answers.
 """
 
 import math
@@ -14,7 +15,11 @@ from pydantic import ConfigDict
 from ps.comm import CAST_BYTES, EXACT, CommConfig
 
 FRAME_S = 0.011
-"""What a frame should take on the link."""
+"""What a frame should take on the link at most."""
+FRAME_COST_S, BYTE_COST_S = 1e-3, 12e-9
+"""What a slow host's processors do for a frame and its answer, whatever their length, and for a byte that goes and comes."""
+HOST_SHARE = 0.25
+"""Of a core, which a host may give to that: what is left beside its bytes is for frames."""
 MIN_FRAME_BYTES = 32 << 10
 USUAL_FRAME_BYTES = 1 << 20
 """Of frames on a link that nothing is known of, and of those that have no window."""
@@ -73,6 +78,8 @@ class Windows(NamedTuple):
     least: int
     wide: int
     """Once all frames of a step are ready."""
+    are_shared: bool = False
+    """Whether a server's link has those of several ranks: it takes as many frames more."""
 
 
 def windows_of(num_ranks: int, num_servers: int) -> Windows:
@@ -81,13 +88,14 @@ def windows_of(num_ranks: int, num_servers: int) -> Windows:
     links, and longer ones overrun the queue."""
     shares_links = num_ranks > num_servers
     least = min(max(2 * num_servers, MIN_WINDOW if shares_links else WINDOW), MAX_WINDOW)
-    return Windows(least, least if shares_links else min(2 * least, MAX_WINDOW))
+    return Windows(least, least if shares_links else min(2 * least, MAX_WINDOW), shares_links)
 
 
 def pacing_of(link_bytes_per_s: float, delay_s: float, windows: Windows, frame_bytes: int | None = None) -> Pacing:
     """Frames for a link of that rate and round trip. `frame_bytes`: of a length that others have chosen."""
     if frame_bytes is None:
-        frame_bytes = min(1 << round(math.log2(max(1.0, link_bytes_per_s * FRAME_S))), _longest(windows.least))
+        carried = link_bytes_per_s * _frame_s(link_bytes_per_s, are_shared=windows.are_shared)
+        frame_bytes = min(1 << round(math.log2(max(1.0, carried))), _longest(windows.least))
     frame_bytes = min(max(frame_bytes, MIN_FRAME_BYTES), MAX_FRAME_BYTES)
     covering = math.ceil(2 * link_bytes_per_s * delay_s / frame_bytes)
     window = min(max(covering, windows.least), MAX_WINDOW)
@@ -98,6 +106,12 @@ def pacing_of(link_bytes_per_s: float, delay_s: float, windows: Windows, frame_b
         link_bytes_per_s=link_bytes_per_s,
         delay_s=delay_s,
     )
+
+
+def _frame_s(link_bytes_per_s: float, *, are_shared: bool) -> float:
+    """What a frame should take on the link."""
+    for_frames = HOST_SHARE - BYTE_COST_S * link_bytes_per_s
+    return FRAME_S if are_shared or for_frames <= 0 else min(FRAME_S, FRAME_COST_S / for_frames)
 
 
 def _longest(least: int) -> int:
