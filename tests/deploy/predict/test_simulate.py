@@ -254,4 +254,4 @@ def test_ranks_that_measure_a_link_at_once_each_find_their_part_of_it() -> None:
     assert scenario(comm=links).pacing.frame_bytes == 256 << 10
     assert scenario(comm=links, num_servers=1).pacing.frame_bytes == 64 << 10
     thin = replace(links, server_bandwidth={1: "40mbit"})
-    assert scenario(comm=thin).pacing.frame_bytes == 64 << 10, "an echo of all servers is as late as that of the thinnest link"
+    assert scenario(comm=thin).pacing.frame_bytes == 32 << 10, "an echo of all servers is as late as that of the thinnest link"
