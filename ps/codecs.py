@@ -244,7 +244,7 @@ def wire_bytes(num_bytes: float, dtype: str, wire_format: str, comm: CommConfig)
     """Payload of `num_bytes` exact bytes as they travel."""
     elements = num_bytes / DTYPES[dtype]
     if wire_format in ("bf16", "fp16"):
-        return 2 * elements
+        return CAST_BYTES * elements
     if wire_format == "int8":
         return elements * (1 + DTYPES[dtype] / CHUNK_ELEMENTS)
     if wire_format == "topk":
