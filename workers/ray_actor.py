@@ -50,9 +50,10 @@ class ProcessActor:
             sees_run=self._sees_run,
         )
 
-    def run(self, target: str, settings_json: str, log_path: str, must_see_run: bool) -> int:
+    def run(self, _place: Place, target: str, settings_json: str, log_path: str, must_see_run: bool) -> int:
         """Calls `target` ("module:function") with the settings and returns its exit code; without the run directory, if it must
-        be there, does not begin."""
+        be there, does not begin. Ray begins it once the driver has the `_place` that it is given: a process that is stopped
+        later is one whose pid is known."""
         if self._sees_run:  # else Ray's own logs keep the output
             _write_output_to(Path(log_path))
         elif must_see_run:

@@ -135,7 +135,7 @@ class RayLauncher:
         self._actors[key] = actor.remote(module_path(), str(self._storage.write_probe(path.parent)), self._storage.probe)
         self._places[key] = self._actors[key].place.remote()
         settings = as_on_nodes(settings_json, self._cluster.code_root)
-        self._runs[key] = self._actors[key].run.remote(self._targets[key.role], settings, str(path), self._storage.shared)
+        self._runs[key] = self._actors[key].run.remote(self._places[key], self._targets[key.role], settings, str(path), self._storage.shared)
 
     def ended(self) -> dict[ProcessKey, Ending]:
         """Raises HeadLost when the head of the cluster is lost. Until that is sure, Ray is asked nothing."""
