@@ -2,9 +2,11 @@
 
 Pure. One credit window for all shards together; a credit returns with the receipt of its frame, or when its stream
 ends. A shard whose link is thin keeps frames for longer than others and would have the whole window in the end, more
-than the queue of its link holds: none has more than its share. A frame may leave when all its tensors are ready, the
-earliest layer's first. Nothing of step t + 1 leaves before every chunk of version t + 1 of every shard has landed
-(first-push gate), so that the first push of t + 1 proves that all shards have reached it.
+than the queue of its link holds: none has more than its share. Nor does the one whose frames get through sooner run
+ahead: links that are all full never put right how they are shared, and the sums of each shard would wait for the rank
+that sends it less. A frame may leave when all its tensors are ready, the earliest layer's first. Nothing of step t + 1
+leaves before every chunk of version t + 1 of every shard has landed (first-push gate), so that the first push of t + 1
+proves that all shards have reached it.
 """
 
 import math
@@ -20,6 +22,9 @@ from ps.pacing import Windows
 
 LEAST_SHARE = 3
 """Frames: one on its way up, one of which the receipt is on its way, one to follow."""
+
+LEAD = 2
+"""Frames by which a shard may be ahead of another one for which some are ready; further ahead, it gets one at a time."""
 
 
 class Exchange:
@@ -158,10 +163,10 @@ class Exchange:
         """(shard, frame) to send now, shards in turn; None if the window is full, or nothing is ready for a shard that may have more."""
         if self.in_flight >= self._window:
             return None
-        share = self._share
+        share, behind = self._share, self._left_behind()
         for i in range(len(self._frames)):
             shard = (self._turn + i) % len(self._frames)
-            if self._queue[shard] and self._in_flight[shard] < share:
+            if self._queue[shard] and self._in_flight[shard] < (1 if self._is_ahead(shard, behind) else share):
                 index = self._at_place[shard][heappop(self._queue[shard])]
                 self._ready[shard][index] = False
                 self._sent[shard][index] = True
@@ -173,6 +178,14 @@ class Exchange:
                 self._turn = (shard + 1) % len(self._frames)
                 return shard, index
         return None
+
+    def _left_behind(self) -> float:
+        """Of the shards for which frames are ready, the one that is furthest behind: the share of its frames that it has to get yet."""
+        return max((left / len(runs) for left, runs, queue in zip(self._left, self._frames, self._queue, strict=True) if queue), default=0.0)
+
+    def _is_ahead(self, shard: int, behind: float) -> bool:
+        """Whether the shard is further ahead than it may be of the one that has the share `behind` to get yet."""
+        return self._left[shard] + LEAD < behind * len(self._frames[shard])
 
     def _needs_credit(self, shard: int) -> bool:
         """Whether frames that have to leave yet need the credit of the one that leaves now beside those that are free or awaited already."""

@@ -16,9 +16,9 @@ from ps.comm import CAST_BYTES, EXACT, CommConfig
 
 FRAME_S = 0.011
 """What a frame should take on the link at most."""
-FRAME_COST_S, BYTE_COST_S = 1e-3, 12e-9
-"""What a slow host's processors do for a frame and its answer, whatever their length, and for a byte that goes and comes."""
-HOST_SHARE = 0.25
+FRAME_COST_S, BYTE_COST_S = 1e-3, 2e-9
+"""What a host's processors do for a frame and its answer, whatever their length, and for a byte that goes and comes."""
+HOST_SHARE = 0.2
 """Of a core, which a host may give to that: what is left beside its bytes is for frames."""
 MIN_FRAME_BYTES = 32 << 10
 USUAL_FRAME_BYTES = 1 << 20
@@ -78,8 +78,6 @@ class Windows(NamedTuple):
     least: int
     wide: int
     """Once all frames of a step are ready."""
-    are_shared: bool = False
-    """Whether a server's link has those of several ranks: it takes as many frames more."""
 
 
 def windows_of(num_ranks: int, num_servers: int) -> Windows:
@@ -88,13 +86,13 @@ def windows_of(num_ranks: int, num_servers: int) -> Windows:
     links, and longer ones overrun the queue."""
     shares_links = num_ranks > num_servers
     least = min(max(2 * num_servers, MIN_WINDOW if shares_links else WINDOW), MAX_WINDOW)
-    return Windows(least, least if shares_links else min(2 * least, MAX_WINDOW), shares_links)
+    return Windows(least, least if shares_links else min(2 * least, MAX_WINDOW))
 
 
 def pacing_of(link_bytes_per_s: float, delay_s: float, windows: Windows, frame_bytes: int | None = None) -> Pacing:
     """Frames for a link of that rate and round trip. `frame_bytes`: of a length that others have chosen."""
     if frame_bytes is None:
-        carried = link_bytes_per_s * _frame_s(link_bytes_per_s, are_shared=windows.are_shared)
+        carried = link_bytes_per_s * _frame_s(link_bytes_per_s)
         frame_bytes = min(1 << round(math.log2(max(1.0, carried))), _longest(windows.least))
     frame_bytes = min(max(frame_bytes, MIN_FRAME_BYTES), MAX_FRAME_BYTES)
     covering = math.ceil(2 * link_bytes_per_s * delay_s / frame_bytes)
@@ -108,10 +106,10 @@ def pacing_of(link_bytes_per_s: float, delay_s: float, windows: Windows, frame_b
     )
 
 
-def _frame_s(link_bytes_per_s: float, *, are_shared: bool) -> float:
+def _frame_s(link_bytes_per_s: float) -> float:
     """What a frame should take on the link."""
     for_frames = HOST_SHARE - BYTE_COST_S * link_bytes_per_s
-    return FRAME_S if are_shared or for_frames <= 0 else min(FRAME_S, FRAME_COST_S / for_frames)
+    return FRAME_S if for_frames <= 0 else min(FRAME_S, FRAME_COST_S / for_frames)
 
 
 def _longest(least: int) -> int:

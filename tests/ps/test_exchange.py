@@ -44,6 +44,41 @@ def test_a_shard_that_keeps_what_it_gets_has_its_share_of_the_window(num_shards:
     assert len(on_their_way) == of.in_flight == share or num_shards == 1
 
 
+def in_flight(of: Exchange, on_their_way: list[tuple[int, int]], returned: int, times: int) -> list[int]:
+    """How many frames each shard has on its way after receipts of one shard alone, so many times all that it has."""
+    for _ in range(times):
+        for found in [found for found in on_their_way if found[0] == returned]:
+            of.receipt(*found)
+            on_their_way.remove(found)
+        on_their_way += sent(of)
+    return [sum(shard == its for its, _ in on_their_way) for shard in range(2)]
+
+
+def test_a_shard_whose_frames_get_through_sooner_does_not_run_ahead() -> None:
+    of = exchange(2, 8)
+    on_their_way = sent(of)
+    assert in_flight(of, on_their_way, 1, times=1) == [4, 3], "two frames ahead, and one more"
+    assert in_flight(of, on_their_way, 1, times=2) == [4, 1]
+    assert in_flight(of, on_their_way, 0, times=1) == [4, 3], "less far ahead: it goes on"
+    assert in_flight(of, on_their_way, 0, times=3) == [0, 4], "nothing waits for what has got all"
+
+
+def test_a_shard_does_not_wait_for_one_of_which_nothing_is_ready() -> None:
+    of = Exchange(0, [[Run(i, i + 1) for i in range(CHUNKS)]] * 2, [np.zeros(CHUNKS, np.int64), np.ones(CHUNKS, np.int64)], Windows(8, 8))
+    of.begin(0)
+    of.ready([1])
+    assert in_flight(of, sent(of), 1, times=2) == [0, 4]
+
+
+def test_how_far_a_shard_is_counts_in_its_own_frames() -> None:
+    of = Exchange(0, [[Run(i, i + 1) for i in range(count)] for count in (24, 8)], [np.zeros(24, np.int64), np.zeros(8, np.int64)], Windows(8, 8))
+    of.begin(0)
+    of.ready([0])
+    on_their_way = sent(of)
+    assert in_flight(of, on_their_way, 0, times=2) == [4, 4], "12 of 24 and 4 of 8"
+    assert in_flight(of, on_their_way, 1, times=1) == [4, 3], "5 of 8 are two more than 12 of 24, in frames of the first one"
+
+
 def test_the_window_is_wider_once_all_frames_are_ready() -> None:
     of = Exchange(0, [[Run(i, i + 1) for i in range(CHUNKS)]] * 2, [np.arange(CHUNKS)] * 2, Windows(4, 12))
     for step in range(2):

@@ -250,8 +250,8 @@ def test_uneven_shares_of_a_link_make_a_step_longer_and_are_always_the_same() ->
 
 
 def test_ranks_that_measure_a_link_at_once_each_find_their_part_of_it() -> None:
-    links = CommConfig(bandwidth="200mbit")
-    assert scenario(comm=links).pacing.frame_bytes == 256 << 10
+    links = CommConfig(bandwidth="400mbit")
+    assert scenario(comm=links).pacing.frame_bytes == 512 << 10
     assert scenario(comm=links, num_servers=1).pacing.frame_bytes == 64 << 10
-    thin = replace(links, server_bandwidth={1: "40mbit"})
+    thin = replace(links, server_bandwidth={1: "20mbit"})
     assert scenario(comm=thin).pacing.frame_bytes == 32 << 10, "an echo of all servers is as late as that of the thinnest link"
