@@ -3,7 +3,7 @@
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.pserver-setup
-CODE := ps workers deploy protos/generate.py
+CODE := ps workers deploy benchmarks protos/generate.py
 # Tests start hundreds of processes: each would compile all that it imports where nobody may keep it.
 COMPILED := env -u PYTHONDONTWRITEBYTECODE
 

@@ -38,7 +38,12 @@ def _second_copy_s(shard: ShardLayout) -> float:
     store = Store(np.zeros(Store.size_bytes(shard, slots=_ADAM_SLOTS, num_norms=0), np.uint8), shard, slots=_ADAM_SLOTS, num_norms=0, key=bytes(32))
     rule = one_pass_rule(OptimizerConfig(name="adam"))
     if rule is None:
-        return _best(lambda: [store.fill_next(0, run) for run in shard.frames(1 << 20)])
+
+        def copied() -> None:
+            for run in shard.frames(1 << 20):
+                store.fill_next(0, run)
+
+        return _best(copied)
     old, new = ([copy[: shard.size_bytes] for copy in store.copies(version, Run(0, 1))] for version in (0, 1))
     terms = [np.zeros(shard.size_bytes, np.uint8)]
     return _best(lambda: rule(new, old, terms, 1, 0.1, 1.0)) - _best(lambda: rule(old, old, terms, 1, 0.1, 1.0))

@@ -16,7 +16,7 @@ class Idle(nn.Module):
         self._seconds = seconds
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = _Idle.apply(inputs, self.weight, self._seconds)
+        outputs: Tensor = _Idle.apply(inputs, self.weight, self._seconds)  # type: ignore[no-untyped-call]
         return outputs
 
 

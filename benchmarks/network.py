@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+from typing import Any
 
 from benchmarks.harness import Entry, Row, Samples, compete, report
 from benchmarks.hosts import hosts
@@ -113,7 +114,7 @@ def _rows(name: str, samples: dict[tuple[str, str], Samples], floor_s: float) ->
     return rows
 
 
-def _common(size: int, arguments: argparse.Namespace) -> dict[str, int]:
+def _common(size: int, arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "rounds": arguments.rounds,
         "warmup": WARMUP,

@@ -5,6 +5,7 @@
 import argparse
 import signal
 import sys
+from typing import Any
 
 from benchmarks.harness import Entry, Row, Samples, compete, report
 from benchmarks.peers import raw
@@ -22,7 +23,13 @@ def main() -> None:
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # contenders are stopped in `finally`
     print(f"{arguments.workers} workers on one host, a model of {model_bytes_of(arguments.width) / 1e6:.0f} MB")
-    common = {"workers": arguments.workers, "width": arguments.width, "rounds": arguments.rounds, "warmup": WARMUP, "steps": arguments.steps}
+    common: dict[str, Any] = {
+        "workers": arguments.workers,
+        "width": arguments.width,
+        "rounds": arguments.rounds,
+        "warmup": WARMUP,
+        "steps": arguments.steps,
+    }
     raws = compete({"raw": Entry(module="raw", members=1, variants=raw.SEVERAL)}, title="bare gRPC, MiB of a message x streams", **common)
     shared = _compared("whole steps in shared memory", {f"{n} servers": {"servers": n} for n in SERVERS}, common)
     remote = _compared("gRPC only, no compute", {f"{n} servers": {**REMOTE, "servers": n} for n in SERVERS}, common)
@@ -37,7 +44,7 @@ def main() -> None:
     ])  # fmt: skip
 
 
-def _compared(title: str, works: dict[str, dict[str, object]], common: dict[str, int]) -> dict[str, Samples]:
+def _compared(title: str, works: dict[str, dict[str, object]], common: dict[str, Any]) -> dict[str, Samples]:
     """Of ours with each of these workloads."""
     samples = compete({name: Entry(module="ours", members=common["workers"], work=work) for name, work in works.items()}, title=title, **common)
     return {name: samples[name, ""] for name in works}

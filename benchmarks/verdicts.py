@@ -107,7 +107,7 @@ class Draw:
 
     def _size(self) -> float:
         low, high = SIZES
-        return low * (high / low) ** self._rng.random()
+        return float(low * (high / low) ** self._rng.random())
 
     def _mbit(self) -> int:
         return self._rng.randint(40, 80)

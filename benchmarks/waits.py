@@ -33,7 +33,7 @@ class _Wait(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         time.sleep(ctx.seconds)
         return gradient, None
 

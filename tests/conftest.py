@@ -17,7 +17,10 @@ settings.load_profile("pserver")
 
 
 _RAY, _HOSTS = "ray", "hosts"
-_LONG = ("chaos/test_chaos.py", "deploy/test_faults.py", "deploy/test_stages.py", "deploy/test_resume.py", "deploy/test_server_deaths.py")
+_LONG = (
+    "chaos/test_chaos.py",
+    *(f"deploy/test_{what}.py" for what in ("faults", "interrupts", "stages", "resume", "server_deaths")),
+)
 _FIRST = (_RAY, _HOSTS, *_LONG)
 _NO_HOSTS = ("chaos/test_chaos.py", "ps/test_shared.py")
 """Files whose tests need root for something else than virtual hosts."""

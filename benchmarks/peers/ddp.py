@@ -19,7 +19,7 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(workload.workers)}
-    command = [sys.executable, "-m", __spec__.name]  # type: ignore[name-defined]
+    command = [sys.executable, "-m", __spec__.name]
     members = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(workload.workers)]
     for member in members:
         member.wait()
@@ -50,7 +50,7 @@ def _variant(workload: Workload, rank: int, variant: str) -> tuple[object, Step]
 
     def step() -> None:
         optimizer.zero_grad()
-        workload.loss(model, rank).backward()
+        workload.loss(model, rank).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return model, step

@@ -58,7 +58,8 @@ async def push(address: str, tried: asyncio.Event) -> None:
     async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         while True:
             with contextlib.suppress(grpc.RpcError):
-                async for _ in channel.stream_stream("/pserver.Shard/Steps")(iter([bytes(MESSAGE_BYTES)] * (PUSH_BYTES // MESSAGE_BYTES))):
+                call: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream("/pserver.Shard/Steps")
+                async for _ in call(iter([bytes(MESSAGE_BYTES)] * (PUSH_BYTES // MESSAGE_BYTES))):
                     pass
             tried.set()
             await asyncio.sleep(PAUSE_S["push"])

@@ -32,7 +32,7 @@ def member() -> None:
     elements = workload.model_bytes // 4
 
     def step_of(variant: str) -> Step:
-        buckets = torch.ones(elements).split(int(variant) * 1_000_000 // 4)
+        buckets = torch.ones(elements).split(int(variant) * 1_000_000 // 4)  # type: ignore[no-untyped-call]
 
         def step() -> None:
             for work in [distributed.all_reduce(bucket, async_op=True) for bucket in buckets]:

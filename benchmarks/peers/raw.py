@@ -20,13 +20,13 @@ _LIMITS = [("grpc.max_receive_message_length", 8 << 20), ("grpc.max_send_message
 
 def main() -> None:
     workload = Workload.here()
-    server = subprocess.Popen([sys.executable, "-m", __spec__.name, "server"], stdout=subprocess.PIPE, text=True)  # type: ignore[name-defined]
+    server = subprocess.Popen([sys.executable, "-m", __spec__.name, "server"], stdout=subprocess.PIPE, text=True)
     assert server.stdout
     port = int(server.stdout.readline())
     options = [*_LIMITS, ("grpc.use_local_subchannel_pool", 1)]  # every channel has a connection of its own
     with contextlib.ExitStack() as stack:
         channels = [stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}", options=options)) for _ in range(MOST)]
-        sends = [channel.stream_unary("/raw/Send") for channel in channels]
+        sends: list[grpc.StreamUnaryMultiCallable[bytes, bytes]] = [channel.stream_unary("/raw/Send") for channel in channels]
         threads = stack.enter_context(ThreadPoolExecutor(MOST))
         size = model_bytes_of(workload.width)
 

@@ -1,5 +1,7 @@
 """A synchronous parameter server as Ray's documentation teaches it: one actor holds the weights, gradients go through the object store."""
 
+from typing import Any
+
 import numpy as np
 import ray
 import torch
@@ -38,7 +40,7 @@ class DataWorker:
             for parameter, values in zip(self.model.parameters(), weights, strict=True):
                 parameter.copy_(torch.tensor(values))
         self.model.zero_grad()
-        self.workload.loss(self.model, self.rank).backward()
+        self.workload.loss(self.model, self.rank).backward()  # type: ignore[no-untyped-call]
         return [parameter.grad.numpy() for parameter in self.model.parameters() if parameter.grad is not None]
 
 
@@ -47,8 +49,8 @@ def main() -> None:
     size = max(100_000_000, model_bytes_of(workload.width) * (2 * workload.workers + 4))
     system = {"worker_niceness": 0}  # 15 by default: on a busy machine its workers would starve beside the other contenders
     ray.init(num_cpus=workload.workers + 1, include_dashboard=False, object_store_memory=size, log_to_driver=False, _system_config=system)
-    server = ray.remote(ParameterServer).remote(workload)
-    workers = [ray.remote(DataWorker).remote(workload, rank) for rank in range(workload.workers)]
+    server: Any = ray.remote(ParameterServer).remote(workload)
+    workers: list[Any] = [ray.remote(DataWorker).remote(workload, rank) for rank in range(workload.workers)]
     weights = server.get_weights.remote()
 
     def step() -> None:

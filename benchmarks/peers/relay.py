@@ -23,7 +23,7 @@ async def _serve() -> None:
     """Prints its port, and serves until it is ended."""
     server = grpc.aio.server(options=OPTIONS)
     _, service, method = _METHOD.split("/")
-    handlers = {method: grpc.stream_stream_rpc_method_handler(_steps)}
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {method: grpc.stream_stream_rpc_method_handler(_steps)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -39,12 +39,18 @@ class Stub:
         self._frames = frames
         self._values = np.ones(layout.flat_bytes // 4, np.float32).view(np.uint8)
         self._channel = _channel(data, credentials.tls)
-        self._call = self._channel.stream_stream("/pserver.Shard/Steps")(metadata=call_metadata(credentials, member))
+        steps: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream("/pserver.Shard/Steps")
+        self._call = steps(metadata=call_metadata(credentials, member))
         self._window = asyncio.Semaphore(WINDOW)
         self.receipts = 0
 
+    async def _read(self) -> bytes:
+        data = await self._call.read()
+        assert isinstance(data, bytes), "the stream has ended"
+        return data
+
     async def ready(self) -> None:
-        header, _ = frame.decode(await self._call.read())
+        header, _ = frame.decode(await self._read())
         assert header.kind == pb.READY
 
     async def push(self, step: int) -> None:
@@ -67,7 +73,7 @@ class Stub:
         """Reads until everything is answered."""
         missing = sum(map(len, self._frames))
         while missing:
-            data = await self._call.read()
+            data = await self._read()
             receipts, at = frame.receipts_of(data)
             header, _ = frame.decode(data, at) if at < len(data) else (pb.FrameHeader(), None)
             for receipt in [*receipts, header] if header.kind == pb.RECEIPT else receipts:
@@ -111,7 +117,7 @@ class Stubs:
             total_steps=1_000_000,
         )
         frames = layout.shards[0].frames(1 << 20)
-        self._stubs = []
+        self._stubs: list[Stub] = []
         for rank in range(workload.workers):
             member = pb.Member(rank=rank, incarnation=1, generation=1)
             credentials = _credentials(workload.stub, rank)

@@ -84,6 +84,23 @@ def test_a_stopped_process_is_killed_too(launcher: RayLauncher, notes: Notes) ->
     assert gone(pid, timeout_s=0.1)
 
 
+def test_an_interrupt_while_actors_are_killed_breaks_nothing_off(launcher: RayLauncher, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in (WORKER, SERVER):
+        launcher.start(key, json.dumps({"end": "sleep", "say_to": notes.port}))
+    pids = [notes.next()["pid"], notes.next()["pid"]]
+    kill, killed = ray.kill, []
+
+    def then_interrupt(actor: Any) -> None:
+        kill(actor)
+        killed.append(actor)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ray, "kill", then_interrupt)
+    launcher.stop(0.0)
+    assert len(killed) == 2
+    assert all(gone(pid, timeout_s=0.1) for pid in pids)
+
+
 def test_on_one_node_everything_stays_on_loopback(launcher: RayLauncher, notes: Notes) -> None:
     assert (launcher.control_host(), launcher.bind_host(SERVER)) == ("127.0.0.1", "127.0.0.1")
 
