@@ -18,6 +18,8 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is no text in UTF-8 (byte {error.start}): save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(_located(path, str(error))) from error
+    except ValueError as error:  # Python reads no longer ones
+        raise ConfigError(f"{path} has a number of thousands of digits: correct it") from error
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply: the deepest key is section.key.name") from error
     except OSError as error:
@@ -46,7 +48,7 @@ def parse_value(text: str) -> Any:
     """The TOML value that `text` is, else `text` itself: quotes may be left out."""
     try:
         tables = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # TOML's error is one, and that of a number with too many digits
         return text
     return tables["value"] if len(tables) == 1 else text
 

@@ -134,6 +134,11 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
         load(tmp_path / "job.toml")
 
 
+def test_a_file_with_a_number_that_python_does_not_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"job\.toml has a number of thousands of digits"):
+        load(written(tmp_path, f"[train]\nepochs = {'9' * 5000}"))
+
+
 def test_without_the_keys_of_its_task_a_file_serves_an_own_loop(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def train(ctx): ...")
     config = load(written(tmp_path, MINIMAL), ["task.name=", f"train.loop={tmp_path}/mine.py:train", "early_stopping.metric=accuracy"])
@@ -182,6 +187,7 @@ def test_a_mistake_in_set_is_told_from_one_in_the_file(tmp_path: Path, assignmen
         ("", ""),
         ("[1, 2]", [1, 2]),
         ("1\nother = 2", "1\nother = 2"),
+        pytest.param("9" * 5000, "9" * 5000, id="5,000 digits"),
     ],
 )
 def test_a_set_value_is_toml_or_else_a_bare_string(text: str, value: object) -> None:
