@@ -16,6 +16,9 @@ from workers.data import TensorData
 from workers.sampler import torch_seed
 from workers.task import Task
 
+BROKEN = "tests.deploy.broken:Broken"
+ENDLESS = {"batch_size": 8, "epochs": 1_000_000}
+
 
 @dataclass(frozen=True)
 class Broken(Task):

@@ -24,6 +24,7 @@ from ps.security import RunGuard
 from ps.server import environment
 from ps.server import main as serve_by_hand
 from ps.transport.rpc import Peer, bind, new_server
+from tests.deploy.broken import BROKEN
 from tests.deploy.forked import train
 from tests.deploy.leftovers import nothing_left, segments_of
 from tests.ports import free_port, free_ports
@@ -31,7 +32,6 @@ from workers.config import TrainConfig, WorkerSettings
 from workers.tasks.digits import Digits
 from workers.worker import work
 
-BROKEN = "tests.deploy.broken:Broken"
 SERVER = ServerSettings(run_id="by-hand", secret="secret", shard=0, num_servers=1, num_workers=1)
 OPEN = SecurityConfig(allow_plaintext=True)
 

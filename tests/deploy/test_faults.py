@@ -18,7 +18,7 @@ from deploy.rundir import RunDirectory
 from deploy.trainer import Trainer
 from ps.config import Timeouts
 from ps.errors import ProcessDied
-from tests.deploy.broken import Broken
+from tests.deploy.broken import BROKEN, ENDLESS, Broken
 from tests.deploy.conftest import gone
 from tests.deploy.forked import CONTEXT, ForkedLauncher, ForkedTrainer, train, trainer
 from tests.deploy.leftovers import nothing_left, segments_of
@@ -26,8 +26,6 @@ from tests.deploy.waiting import in_training
 from tests.waiting import until
 from workers.config import TrainConfig
 
-BROKEN = "tests.deploy.broken:Broken"
-ENDLESS = {"batch_size": 8, "epochs": 1_000_000}
 SOON_S = 10.0
 """From a kill to the end of the run, beside other tests."""
 

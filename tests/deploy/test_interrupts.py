@@ -17,13 +17,12 @@ from deploy.launch.base import ProcessKey
 from deploy.launch.choice import LauncherName
 from deploy.rundir import RunDirectory
 from ps.errors import ProcessDied, Stopped
+from tests.deploy.broken import BROKEN, ENDLESS
 from tests.deploy.conftest import gone
 from tests.deploy.forked import ForkedLauncher, trainer
 from tests.deploy.leftovers import nothing_left, segments_of
 from tests.deploy.waiting import in_training
 
-BROKEN = "tests.deploy.broken:Broken"
-ENDLESS = {"batch_size": 8, "epochs": 1_000_000}
 SOON_S = 10.0
 """From an interrupt to the end of the run, beside other tests."""
 

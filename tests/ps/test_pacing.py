@@ -38,7 +38,7 @@ WINDOWS = Windows(8, 16)
     ],
 )
 def test_frames_are_short_on_thin_links_and_the_window_covers_the_delay(
-    link: float, delay_s: float, windows: Any, frame_bytes: int, window_frames: int, wide_frames: int
+    link: float, delay_s: float, windows: tuple[int, int], frame_bytes: int, window_frames: int, wide_frames: int
 ) -> None:
     found = pacing_of(link, delay_s, Windows(*windows))
     assert (found.frame_bytes, found.window_frames, found.wide_frames) == (frame_bytes, window_frames, wide_frames)
